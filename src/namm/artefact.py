@@ -1,0 +1,140 @@
+"""Saved memories: a folder of `config.json`, `model.safetensors` and a model card. Never pickle.
+
+The folder is what `NAMM.save_pretrained` writes and what the hub holds. The configuration carries a checksum of the
+weights file, so that a memory that was cut short or altered does not decide anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from namm.errors import ArtefactError, NotFoundError
+from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+_CARD = """---
+library_name: namm
+license: apache-2.0
+tags: [namm, kv-cache, memory]
+---
+# A NAMM: a learned memory for transformers
+
+A Neural Attention Memory Model of {size:,} parameters (features "{features}", width {width}). It reads how a model
+attends and decides, per layer and head, which cached tokens stay.
+
+```python
+import namm
+
+with namm.attach(model, "path/or/hub-id", namm.Budget(fraction=0.25), update_interval={interval}):
+    model.generate(**inputs)
+```
+
+Evolved on: {trained_on}
+"""
+
+
+def save(network: NAMM, path: Path) -> Path:
+    """Write `network` to the folder `path`, which is created; returns it."""
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = network.tensors() | {"norm_mean": network.mean, "norm_var": network.var}
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path / WEIGHTS)
+    config = dataclasses.asdict(network.config) | {"sha256": _checksum(path / WEIGHTS)}
+    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    c = network.config
+    card = _CARD.format(
+        size=c.size, features=c.features, width=c.width, interval=c.update_interval, trained_on=c.trained_on or "unknown"
+    )
+    (path / CARD).write_text(card)
+    return path
+
+
+def load(path_or_id: str | Path, revision: str | None = None) -> NAMM:
+    """Read a memory from a folder or the hub; see `NAMM.from_pretrained`."""
+    path = Path(path_or_id)
+    if not path.is_dir():
+        path = _download(str(path_or_id), revision)
+    config, checksum = _read_config(path)
+    weights = path / WEIGHTS
+    if not weights.exists():
+        raise ArtefactError(f"a file {WEIGHTS} in {path}", "none", "Save the memory again, or fetch it again.")
+    found = _checksum(weights)
+    if found != checksum:
+        raise ArtefactError(
+            f"{WEIGHTS} with sha256 {checksum[:12]}..", f"{found[:12]}..",
+            "The file is truncated or altered: fetch or save the memory again.",
+        )  # fmt: skip
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise ArtefactError(f"a readable {WEIGHTS}", error, "Fetch or save the memory again.") from error
+    expected = {*config.shapes, "norm_mean", "norm_var"}
+    if set(tensors) != expected:
+        raise ArtefactError(
+            f"the tensors {sorted(expected)}", sorted(tensors), "This is no memory of this feature layout."
+        )
+    for name, shape in config.shapes.items():
+        if tuple(tensors[name].shape[-len(shape) :]) != shape:
+            raise ArtefactError(
+                f"{name} of shape {list(shape)}", list(tensors[name].shape),
+                "The configuration and the weights belong to different memories.",
+            )  # fmt: skip
+    flat = [tensors[name].flatten(-len(shape)) for name, shape in config.shapes.items()]
+    return NAMM.from_vector(torch.cat(flat, dim=-1), tensors["norm_mean"], tensors["norm_var"], config)
+
+
+def push(network: NAMM, repo_id: str, **options: Any) -> str:
+    """Upload to the hub repository `repo_id`, made if needed; returns the commit's address."""
+    import tempfile
+
+    api = HfApi()
+    api.create_repo(repo_id, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(network, Path(folder))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+
+def _read_config(path: Path) -> tuple[NAMMConfig, str]:
+    file = path / CONFIG
+    if not file.exists():
+        raise NotFoundError(f"a file {CONFIG} in {path}", "none", "Give the folder that save_pretrained wrote.")
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ArtefactError(f"JSON in {file}", error, "The file is truncated or altered: fetch it again.") from error
+    known = {field.name for field in dataclasses.fields(NAMMConfig)}
+    if not isinstance(values, dict) or not {"features", "width", "format_version", "sha256"} <= set(values):
+        raise ArtefactError(f"a NAMM configuration in {file}", "another one", "Give a folder that save_pretrained wrote.")
+    version = values["format_version"]
+    if version != FORMAT_VERSION:
+        raise ArtefactError(f"format version {FORMAT_VERSION}", version, "Use the version of namm that saved it.")
+    checksum = values.pop("sha256")
+    unknown = set(values) - known
+    if unknown:
+        raise ArtefactError(f"the fields {sorted(known)}", sorted(unknown), "Use the version of namm that saved it.")
+    return NAMMConfig(**values), str(checksum)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotFoundError(
+            "a folder, or a hub id that can be reached", f"{repo_id!r} ({reason})",
+            "Check the spelling and the network, or give the path of a saved memory.",
+        ) from error  # fmt: skip
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

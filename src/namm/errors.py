@@ -1,0 +1,50 @@
+"""Every error `namm` raises on purpose.
+
+    NammError
+    ├── ConfigurationError   an option, budget, interval or combination that cannot be met
+    ├── ModelError           a model, cache or attention mask that a memory cannot serve
+    ├── ArtefactError        a saved memory that is truncated, altered or of another layout
+    └── NotFoundError        a name, file or optional package that is not there
+
+A message says what was expected, what came, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NammError(Exception):
+    """Base of all errors of this package."""
+
+    def __init__(self, expected: str, got: object, way_out: str) -> None:
+        self.expected, self.got, self.way_out = expected, str(got), way_out
+        super().__init__(f"expected {expected}; got {self.got}. {way_out}")
+
+    def __reduce__(self) -> tuple[type[NammError], tuple[str, str, str]]:
+        return type(self), (self.expected, self.got, self.way_out)
+
+
+class ConfigurationError(NammError):
+    """An option, budget, interval or combination that cannot be met."""
+
+
+class ModelError(NammError):
+    """A model, cache or attention mask that a memory cannot serve."""
+
+
+class ArtefactError(NammError):
+    """A saved memory that is truncated, altered or of another layout."""
+
+
+class NotFoundError(NammError):
+    """A name, file or optional package that is not there."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The way out for an unknown `name`: the nearest known one, then all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}."

@@ -1,0 +1,37 @@
+"""Observation and attention over ragged memory: one entry for each operation, the fastest back end that serves it.
+
+| back end | serves | where |
+| --- | --- | --- |
+| native | float32 on a CPU with a C compiler at hand | `native.c`, compiled once for each machine |
+| torch | every device and dtype | `blockwise.py`, `spectrogram.py` |
+
+`NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one. A back end for another device joins with
+a module that has `serves` and the operations of `native`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from namm import spectrogram
+from namm.kernels import native
+from namm.kernels.blockwise import attend, attend_and_observe, replay
+
+__all__ = ["attend", "attend_and_observe", "backend", "observe_spectrogram", "replay"]
+
+
+def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:
+    """Moving average of spectrogram magnitudes after the queries of `attention` (spec 3, 4).
+
+    Args:
+        state: `[head, 17, slot]`.
+        attention: `[head, query, slot]`, causal, the first 16 rows those of the last 16 queries before.
+    """
+    if native.serves(attention):
+        return native.observe_spectrogram(state, attention)
+    return spectrogram.moving_average(state, attention)
+
+
+def backend() -> str:
+    """The back end in use for float32 on the CPU: "native" or "torch"."""
+    return "native" if native.library() is not None else "torch"

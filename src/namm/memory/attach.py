@@ -1,0 +1,192 @@
+"""`attach`: give a model a memory for the length of a `with` block."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from namm.errors import ModelError
+from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
+from namm.memory.layer import MemoryLayer
+from namm.memory.routing import check_mask, route, unroute
+from namm.memory.sequence import Plan
+from namm.network import NAMM
+from namm.policies import MemoryPolicy
+from namm.selection import Selection
+
+_attached: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+class Handle:
+    """What `attach` yields: the memory of the last call made by this thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._local = threading.local()
+
+    @property
+    def cache(self) -> MemoryCache:
+        """The cache of the last `generate` or forward call of this thread.
+
+        Raises:
+            ModelError: this thread has not called the model yet.
+        """
+        cache = getattr(self._local, "cache", None)
+        if cache is None:
+            raise ModelError("a call of the model before this", "none in this thread", "Call model.generate(...) first.")
+        return cache
+
+    def memory(self) -> MemoryReport:
+        """What the last cache holds; see `MemoryCache.memory`."""
+        return self.cache.memory()
+
+    def kept_positions(self, layer: int) -> list[list[list[int]]]:
+        """See `MemoryCache.kept_positions`."""
+        return self.cache.kept_positions(layer)
+
+
+@contextmanager
+def attach(
+    model: torch.nn.Module,
+    memory: NAMM | MemoryPolicy | str | Path,
+    selection: Selection | None = None,
+    update_interval: int = 512,
+) -> Iterator[Handle]:
+    """Inside the block, `model.generate(...)` and `model(...)` remember and forget.
+
+        with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=0.25)) as memory:
+            model.generate(**inputs)
+            print(memory.memory())
+
+    Every call that starts without a cache starts with an empty memory; a cache that a call returned can be passed to
+    the next one. Threads may call the model side by side. Afterwards the model is as it was, also after an exception.
+
+    Args:
+        model: a transformers model, or one wrapped by PEFT.
+        memory: a NAMM, a policy, or a name: "h2o", "builtin:smollm2-135m-instruct", a folder, a hub id.
+        selection: which scored tokens stay: `Threshold` or `Budget`. A NAMM decides at 0 if left out.
+        update_interval: tokens between two updates, a multiple of the policy's hop.
+
+    Raises:
+        ConfigurationError: options that do not fit together.
+        ModelError: a model, cache or mask that a memory cannot serve, or a memory attached twice.
+        NotFoundError: no policy or memory has that name.
+    """
+    plan = make_plan(memory, selection, update_interval)
+    decoder = find_decoder(model)
+    memory_layers(decoder.config, plan)  # raises where there is nothing to hold
+    handle = Handle(plan)
+    with _lock:
+        if decoder in _attached:
+            raise ModelError("a model without a memory", "one that has a memory attached", "Leave the other block first.")
+        _attached.add(decoder)
+    hooks = []
+    route(decoder.config)
+    try:
+        hooks.append(decoder.register_forward_pre_hook(_before(handle, decoder), with_kwargs=True))
+        hooks.append(decoder.register_forward_hook(_after, with_kwargs=True))
+        yield handle
+    finally:
+        for hook in hooks:
+            hook.remove()
+        unroute(decoder.config)
+        with _lock:
+            _attached.discard(decoder)
+
+
+def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
+    """The innermost model that runs the attention layers and takes `past_key_values`.
+
+    Raises:
+        ModelError: there is none, or its attention does not go through transformers' attention interface.
+    """
+    layers = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    holders = [m for m in model.modules() if isinstance(m, PreTrainedModel) and _takes_cache(m)]
+    decoders = [m for m in holders if any(layer in set(m.modules()) for layer in layers)]
+    if not decoders:
+        raise ModelError(
+            "a transformers model with attention layers that take `past_key_values`", type(model).__name__,
+            "Pass a model of transformers (AutoModelForCausalLM and relatives), or one wrapped by PEFT.",
+        )  # fmt: skip
+    decoder = min(decoders, key=lambda m: sum(1 for _ in m.modules()))
+    if not decoder._supports_attention_backend:
+        raise ModelError(
+            "a model whose attention goes through transformers' attention interface", type(decoder).__name__,
+            "Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OLMo and most recent models do.",
+        )  # fmt: skip
+    return decoder
+
+
+def _takes_cache(model: PreTrainedModel) -> bool:
+    return "past_key_values" in inspect.signature(model.forward).parameters
+
+
+def _before(handle: Handle, decoder: PreTrainedModel) -> Any:
+    names = list(inspect.signature(decoder.forward).parameters)
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor):
+            check_mask(mask)
+        kwargs["past_key_values"] = handle._local.cache = _memory_for(kwargs.get("past_key_values"), handle, decoder)
+        return (), kwargs
+
+    return hook
+
+
+def _memory_for(cache: Cache | None, handle: Handle, decoder: PreTrainedModel) -> MemoryCache:
+    """The cache of this call: the one given, if it is a memory, or a new memory in its place."""
+    if isinstance(cache, MemoryCache):
+        return cache
+    if cache is None:
+        cache = DynamicCache(config=decoder.config)
+    if type(cache) is not DynamicCache or cache.offloading:
+        kind = "an offloaded cache" if getattr(cache, "offloading", False) else f"a {type(cache).__name__}"
+        raise ModelError(
+            "no cache, an empty DynamicCache or a MemoryCache together with a memory", kind,
+            "Drop `cache_implementation` and `past_key_values`: the memory is the cache.",
+        )  # fmt: skip
+    if cache.get_seq_length() > 0:
+        raise ModelError(
+            "an empty cache to start a memory with", f"one that holds {cache.get_seq_length()} tokens",
+            "Read the text again under the memory, or go on outside of it.",
+        )  # fmt: skip
+    return _become_memory(cache, handle.plan, decoder)
+
+
+def _become_memory(cache: DynamicCache, plan: Plan, decoder: PreTrainedModel) -> MemoryCache:
+    """Turn an empty cache into a memory in place, so that whoever made it (the caller, `generate`) goes on with it."""
+    cache.__class__ = MemoryCache
+    cache.layer_class_to_replicate = None
+    cache.layers = memory_layers(decoder.config, plan)
+    assert isinstance(cache, MemoryCache)
+    return cache
+
+
+def _after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """No eviction although one was due must not pass in silence: every layer read every token, and forgot on time."""
+    cache = kwargs["past_key_values"]
+    seen = cache.get_seq_length()
+    for layer in cache.layers:
+        if not isinstance(layer, MemoryLayer):
+            continue
+        layer.check_served()
+        plan = layer.plan
+        due = [s.seen // plan.update_interval if plan.policy.evicts else 0 for s in layer.sequences]
+        if layer.columns != seen or [s.updates for s in layer.sequences] != due:
+            raise ModelError(
+                f"{seen} tokens and {due} updates in layer {layer.index}",
+                f"{layer.columns} tokens and {[s.updates for s in layer.sequences]} updates",
+                "This model bypasses its cache; please report it with the model's name.",
+            )

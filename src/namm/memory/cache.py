@@ -1,0 +1,176 @@
+"""`MemoryCache`: a transformers cache that forgets."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from namm.errors import ConfigurationError, ModelError
+from namm.memory.layer import MemoryLayer, Meter
+from namm.memory.routing import route, unroute
+from namm.memory.sequence import Plan
+from namm.network import NAMM
+from namm.policies import MemoryPolicy, resolve
+from namm.selection import Selection
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What a cache holds.
+
+    Attributes:
+        kept: slots held, `kept[layer][row][kv_head]`; empty for layers with a cache of their own kind.
+        bytes_held: bytes of every storage the cache keeps alive, the policy's state included.
+        bytes_full: bytes a full cache would hold for the same tokens, padding included.
+        peak_bytes: the most that was held at any time, one layer's compaction included.
+        tokens_seen: tokens read, as the model counts them.
+        updates: times each layer has forgotten, summed over rows; `updates[layer]`.
+    """
+
+    kept: list[list[list[int]]]
+    bytes_held: int
+    bytes_full: int
+    peak_bytes: int
+    tokens_seen: int
+    updates: list[int]
+
+    @property
+    def slots(self) -> int:
+        """Slots held by all layers, rows and heads together."""
+        return sum(count for layer in self.kept for row in layer for count in row)
+
+    @property
+    def share(self) -> float:
+        """Bytes held over the bytes of a full cache."""
+        return self.bytes_held / self.bytes_full if self.bytes_full else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slots:,} slots, {self.bytes_held / 1e6:.1f} MB of {self.bytes_full / 1e6:.1f} MB "
+            f"({self.share:.0%}) after {self.tokens_seen:,} tokens"
+        )
+
+
+def make_plan(
+    memory: NAMM | MemoryPolicy | str | Path, selection: Selection | None, update_interval: int
+) -> Plan:
+    """A checked plan: what the policy needs and what is offered fit together.
+
+    Raises:
+        ConfigurationError: they do not.
+        NotFoundError: no policy or memory has that name.
+    """
+    policy = resolve(memory)
+    if not isinstance(update_interval, int) or update_interval < 1 or update_interval % policy.hop:
+        raise ConfigurationError(
+            f"an update interval that is a positive multiple of {policy.hop}, the hop of {policy!r}",
+            update_interval,
+            "The default is 512.",
+        )
+    selection = selection if selection is not None else policy.default_selection()
+    if policy.evicts and selection is None:
+        raise ConfigurationError(
+            f"a budget for {policy!r}, whose scores only rank tokens", "no selection",
+            "Pass selection=namm.Budget(fraction=0.25) or namm.Budget(tokens=1024).",
+        )  # fmt: skip
+    if policy.evicts and selection is not None and selection.needs_zero and not policy.absolute:
+        raise ConfigurationError(
+            f"a budget for {policy!r}, whose scores have no zero", repr(selection),
+            "Pass selection=namm.Budget(fraction=0.25) or namm.Budget(tokens=1024).",
+        )  # fmt: skip
+    return Plan(policy, selection, update_interval)
+
+
+class MemoryCache(Cache):
+    """A cache whose full-attention layers remember and forget; pass it as `past_key_values`.
+
+        cache = namm.MemoryCache(model.config, "h2o", namm.Budget(fraction=0.25))
+        model.generate(**inputs, past_key_values=cache)
+        print(cache.memory())
+
+    Layers of another kind (sliding window, linear attention) get the cache transformers gives them. While a
+    MemoryCache of a config lives, attention of models with that config passes through the memory's attention
+    function, which changes nothing for calls without a memory.
+
+    Args:
+        config: the model's own config object (`model.config`).
+        memory: a NAMM, a policy, or a name, as for `namm.attach`.
+        selection: which scored tokens stay; a NAMM decides at its threshold if left out.
+        update_interval: tokens between two updates, a multiple of the policy's hop.
+
+    Raises:
+        ConfigurationError: options that do not fit together.
+        ModelError: the model has no full-attention layer.
+        NotFoundError: no policy or memory has that name.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        memory: NAMM | MemoryPolicy | str | Path,
+        selection: Selection | None = None,
+        update_interval: int = 512,
+    ) -> None:
+        plan = make_plan(memory, selection, update_interval)
+        super().__init__(layers=memory_layers(config, plan))
+        text_config = config.get_text_config(decoder=True)
+        route(text_config)
+        weakref.finalize(self, unroute, text_config)
+
+    def memory(self) -> MemoryReport:
+        """What is held now: slots, bytes, and what a full cache would hold."""
+        kept, held, full, others, peak = [], {}, 0, 0, 0
+        for layer in self.layers:
+            if isinstance(layer, MemoryLayer):
+                layer.check_served()
+                kept.append([sequence.slots() for sequence in layer.sequences])
+                full += layer.full_bytes()
+                peak = layer.meter.peak
+                tensors = layer.tensors()
+            else:
+                kept.append([])
+                tensors = [t for t in vars(layer).values() if isinstance(t, Tensor) and t.ndim > 0]
+                others += sum(t.nbytes for t in tensors)
+            held |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+        held_bytes = sum(held.values())
+        return MemoryReport(
+            kept=kept,
+            bytes_held=held_bytes,
+            bytes_full=full + others,
+            peak_bytes=max(peak + others, held_bytes),
+            tokens_seen=self.get_seq_length(),
+            updates=[sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0
+                     for layer in self.layers],
+        )  # fmt: skip
+
+    def kept_positions(self, layer: int) -> list[list[list[int]]]:
+        """Tokens held by layer `layer`, ascending: `[row][kv_head]`, counted in real tokens of each row."""
+        chosen = self.layers[layer]
+        if not isinstance(chosen, MemoryLayer):
+            raise ConfigurationError(
+                "the index of a full-attention layer", f"layer {layer}, a {type(chosen).__name__}",
+                f"Memory layers: {[i for i, l in enumerate(self.layers) if isinstance(l, MemoryLayer)]}.",
+            )  # fmt: skip
+        return [sequence.kept_positions() for sequence in chosen.sequences]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
+        raise ModelError("a cache that goes one way", "a copy of a MemoryCache", "Use batch_repeat_interleave for beams.")
+
+
+def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[CacheLayerMixin]:
+    """The layers of a cache for `config`: a `MemoryLayer` wherever transformers would keep every token."""
+    config, meter = config.get_text_config(decoder=True), Meter()
+    layers = DynamicCache(config=config).layers
+    chosen = [
+        MemoryLayer(plan, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)
+    ]
+    if not any(isinstance(layer, MemoryLayer) for layer in chosen):
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+        raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")
+    return chosen

@@ -1,0 +1,225 @@
+"""A cache layer that forgets: one `Sequence` for each row of the batch.
+
+transformers calls `update` with the new keys and values and then its attention function with what `update` returned.
+The keys carry a reference to the layer that is to serve them (`layer_of`), which is how our attention function finds
+it without a global: two threads, two caches and two models never meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from namm.errors import ModelError
+from namm.memory.sequence import Plan, Scaling, Sequence
+
+_ATTRIBUTE = "_namm_layer"
+PREFIX = "namm:"  # of the attention implementation of a routed config
+
+
+class Meter:
+    """Bytes held by all layers of a cache together, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, int] = {}
+        self.peak = 0
+
+    def note(self, layer: int, held: int, besides: int = 0) -> None:
+        """Layer `layer` now holds `held` bytes, and `besides` for a moment."""
+        self.layers[layer] = held
+        self.peak = max(self.peak, sum(self.layers.values()) + besides)
+
+
+class SeenLength(int):
+    """A mask length given by a `MemoryLayer`: the mask is for a memory and need hold no causality."""
+
+
+class MemoryLayer(CacheLayerMixin):
+    """The cache of one full-attention layer, ragged over rows and kv heads.
+
+    Attributes:
+        columns: tokens seen as the model counts them, padding included; gives mask sizes and positions.
+        sequences: one for each row; they count real tokens only.
+    """
+
+    is_sliding = False
+    is_croppable = False
+    is_compileable = False
+    supports_early_init = False
+
+    def __init__(self, plan: Plan, index: int, meter: Meter, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.plan, self.index, self.meter, self.config = plan, index, meter, config
+        self.columns = 0
+        self.sequences: list[Sequence] = []
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self._real: Bool[Tensor, "batch column"] | None = None  # kept only while an overlay mask needs it
+
+    # -- transformers' side ------------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows = range(key_states.shape[0])
+        self.sequences = [Sequence(self.plan, row, self.index, self._note_bytes) for row in rows]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take new keys and values `[batch, kv_head, token, dim]`; attention will come for them."""
+        self.check_served()
+        if not is_routed(self.config):
+            raise ModelError(
+                "a memory in use inside its attach block", "one that is used after the block was left",
+                "Attach again around this call, or build a namm.MemoryCache, which works without attach.",
+            )  # fmt: skip
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != len(self.sequences):
+            raise ModelError(
+                f"a batch of {len(self.sequences)} rows, as this memory was started with",
+                f"{key_states.shape[0]} rows",
+                "Use a new MemoryCache for a new batch.",
+            )
+        self.columns += key_states.shape[2]
+        self._pending = (key_states, value_states)
+        setattr(key_states, _ATTRIBUTE, self)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self.columns
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        if isinstance(query_length, Tensor):  # transformers 5.17 may hand over cache positions
+            query_length = query_length.shape[0]
+        return SeenLength(self.columns + query_length), 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def reset(self) -> None:
+        self.columns, self.sequences, self._pending, self._real = 0, [], None, None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take(beam_idx.tolist())
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        order = torch.arange(len(self.sequences))[indices.cpu()]
+        self._take(order.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._take([row for row in range(len(self.sequences)) for _ in range(repeats)])
+
+    def _take(self, order: list[int]) -> None:
+        if order == list(range(len(self.sequences))):
+            return
+        self.sequences = [self.sequences[old].clone(row) for row, old in enumerate(order)]
+        if self._real is not None:
+            self._real = self._real[order]
+        self._note_bytes(0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ModelError(
+                "a cache that only grows",
+                f"a request to remove {abs(tokens_to_remove)} tokens",
+                "What a memory forgot cannot be rolled back: use generation without an assistant or prompt look-up.",
+            )
+
+    def offload(self) -> None:
+        raise ModelError("a memory on the model's device", "offloading", "A memory saves bytes by itself: drop offload.")
+
+    # -- attention's side --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def attend(
+        self,
+        query: Float[Tensor, "batch head token dim"],
+        scaling: Scaling,
+        mask: Tensor | None,
+    ) -> Float[Tensor, "batch token head value_dim"]:
+        """Attention output for the tokens handed to `update`, which the sequences read and remember.
+
+        Args:
+            mask: None if every token is real; `[batch, column]` False for padding; or `[batch, 1, token, column]`
+                for a model with more than causality in its mask.
+        """
+        if self._pending is None:
+            raise ModelError(
+                "one attention call for each layer that caches",
+                f"another one for the keys of layer {self.index}",
+                "Models that share keys between layers cannot be given a memory.",
+            )
+        (keys, values), self._pending = self._pending, None
+        batch, heads, tokens, _ = query.shape
+        real, overlay = self._real_tokens(mask, batch, tokens)
+        out = query.new_zeros(batch, tokens, heads, values.shape[-1])
+        for row, sequence in enumerate(self.sequences):
+            here = slice(None) if real is None or bool(real[row].all()) else real[row].nonzero().squeeze(1)
+            q, k, v = query[row][:, here], keys[row][:, here], values[row][:, here]
+            if k.shape[1] == 0:
+                continue
+            visible = None
+            if overlay is not None:
+                assert self._real is not None
+                visible = overlay[row % len(overlay), 0][here][:, self._real[row]]
+            out[row, here] = sequence.read(q, k, v, scaling, visible).transpose(0, 1).to(out.dtype)
+        return out
+
+    def _real_tokens(self, mask: Tensor | None, batch: int, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+        """Which of the new columns are real tokens (None: all), and the overlay mask if there is one."""
+        if mask is None:
+            return None, None
+        if mask.ndim == 2:
+            return mask[:, mask.shape[1] - tokens :], None
+        diagonal = mask[:, 0, :, mask.shape[-1] - tokens :].diagonal(dim1=-2, dim2=-1)
+        real = diagonal.expand(batch, -1)
+        past = self._real
+        if past is None:
+            past = torch.ones(batch, self.columns - tokens, dtype=torch.bool, device=mask.device)
+        self._real = torch.cat([past, real], dim=1)
+        return real, mask
+
+    def check_served(self) -> None:
+        """Raise if keys were handed over and no attention came for them: the model goes another way."""
+        if self._pending is not None:
+            raise ModelError(
+                "a model whose attention goes through transformers' attention interface",
+                f"layer {self.index} cached keys, but its attention never asked the memory",
+                "Use a model with `_supports_attention_backend`, and build the MemoryCache from that model's own config.",
+            )
+
+    # -- accounting --------------------------------------------------------------------------------------------
+
+    def tensors(self) -> list[Tensor]:
+        held = [tensor for sequence in self.sequences for tensor in sequence.tensors()]
+        return held if self._real is None else [*held, self._real]
+
+    def _note_bytes(self, besides: int) -> None:
+        self.meter.note(self.index, sum(sequence.nbytes() for sequence in self.sequences), besides)
+
+    def full_bytes(self) -> int:
+        """Bytes of keys and values if every column had been kept."""
+        for sequence in self.sequences:
+            if sequence.blocks:
+                block = sequence.blocks[0]
+                slot = sum(t.shape[-1] * t.element_size() for t in (block.keys, block.values))
+                kv_heads = sum(len(b.keys) for b in sequence.blocks)
+                return slot * kv_heads * self.columns * len(self.sequences)
+        return 0
+
+
+def layer_of(key: Tensor) -> MemoryLayer | None:
+    """The memory layer that handed these keys to the model, if any."""
+    return getattr(key, _ATTRIBUTE, None)
+
+
+def is_routed(config: PreTrainedConfig) -> bool:
+    """Whether attention of models with this config asks the memory (see `routing`)."""
+    return (config._attn_implementation or "").startswith(PREFIX)

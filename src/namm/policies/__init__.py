@@ -1,0 +1,80 @@
+"""Policies: the learned memory and the methods it is compared with, all under one contract.
+
+| name | keeps | source |
+| --- | --- | --- |
+| full | everything | |
+| streaming | first tokens and a sliding window | arXiv 2309.17453 |
+| h2o | largest total attention, and a recent half | arXiv 2306.14048 |
+| observed-max | largest attention from any one query | |
+| tova | what the last query attends to | arXiv 2401.06104 |
+| snapkv | what the last 32 queries attend to, pooled | arXiv 2404.14469 |
+| knorm | shortest keys | arXiv 2406.11430 |
+| random | one random priority per token | |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from namm.errors import NotFoundError, nearest
+from namm.network import NAMM
+from namm.policies.base import MemoryPolicy, View
+from namm.policies.full import KeepAll
+from namm.policies.h2o import H2O
+from namm.policies.knorm import KNorm
+from namm.policies.namm import NAMMPolicy
+from namm.policies.observed_max import ObservedMax
+from namm.policies.random import Random
+from namm.policies.snapkv import SnapKV
+from namm.policies.streaming import StreamingLLM
+from namm.policies.tova import TOVA
+
+__all__ = [
+    "BASELINES",
+    "H2O",
+    "KNorm",
+    "KeepAll",
+    "MemoryPolicy",
+    "NAMMPolicy",
+    "ObservedMax",
+    "Random",
+    "SnapKV",
+    "StreamingLLM",
+    "TOVA",
+    "View",
+    "builtin_memories",
+    "resolve",
+]
+
+BASELINES: dict[str, type[MemoryPolicy]] = {
+    policy.name: policy for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, Random)
+}
+_BUILTIN = Path(__file__).parents[1] / "data" / "memories"
+
+
+def builtin_memories() -> dict[str, Path]:
+    """Memories shipped with the package: name to folder."""
+    return {f"builtin:{path.name}": path for path in sorted(_BUILTIN.glob("*")) if (path / "config.json").exists()}
+
+
+def resolve(memory: NAMM | MemoryPolicy | str | Path) -> MemoryPolicy:
+    """The policy meant by a NAMM, a policy, a baseline's name, `builtin:NAME`, a folder or a hub id.
+
+    Raises:
+        NotFoundError: nothing has that name; the message gives the nearest that has.
+    """
+    if isinstance(memory, MemoryPolicy):
+        return memory
+    if isinstance(memory, NAMM):
+        return NAMMPolicy(memory)
+    name = str(memory)
+    if name in BASELINES:
+        return BASELINES[name]()
+    builtin = builtin_memories()
+    if name in builtin:
+        return NAMMPolicy(NAMM.from_pretrained(builtin[name]))
+    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/")) and ":" not in name):
+        return NAMMPolicy(NAMM.from_pretrained(name))
+    raise NotFoundError(
+        "a policy name, builtin memory, folder or hub id (owner/name)", repr(name), nearest(name, [*BASELINES, *builtin])
+    )

@@ -1,0 +1,98 @@
+"""The contract of a memory policy: it observes, it scores, and a selection keeps the best.
+
+A policy is a frozen value that serves any batch and any thread. What belongs to one sequence is the `state` of its
+slots, which lives in the cache layer and is handed in and out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from namm.selection import Selection
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy may look at when an update is due: the slots of one layer.
+
+    Slots are ordered oldest first; heads that hold fewer tokens have empty slots (position -1) at the old end.
+
+    Attributes:
+        state: what the policy observed of each slot; float32.
+        positions: the token each slot holds, counted in real tokens of its sequence.
+        keys: cached keys, after rotation.
+        seen: tokens read so far.
+        target: slots a head will hold after this update; None if the scores decide.
+        rows: place of each sequence in the batch.
+        layer: index of the layer.
+    """
+
+    state: Float[Tensor, "batch kv_head channel slot"]
+    positions: Int[Tensor, "batch kv_head slot"]
+    keys: Float[Tensor, "batch kv_head slot dim"]
+    seen: int
+    target: int | None
+    rows: Int[Tensor, " batch"]
+    layer: int
+
+    @property
+    def age(self) -> Int[Tensor, "batch kv_head slot"]:
+        """Tokens between each slot and the newest."""
+        return self.seen - 1 - self.positions
+
+
+class MemoryPolicy(ABC):
+    """Base of all policies.
+
+    Attributes:
+        name: what `namm.attach(model, name)` calls it.
+        evicts: False if no token is ever forgotten.
+        absolute: whether the sign of a score means keep or forget; otherwise scores only rank, and a budget is needed.
+        channels: numbers of observed state per slot; 0 if it looks at no attention.
+        hop: queries are observed in multiples of this.
+        overlap: queries before them whose attention is given once more.
+        half_scale: if set, state is held as float16 times this when the model runs in half precision.
+    """
+
+    name: ClassVar[str]
+    evicts: bool = True
+    absolute: bool = False
+    channels: int = 0
+    hop: int = 16
+    overlap: int = 0
+    half_scale: float | None = None
+
+    def default_selection(self) -> Selection | None:
+        """The selection used if the caller gives none; None if one must be given."""
+        return None
+
+    def observe(
+        self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
+    ) -> Float[Tensor, "*lead channel slot"]:
+        """State after the queries of `attention` (mean over the query heads of a group, causal).
+
+        The first `overlap` rows were given before; then comes a multiple of `hop` new ones. New slots enter with
+        zeros. Only policies with `channels` observe.
+        """
+        return state
+
+    @abstractmethod
+    def score(self, view: View) -> Float[Tensor, "batch kv_head slot"]:
+        """One score per slot, higher is kept first. Scores of empty slots are ignored."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def newest(view: View, count: int) -> Tensor:
+    """True for the last `count` tokens read."""
+    return view.age < count
+
+
+PROTECTED = torch.finfo(torch.float32).max

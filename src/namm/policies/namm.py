@@ -1,0 +1,49 @@
+"""The learned policy: a NAMM reads spectrograms of attention and scores each token (spec 3-8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from namm.network import NAMM
+from namm.policies.base import MemoryPolicy, View
+from namm.selection import Selection, Threshold
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class NAMMPolicy(MemoryPolicy):
+    """Keep what the network scores at or above zero, or its best up to a budget."""
+
+    name = "namm"
+    absolute = True
+    network: NAMM
+
+    @property
+    def channels(self) -> int:  # type: ignore[override]
+        return self.network.feature_set.channels
+
+    @property
+    def hop(self) -> int:  # type: ignore[override]
+        return self.network.feature_set.hop
+
+    @property
+    def overlap(self) -> int:  # type: ignore[override]
+        return self.network.feature_set.overlap
+
+    @property
+    def half_scale(self) -> float:  # type: ignore[override]
+        return self.network.feature_set.half_scale
+
+    def default_selection(self) -> Selection:
+        return Threshold(0.0)
+
+    def observe(self, state: Tensor, attention: Tensor) -> Tensor:
+        return self.network.feature_set.observe(state, attention)
+
+    def score(self, view: View) -> Tensor:
+        network = self.network.to(view.state.device)
+        return network.scores(network.features(view.state, view.age), rows=view.rows)
+
+    def __repr__(self) -> str:
+        return f"NAMMPolicy({self.network.config})"

@@ -1,0 +1,143 @@
+"""From scores to the tokens that stay (spec 8).
+
+Scores are `[batch, kv_head, slot]`, slots oldest first; `positions` is the token each slot holds, -1 for an empty
+slot (heads that hold fewer tokens are filled at the old end). The newest token always stays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from namm.errors import ConfigurationError
+
+Scores = Float[Tensor, "batch kv_head slot"]
+Positions = Int[Tensor, "batch kv_head slot"]
+Kept = Bool[Tensor, "batch kv_head slot"]
+
+
+class Selection(Protocol):
+    """Decides from scores which slots stay."""
+
+    needs_zero: bool  # whether it reads the sign of a score and not only the order
+
+    def target(self, seen: int) -> int | None:
+        """Slots a head will hold after an update at `seen` tokens; None if the scores decide."""
+        ...
+
+    def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
+        """True for the slots that stay."""
+        ...
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Keep what scores at least `value`.
+
+    Args:
+        value: the bar; a NAMM decides at 0 (spec 8.2).
+        fill_heads: raise every head to the largest count of its layer with its best tokens below the bar, as the
+            reference does (spec 8.3). Needed to replay a checkpoint that was evolved so.
+    """
+
+    value: float = 0.0
+    fill_heads: bool = False
+    needs_zero = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ConfigurationError("a finite threshold", self.value, "The NAMM's own threshold is 0.0.")
+
+    def target(self, seen: int) -> int | None:
+        return None
+
+    def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
+        held = positions >= 0
+        scores = _force_newest(scores.masked_fill(~held, -math.inf))
+        kept = scores >= self.value
+        if self.fill_heads:
+            most = kept.sum(-1).amax(-1)  # per row
+            kept = (_rank(scores) < most[:, None, None]) & held
+        return kept
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Keep the best scores up to a number of tokens, or a fraction of the tokens seen so far.
+
+    Args:
+        tokens: slots per kv head after each update.
+        fraction: the same as a share of the tokens seen, in (0, 1].
+        per: "head": every head keeps the same number; "layer": the layer's budget goes to whichever heads score
+            highest, one slot each at least.
+        sinks: first tokens of the text that always stay, inside the budget.
+        recent: last tokens that always stay, inside the budget.
+    """
+
+    tokens: int | None = None
+    fraction: float | None = None
+    per: Literal["head", "layer"] = "head"
+    sinks: int = 0
+    recent: int = 0
+    needs_zero = False
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.fraction is None):
+            raise ConfigurationError(
+                "a budget in tokens or as a fraction", f"tokens={self.tokens}, fraction={self.fraction}",
+                "Give exactly one: Budget(tokens=1024) or Budget(fraction=0.25).",
+            )  # fmt: skip
+        if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
+            raise ConfigurationError("a budget of at least 1 token", self.tokens, "Try Budget(tokens=1024).")
+        if self.fraction is not None and not 0 < self.fraction <= 1:  # NaN fails too
+            raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
+        if self.per not in ("head", "layer"):
+            raise ConfigurationError('per="head" or per="layer"', repr(self.per), 'Try per="head".')
+        if self.sinks < 0 or self.recent < 0:
+            raise ConfigurationError(
+                "sinks and recent >= 0", f"sinks={self.sinks}, recent={self.recent}", "Use 0 to protect none."
+            )
+        if self.tokens is not None and self.sinks + self.recent > self.tokens:
+            raise ConfigurationError(
+                f"at most {self.tokens} protected tokens, the budget",
+                f"{self.sinks} sinks + {self.recent} recent",
+                "Raise the budget or protect fewer.",
+            )
+
+    def target(self, seen: int) -> int:
+        if self.tokens is not None:
+            return self.tokens
+        assert self.fraction is not None
+        return max(1, math.floor(self.fraction * seen + 1e-6))
+
+    def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
+        held = positions >= 0
+        top = torch.finfo(scores.dtype).max
+        scores = scores.masked_fill(positions >= seen - self.recent, top)
+        scores = scores.masked_fill(held & (positions < self.sinks), math.inf)
+        scores = _force_newest(scores.masked_fill(~held, -math.inf))
+        if self.per == "head":
+            kept = _rank(scores) < self.target(seen)
+        else:
+            whole_layer = _rank(scores.flatten(1)).view_as(scores)
+            kept = whole_layer < self.target(seen) * scores.shape[1]
+        return kept & held
+
+
+def _force_newest(scores: Scores) -> Scores:
+    """The newest token stays, whatever its score (spec 8.1)."""
+    scores = scores.clone()
+    scores[..., -1] = math.inf
+    return scores
+
+
+def _rank(scores: Float[Tensor, "*lead slot"]) -> Int[Tensor, "*lead slot"]:
+    """Place of each slot in the order of falling scores, 0 for the best; of equals the newest comes first."""
+    order = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places).flip(-1)
