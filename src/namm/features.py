@@ -7,7 +7,7 @@ new set joins by being registered here.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from namm import kernels, spectrogram
 from namm.errors import ConfigurationError, nearest
 
 
+@runtime_checkable
 class FeatureSet(Protocol):
     """What a NAMM sees of a token.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ Positions = Int[Tensor, "batch kv_head slot"]
 Kept = Bool[Tensor, "batch kv_head slot"]
 
 
+@runtime_checkable
 class Selection(Protocol):
     """Decides from scores which slots stay."""
 

@@ -162,16 +162,7 @@ def _memory_for(cache: Cache | None, handle: Handle, decoder: PreTrainedModel) -
             "an empty cache to start a memory with", f"one that holds {cache.get_seq_length()} tokens",
             "Read the text again under the memory, or go on outside of it.",
         )  # fmt: skip
-    return _become_memory(cache, handle.plan, decoder)
-
-
-def _become_memory(cache: DynamicCache, plan: Plan, decoder: PreTrainedModel) -> MemoryCache:
-    """Turn an empty cache into a memory in place, so that whoever made it (the caller, `generate`) goes on with it."""
-    cache.__class__ = MemoryCache
-    cache.layer_class_to_replicate = None
-    cache.layers = memory_layers(decoder.config, plan)
-    assert isinstance(cache, MemoryCache)
-    return cache
+    return MemoryCache.adopt(cache, decoder.config, handle.plan)
 
 
 def _after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -123,6 +123,18 @@ class MemoryCache(Cache):
         route(text_config)
         weakref.finalize(self, unroute, text_config)
 
+    @staticmethod
+    def adopt(cache: Cache, config: PreTrainedConfig, plan: Plan) -> MemoryCache:
+        """Turn an empty cache into a memory in place, so that whoever made it (a caller, `generate`) goes on with it.
+
+        For `attach`, which routes the config itself.
+        """
+        cache.__class__ = MemoryCache
+        cache.layer_class_to_replicate = None
+        cache.layers = memory_layers(config, plan)
+        assert isinstance(cache, MemoryCache)
+        return cache
+
     def memory(self) -> MemoryReport:
         """What is held now: slots, bytes, and what a full cache would hold."""
         kept, held, full, others, peak = [], {}, 0, 0, 0

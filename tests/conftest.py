@@ -1,0 +1,24 @@
+"""Fixtures: random two-layer models of many architectures. Shapes in annotations are enforced while testing."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+from tests import checker  # noqa: F401  (the hook looks it up by name)
+
+with install_import_hook("namm", "tests.checker.check"):
+    import namm  # noqa: F401
+
+import torch
+
+GOLDEN = Path(__file__).parent / "conformance" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", default=str(GOLDEN), help="folder of vectors in the golden format")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
