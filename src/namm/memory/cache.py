@@ -137,29 +137,31 @@ class MemoryCache(Cache):
 
     def memory(self) -> MemoryReport:
         """What is held now: slots, bytes, and what a full cache would hold."""
-        kept, held, full, others, peak = [], {}, 0, 0, 0
+        kept: list[list[list[int]]] = []
+        ours: list[Tensor] = []
+        theirs: list[Tensor] = []  # of layers with a cache of another kind, the same with or without a memory
+        full = peak = 0
         for layer in self.layers:
             if isinstance(layer, MemoryLayer):
                 layer.check_served()
                 kept.append([sequence.slots() for sequence in layer.sequences])
                 full += layer.full_bytes()
                 peak = layer.meter.peak
-                tensors = layer.tensors()
+                ours += layer.tensors()
             else:
                 kept.append([])
-                tensors = [t for t in vars(layer).values() if isinstance(t, Tensor) and t.ndim > 0]
-                others += sum(t.nbytes for t in tensors)
-            held |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
-        held_bytes = sum(held.values())
+                theirs += [value for value in vars(layer).values() if isinstance(value, Tensor)]
+        held, others = storage_bytes(ours), storage_bytes(theirs)
         return MemoryReport(
             kept=kept,
-            bytes_held=held_bytes,
+            bytes_held=held + others,
             bytes_full=full + others,
-            peak_bytes=max(peak + others, held_bytes),
+            peak_bytes=max(peak, held) + others,
             tokens_seen=self.get_seq_length(),
-            updates=[sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0
-                     for layer in self.layers],
-        )  # fmt: skip
+            updates=[
+                sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0 for layer in self.layers
+            ],
+        )
 
     def kept_positions(self, layer: int) -> list[list[list[int]]]:
         """Tokens held by layer `layer`, ascending: `[row][kv_head]`, counted in real tokens of each row."""
@@ -186,3 +188,8 @@ def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[CacheLayerMixin]
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")
     return chosen
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the distinct storages that `tensors` keep alive."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())

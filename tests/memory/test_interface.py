@@ -1,0 +1,266 @@
+"""A memory inside transformers: generate in all its modes, other dtypes, threads, wrappers, and leaving no trace."""
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import transformers as tf
+
+import namm
+from namm import Budget
+from namm.memory.cache import storage_bytes
+from tests.memory.test_equivalence import INTERVAL, random_namm
+from tests.zoo import causal_model, ids, video_model
+
+HALF = Budget(fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "do_sample": False},
+        {"num_beams": 2, "num_return_sequences": 2, "do_sample": False},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": False, "repetition_penalty": 1.3},
+    ],
+    ids=["beams", "several beams", "sampling", "greedy"],
+)
+def test_generation_modes_equal_the_untouched_model_when_all_is_kept(options: dict[str, object]) -> None:
+    model, prompt = causal_model("llama"), ids(2, 40)
+    torch.manual_seed(5)
+    untouched = model.generate(prompt, max_new_tokens=30, **options)
+    torch.manual_seed(5)
+    with namm.attach(model, namm.NAMM.zeros(), update_interval=INTERVAL):
+        remembered = model.generate(prompt, max_new_tokens=30, **options)
+    torch.testing.assert_close(remembered, untouched)
+
+
+def test_beams_forget_each_on_their_own() -> None:
+    model = causal_model("llama")
+    with namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
+        best = model.generate(ids(1, 50), max_new_tokens=60, num_beams=3, do_sample=False)
+        report = handle.memory()
+        assert len(report.kept[0]) == 3
+        assert report.updates[0] == 9
+    assert best.shape == (1, 110)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    config = causal_model("llama").config
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        untouched = model(ids(1, 100)).logits
+        with namm.attach(model, namm.NAMM.zeros(), update_interval=INTERVAL):
+            kept_all = model(ids(1, 100)).logits
+    assert kept_all.dtype == dtype
+    torch.testing.assert_close(kept_all, untouched, atol=0.05, rtol=0.05)
+    with namm.attach(model, random_namm(), HALF, update_interval=INTERVAL) as handle:
+        model.generate(ids(1, 100), max_new_tokens=40, do_sample=False)
+        (block,) = handle.cache.layers[0].sequences[0].blocks
+        assert block.state.dtype == torch.float16
+        assert handle.memory().kept[0] == [[64 + 11, 64 + 11]]
+
+
+def test_half_precision_state_is_close_to_float32() -> None:
+    def averages(dtype: torch.dtype) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = tf.AutoModelForCausalLM.from_config(causal_model("llama").config).to(dtype).eval()
+        with torch.no_grad(), namm.attach(model, namm.NAMM.zeros(), update_interval=INTERVAL) as handle:
+            model(ids(1, 96))
+            sequence = handle.cache.layers[0].sequences[0]
+            return sequence._decode(sequence.blocks[0].used()[3])
+
+    exact, rounded = averages(torch.float32), averages(torch.float16)
+    torch.testing.assert_close(rounded, exact, atol=2e-3, rtol=2e-2)
+
+
+def test_a_cache_passed_by_hand_needs_no_attach() -> None:
+    model, prompt = causal_model("qwen3"), ids(2, 100)
+    with namm.attach(model, "h2o", HALF, update_interval=INTERVAL) as handle:
+        attached = model.generate(prompt, max_new_tokens=20, do_sample=False)
+        kept = handle.kept_positions(0)
+    cache = namm.MemoryCache(model.config, "h2o", HALF, update_interval=INTERVAL)
+    by_hand = model.generate(prompt, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    torch.testing.assert_close(by_hand, attached)
+    assert cache.kept_positions(0) == kept
+    plain = model.generate(prompt, max_new_tokens=20, do_sample=False)  # another call on the same model, no memory
+    del cache
+    gc.collect()
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(model.generate(prompt, max_new_tokens=20, do_sample=False), plain)
+
+
+def test_an_empty_dynamic_cache_given_by_the_caller_becomes_the_memory() -> None:
+    model, prompt = causal_model("llama"), ids(1, 90)
+    with torch.no_grad(), namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
+        given = tf.DynamicCache(config=model.config)
+        model(prompt[:, :50], past_key_values=given)
+        model(prompt[:, 50:], past_key_values=given)
+        pieces = handle.kept_positions(0)
+        assert given.memory().tokens_seen == 90
+        model(prompt)
+        assert handle.kept_positions(0) == pieces
+
+
+@contextmanager
+def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    def names() -> list[str]:
+        return [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")]
+
+    before = hooks(), names(), set(vars(model))
+    yield
+    assert (hooks(), names(), set(vars(model))) == before
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    for model in (causal_model("gemma3"), video_model()):
+        with _unchanged(model), namm.attach(model, "knorm", HALF):
+            out = model.generate(ids(1, 40), max_new_tokens=4, return_dict_in_generate=True)
+        assert out.past_key_values is not None
+        with _unchanged(model), pytest.raises(ZeroDivisionError), namm.attach(model, "knorm", HALF):
+            raise ZeroDivisionError
+        with _unchanged(model), pytest.raises(namm.NammError), namm.attach(model, "knorm"):
+            pass
+
+
+def test_importing_changes_nothing_in_transformers() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as f\n"
+        "from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as m\n"
+        "before = dict(f), dict(m)\nimport namm\nassert before == (dict(f), dict(m))\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_threads_share_a_model_but_no_memory() -> None:
+    model = causal_model("llama")
+    prompts = [ids(1, 60 + 10 * i, seed=i) for i in range(4)]
+    with namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
+        alone = []
+        for prompt in prompts:
+            text = model.generate(prompt, max_new_tokens=40, do_sample=False)
+            alone.append((text.tolist(), handle.kept_positions(1)))
+        together: dict[int, tuple[list[list[int]], list[list[list[int]]]]] = {}
+
+        def work(i: int) -> None:
+            text = model.generate(prompts[i], max_new_tokens=40, do_sample=False)
+            together[i] = (text.tolist(), handle.kept_positions(1))
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [together[i] for i in range(4)] == alone
+
+
+def test_threads_with_a_policy_each() -> None:
+    model, prompt = causal_model("llama"), ids(1, 100)
+    kept: dict[str, object] = {}
+
+    def work(policy: str) -> None:
+        cache = namm.MemoryCache(model.config, policy, HALF, update_interval=INTERVAL)
+        model.generate(prompt, past_key_values=cache, max_new_tokens=30, do_sample=False)
+        kept[policy] = cache.kept_positions(1)
+
+    names = ["h2o", "knorm", "streaming", "random"]
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = dict(kept)
+    for name in names:
+        work(name)
+    assert together == kept
+    assert len({str(positions) for positions in kept.values()}) == 4
+
+
+def test_peft_wrapped_models() -> None:
+    peft = pytest.importorskip("peft")
+    base = tf.AutoModelForCausalLM.from_config(causal_model("llama").config).eval()
+    wrapped = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).eval()
+    with _unchanged(wrapped), namm.attach(wrapped, random_namm(), update_interval=INTERVAL) as handle:
+        wrapped.generate(input_ids=ids(1, 100), max_new_tokens=20, do_sample=False)
+        kept = handle.kept_positions(0)
+        with torch.no_grad():
+            wrapped(ids(1, 100))
+        assert [p[:10] for p in handle.kept_positions(0)[0]] == [p[:10] for p in kept[0]]
+    with namm.attach(base, random_namm(), update_interval=INTERVAL) as handle:
+        base.generate(ids(1, 100), max_new_tokens=20, do_sample=False)
+        assert handle.kept_positions(0) == kept
+
+
+def test_layers_of_another_kind_keep_their_cache() -> None:
+    model = causal_model("gemma3")
+    with torch.no_grad(), namm.attach(model, "random", HALF, update_interval=INTERVAL) as handle:
+        model(ids(1, 100))
+        assert type(handle.cache.layers[0]) is tf.cache_utils.DynamicSlidingWindowLayer
+        assert handle.memory().kept[0] == []
+        assert handle.memory().kept[1] == [[48 + 4, 48 + 4]]
+        with pytest.raises(namm.ConfigurationError, match="full-attention layer"):
+            handle.kept_positions(0)
+
+
+def _live_bytes() -> dict[int, int]:
+    gc.collect()
+    tensors = [obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor)]
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(("memory", "selection"), [("namm", None), ("h2o", HALF), ("full", None)])
+def test_bytes_reported_are_bytes_that_exist(name: str, memory: str, selection: Budget | None) -> None:
+    model = causal_model(name)
+    policy = random_namm() if memory == "namm" else memory
+    with torch.no_grad(), namm.attach(model, policy, selection, update_interval=INTERVAL) as handle:
+        model(ids(2, 20))  # tables and lazily made constants
+        prompt, mask = ids(2, 150), torch.ones(2, 150, dtype=torch.long)
+        mask[1, :30] = 0
+        handle._local.cache = None
+        before = _live_bytes()
+        cache = model(prompt, attention_mask=mask).past_key_values
+        new = {p: n for p, n in _live_bytes().items() if p not in before}
+        report = cache.memory()
+        assert sum(new.values()) == report.bytes_held
+        assert report.peak_bytes >= report.bytes_held
+        cache.layers = []
+        gc.collect()
+        assert not set(_live_bytes()) & set(new)
+
+
+def test_full_bytes_are_those_of_a_full_cache() -> None:
+    model, prompt = causal_model("gemma3"), ids(2, 100)
+    with torch.no_grad():
+        full = model(prompt).past_key_values
+        with namm.attach(model, "random", HALF, update_interval=INTERVAL):
+            report = model(prompt).past_key_values.memory()
+    stored = storage_bytes([t for layer in full.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)])
+    assert report.bytes_full == stored
+    assert "slots" in str(report)
+    assert 0 < report.share < 1
+
+
+def test_a_pipeline_remembers(tmp_path: object) -> None:
+    model = causal_model("llama")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{i}": i for i in range(97)}
+    raw = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="w0", eos_token="w1")
+    pipe = tf.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    with namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
+        pipe(" ".join(f"w{i}" for i in range(3, 90)), max_new_tokens=10, do_sample=False)
+        assert handle.memory().updates == [3, 3] or handle.memory().updates == [2, 2]
