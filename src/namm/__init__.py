@@ -7,13 +7,17 @@ with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=0.
     print(memory.memory())
 """
 
-from namm import policies
+from typing import TYPE_CHECKING, Any
+
+from namm import models, policies
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
 from namm.memory import MemoryCache, MemoryReport, attach
 from namm.network import NAMM, NAMMConfig
 from namm.selection import Budget, Threshold
+from namm.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from namm.evolution import evolve
 
 __all__ = [
     "NAMM",
@@ -27,6 +31,17 @@ __all__ = [
     "NammError",
     "NotFoundError",
     "Threshold",
+    "__version__",
     "attach",
+    "evolve",
+    "models",
     "policies",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evolve":  # needs the extra `evolve`, which nothing else does
+        from namm.evolution import evolve
+
+        return evolve
+    raise AttributeError(f"module 'namm' has no attribute {name!r}")

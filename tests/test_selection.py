@@ -1,0 +1,67 @@
+"""Selections: exact counts, the newest token, order of equals, protection."""
+
+import pytest
+import torch
+
+from namm import Budget, Threshold
+
+inf = float("inf")
+
+
+def select(selection: object, scores: list[list[float]], positions: list[list[int]] | None = None, seen: int = 0) -> list:
+    tensor = torch.tensor([scores])
+    places = torch.tensor([positions]) if positions else torch.arange(tensor.shape[-1]).expand_as(tensor)
+    kept = selection.select(tensor, places, seen or tensor.shape[-1])
+    return [head.nonzero().flatten().tolist() for head in kept[0]]
+
+
+def test_threshold_keeps_what_reaches_it_and_the_newest() -> None:
+    assert select(Threshold(0.0), [[0.0, -1.0, 2.0, -5.0], [-1.0, -1.0, -1.0, -1.0]]) == [[0, 2, 3], [3]]
+    assert select(Threshold(1.5), [[0.0, -1.0, 2.0, -5.0]]) == [[2, 3]]
+
+
+def test_fill_heads_raises_every_head_to_the_largest() -> None:
+    scores = [[0.0, 1.0, 2.0, -5.0], [-3.0, -1.0, -2.0, -9.0]]
+    assert select(Threshold(0.0, fill_heads=True), scores) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    scores = [[-4.0, -1.0, 2.0, -5.0], [-3.0, -1.0, -2.0, -9.0]]
+    assert select(Threshold(0.0, fill_heads=True), scores) == [[2, 3], [1, 3]]
+
+
+def test_fill_up_is_decided_in_each_row_alone() -> None:
+    scores = torch.tensor([[[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]], [[-1.0, 1.0, -2.0, -1.0]] * 2])
+    kept = Threshold(0.0, fill_heads=True).select(scores, torch.arange(4).expand_as(scores), 4)
+    assert kept.sum(-1).tolist() == [[4, 4], [2, 2]]
+
+
+@pytest.mark.parametrize(("fraction", "seen", "count"), [(0.25, 512, 128), (0.29, 100, 29), (0.001, 64, 1), (1.0, 64, 64)])
+def test_fractions_of_the_tokens_seen(fraction: float, seen: int, count: int) -> None:
+    kept = Budget(fraction=fraction).select(torch.randn(2, 3, 64), torch.arange(64).expand(2, 3, 64), seen)
+    assert kept.sum(-1).unique().tolist() == [min(count, 64)]
+
+
+def test_budgets_keep_the_best_and_the_newest() -> None:
+    assert select(Budget(tokens=2), [[5.0, 9.0, 7.0, -1.0]]) == [[1, 3]]
+    assert select(Budget(tokens=9), [[5.0, 9.0, 7.0, -1.0]]) == [[0, 1, 2, 3]]
+
+
+def test_of_equal_scores_the_newest_stay() -> None:
+    assert select(Budget(tokens=2), [[1.0, 1.0, 1.0, 1.0]]) == [[2, 3]]
+
+
+def test_protected_tokens_are_inside_the_budget() -> None:
+    scores = [[0.0, 0.0, 9.0, 8.0, 0.0, 0.0]]
+    assert select(Budget(tokens=4, sinks=1, recent=2), scores) == [[0, 2, 4, 5]]
+    assert select(Budget(fraction=0.5, sinks=2, recent=2), scores) == [[0, 1, 5]]
+
+
+def test_a_layer_spends_its_budget_where_scores_are_high() -> None:
+    scores = [[9.0, 8.0, 7.0, 6.0], [1.0, 2.0, 3.0, 0.0]]
+    assert select(Budget(tokens=2, per="layer"), scores) == [[0, 1, 3], [3]]
+
+
+def test_empty_slots_are_never_kept() -> None:
+    scores, positions = [[9.0, 9.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]], [[-1, -1, 6, 7], [1, 3, 5, 7]]
+    assert select(Budget(tokens=3), scores, positions, 8) == [[2, 3], [0, 1, 3]]
+    assert select(Threshold(0.0), scores, positions, 8) == [[2, 3], [0, 1, 2, 3]]
+    assert select(Threshold(0.0, fill_heads=True), scores, positions, 8) == [[2, 3], [0, 1, 2, 3]]
+    assert select(Budget(tokens=2, per="layer"), scores, positions, 8) == [[3], [0, 1, 3]]
