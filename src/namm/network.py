@@ -62,13 +62,14 @@ class NAMMConfig:
 class NAMM:
     """A Neural Attention Memory Model: parameters and normalisation statistics, frozen.
 
-    `theta` is one flat vector, or one per candidate: row `b` of a batch is then scored with `theta[b]`.
+    `theta` is one flat vector `[parameter]`, or one per candidate, `[candidate, parameter]`: row `b` of a batch is then
+    scored with `theta[b]`. `mean` and `var` are `[channel]`. Shapes and values are checked here, with clear errors.
     """
 
     config: NAMMConfig
-    theta: Float[Tensor, "*candidate parameter"]
-    mean: Float[Tensor, " channel"]
-    var: Float[Tensor, " channel"]
+    theta: Tensor
+    mean: Tensor
+    var: Tensor
     _on_device: dict[torch.device, NAMM] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

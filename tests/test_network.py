@@ -1,0 +1,221 @@
+"""The network against a plain reading of the spec, its vector, and its artefact."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import namm
+from namm import NAMM, NAMMConfig
+from namm.features import FEATURE_SETS, PaperFeatures
+from namm.reference_checkpoint import import_checkpoint
+from tests.memory.test_equivalence import random_namm
+from tests.zoo import causal_model, ids
+
+
+def test_the_vector_has_the_published_layout() -> None:
+    theta = torch.arange(4172.0)
+    tensors = NAMM.from_vector(theta).tensors()
+    starts = {"w_qkv": 0, "b_qkv": 2400, "w_o": 2496, "b_o": 4096, "w_s": 4146, "b_s": 4171}
+    assert {name: float(t.flatten()[0]) for name, t in tensors.items()} == starts
+    assert tensors["w_qkv"].shape == (25, 96)
+    assert NAMMConfig().size == 4172
+    torch.testing.assert_close(NAMM.from_vector(theta).vector(), theta)
+
+
+def test_scores_are_the_formulas_of_the_spec() -> None:
+    network = random_namm()
+    x = torch.randn(9, 25)
+    p = network.tensors()
+    q, k, v = (x @ p["w_qkv"] + p["b_qkv"]).split(32, dim=1)
+    logits = q @ k.T / 32**0.5
+    mixed = torch.stack([torch.softmax(logits[i, i:], 0) @ v[i:] for i in range(9)])
+    r, u = (mixed @ p["w_o"] + p["b_o"]).split(25, dim=1)
+    expected = ((x * (1 + u) + r) @ p["w_s"] + p["b_s"]).squeeze(1)
+    torch.testing.assert_close(network.scores(x[None, None])[0, 0], expected, atol=1e-5, rtol=1e-5)
+    padded = torch.cat([torch.randn(4, 25) * 9, x])  # meaningless slots at the old end change nothing
+    torch.testing.assert_close(network.scores(padded[None, None])[0, 0, 4:], expected, atol=1e-5, rtol=1e-5)
+    valid = torch.tensor([False] * 4 + [True] * 9)[None, None]
+    torch.testing.assert_close(network.scores(padded[None, None], valid)[0, 0, 4:], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_zero_parameters_score_exactly_zero() -> None:
+    assert bool((NAMM.zeros().scores(torch.randn(2, 3, 40, 25)) == 0).all())
+
+
+def test_a_population_scores_each_row_with_its_candidate() -> None:
+    thetas = torch.randn(3, 4172) * 0.2
+    x = torch.randn(3, 2, 20, 25)
+    together = NAMM.from_vector(thetas).scores(x)
+    for row in range(3):
+        alone = NAMM.from_vector(thetas[row]).scores(x[row : row + 1])[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_saving_and_loading(tmp_path: Path) -> None:
+    config = NAMMConfig(update_interval=128, trained_on="needles")
+    network = NAMM.from_vector(torch.randn(4172), torch.rand(17), torch.rand(17), config)
+    network.save_pretrained(tmp_path)
+    loaded = NAMM.from_pretrained(tmp_path)
+    assert loaded.config == config
+    for name in ("theta", "mean", "var"):
+        assert torch.equal(getattr(loaded, name), getattr(network, name))
+    assert "needles" in (tmp_path / "README.md").read_text()
+    population = NAMM.from_vector(torch.randn(2, 4172))
+    population.save_pretrained(tmp_path / "two")
+    assert torch.equal(NAMM.from_pretrained(tmp_path / "two").theta, population.theta)
+
+
+def test_pushing_uploads_what_saving_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: dict[str, object] = {}
+
+    class Hub:
+        def create_repo(self, repo_id: str, exist_ok: bool) -> None:
+            uploaded["repo"] = repo_id
+
+        def upload_folder(self, repo_id: str, folder_path: str, **options: object) -> str:
+            uploaded["files"] = sorted(p.name for p in Path(folder_path).iterdir())
+            uploaded.update(options)
+            return "https://hub/commit"
+
+    monkeypatch.setattr(namm.artefact, "HfApi", Hub)
+    assert NAMM.zeros().push_to_hub("me/memory", commit_message="first") == "https://hub/commit"
+    assert uploaded == {
+        "repo": "me/memory", "files": ["README.md", "config.json", "model.safetensors"], "commit_message": "first"
+    }  # fmt: skip
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def resign(folder: Path) -> None:
+    edit_config(folder, sha256=namm.artefact._checksum(folder / "model.safetensors"))
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+
+
+def altered(folder: Path, **tensors: torch.Tensor) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "match"),
+    [
+        (lambda f: truncate(f), namm.ArtefactError, "truncated or altered"),
+        (lambda f: (truncate(f), resign(f)), namm.ArtefactError, "readable model.safetensors"),
+        (lambda f: altered(f, b_s=torch.ones(1)), namm.ArtefactError, "sha256"),
+        (lambda f: (altered(f, b_s=torch.full((1,), torch.nan)), resign(f)), namm.ArtefactError, "NaN"),
+        (lambda f: (altered(f, w_s=torch.ones(26, 1)), resign(f)), namm.ArtefactError, "w_s of shape"),
+        (lambda f: (altered(f, norm_mean=torch.ones(9)), resign(f)), namm.ArtefactError, "normalisation mean"),
+        (lambda f: (altered(f, norm_var=-torch.ones(17)), resign(f)), namm.ArtefactError, "variances >= 0"),
+        (lambda f: (altered(f, more=torch.ones(1)), resign(f)), namm.ArtefactError, "feature layout"),
+        (lambda f: edit_config(f, format_version=2), namm.ArtefactError, "format version 1"),
+        (lambda f: edit_config(f, features="papyrus"), namm.ConfigurationError, "Did you mean 'paper'"),
+        (lambda f: edit_config(f, width=16), namm.ArtefactError, "w_qkv of shape"),
+        (lambda f: edit_config(f, sha256=None), namm.ArtefactError, "a NAMM configuration"),
+        (lambda f: edit_config(f, surprise=1), namm.ArtefactError, "surprise"),
+        (lambda f: (f / "config.json").write_text("{"), namm.ArtefactError, "JSON"),
+        (lambda f: (f / "config.json").unlink(), namm.NotFoundError, "config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), namm.ArtefactError, "model.safetensors"),
+    ],
+)
+def test_damaged_artefacts(tmp_path: Path, damage: object, error: type[Exception], match: str) -> None:
+    random_namm().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(error, match=match):
+        NAMM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", [4171, 2026])
+def test_vectors_of_another_length(size: int) -> None:
+    with pytest.raises(namm.ArtefactError, match="4172"):
+        NAMM.from_vector(torch.zeros(size))
+
+
+def test_another_feature_set_joins_without_touching_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithMaximum(PaperFeatures):
+        """The paper's features and the running maximum of attention."""
+
+        channels, features = PaperFeatures.channels + 1, PaperFeatures.features + 1
+
+        def observe(self, state: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+            most = torch.maximum(state[..., 17:, :], attention.amax(-2, keepdim=True))
+            return torch.cat([super().observe(state[..., :17, :], attention), most], dim=-2)
+
+    monkeypatch.setitem(FEATURE_SETS, "paper+max", WithMaximum())
+    config = NAMMConfig(features="paper+max")
+    theta = torch.zeros(config.size)
+    theta[-2] = 1.0  # score = the last feature
+    model = causal_model("llama")
+    budget = namm.Budget(fraction=0.5)
+    kept = []
+    for memory in (NAMM.from_vector(theta, config=config), "observed-max"):
+        with torch.no_grad(), namm.attach(model, memory, budget, update_interval=32) as handle:
+            model(ids(1, 100))
+            kept.append(handle.kept_positions(1))
+    assert kept[0] == kept[1]
+
+
+def reference_checkpoint(file: Path, **changes: object) -> Path:
+    """A file laid out as the reference's (spec 12), with small matrices."""
+    buffers = {
+        f"stored_buffers_to_save.token_embedding_0_{kind}_{name}": torch.rand(1, 1, 1, 17)
+        if name != "num" else torch.full((1, 1, 1, 17), 96)
+        for kind in ("output", "online_new_output") for name in ("mean", "var", "num")
+    }  # fmt: skip
+    state = {"mean": torch.randn(4172), "best_member": torch.randn(4172), "sigma": torch.tensor(0.06), **buffers}
+    state |= {k: v for k, v in changes.items() if k != "drop"}
+    for name in changes.get("drop", ()):
+        del state[name]
+    torch.save({"evolution_state": state, "iter_num": 7, "best_val_loss": np.float64(0.5)}, file)
+    return file
+
+
+def test_importing_a_reference_checkpoint(tmp_path: Path) -> None:
+    file = reference_checkpoint(tmp_path / "ckpt.pt")
+    raw = torch.load(file, weights_only=False)["evolution_state"]
+    network = import_checkpoint(file)
+    assert torch.equal(network.theta, raw["mean"])
+    assert torch.equal(network.mean, raw["stored_buffers_to_save.token_embedding_0_output_mean"].flatten())
+    assert torch.equal(network.var, raw["stored_buffers_to_save.token_embedding_0_output_var"].flatten())
+    prefixed = {f"_orig_mod.{k}": v for k, v in raw.items()}
+    torch.save({"evolution_state": prefixed}, file)
+    assert torch.equal(import_checkpoint(file).theta, network.theta)
+
+
+@dataclasses.dataclass
+class Code:
+    """Something a pickle would have to run code for."""
+
+    value: int = 0
+
+
+def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
+    zero = torch.zeros(1, 1, 1, 17, dtype=torch.long)
+    name = "stored_buffers_to_save.token_embedding_0_output"
+    cases = [
+        (reference_checkpoint(tmp_path / "a.pt", mean=torch.zeros(2026)), "4172 parameters"),
+        (reference_checkpoint(tmp_path / "b.pt", **{f"{name}_num": zero}), "normalisation statistics"),
+        (reference_checkpoint(tmp_path / "c.pt", drop=[f"{name}_mean"]), "output_mean"),
+        (reference_checkpoint(tmp_path / "d.pt", mean=torch.full((4172,), torch.nan)), "NaN"),
+        (reference_checkpoint(tmp_path / "e.pt", extra=Code()), "code, which is not run"),
+    ]
+    (tmp_path / "f.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:300])
+    cases.append((tmp_path / "f.pt", "truncated"))
+    torch.save([1, 2], tmp_path / "g.pt")
+    cases.append((tmp_path / "g.pt", "evolution_state"))
+    for file, match in cases:
+        with pytest.raises(namm.ArtefactError, match=match):
+            import_checkpoint(file)
+    with pytest.raises(namm.NotFoundError):
+        import_checkpoint(tmp_path / "none.pt")
