@@ -1,0 +1,41 @@
+"""Row files: every published number with what it was measured by, on and at."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import namm
+from namm import kernels
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write `results/NAME.jsonl`; each row carries script, commit, hardware and versions."""
+    RESULTS.mkdir(exist_ok=True)
+    common = {
+        "script": f"benchmarks/{name}.py", "commit": commit(), "hardware": hardware(), "kernels": kernels.backend(),
+        "namm": namm.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
+    file = RESULTS / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row | common) + "\n" for row in rows))
+    return file

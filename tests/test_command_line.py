@@ -1,0 +1,86 @@
+"""The commands as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import namm
+from tests.test_network import reference_checkpoint
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "namm.cli", *words], capture_output=True, text=True, check=False)
+
+
+def test_help_and_version() -> None:
+    assert "demo" in command("--help").stdout
+    assert command("--version").stdout.strip() == namm.__version__
+    assert "Usage" in command("demo", "--help").stdout
+
+
+def test_import(tmp_path: Path) -> None:
+    file = reference_checkpoint(tmp_path / "ckpt.pt")
+    done = command("import", str(file), "--out", str(tmp_path / "memory"))
+    assert done.returncode == 0, done.stderr
+    assert "4,172 parameters" in done.stdout
+    assert namm.NAMM.from_pretrained(tmp_path / "memory").theta.shape == (4172,)
+    again = command("import", str(file), "--out", str(tmp_path / "memory"))
+    assert again.returncode == 2
+    assert "Choose another one" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo", "--memory", "builtin:smolm2"], "Did you mean 'builtin:smollm2-135m-instruct'"),
+        (["demo", "--budget", "1.5"], "a fraction in (0, 1]"),
+        (["demo", "--model", "smollm2-135m"], "Did you mean 'smollm2-135m-instruct'"),
+        (["import", "none.pt", "--out", "x"], "a checkpoint file"),
+        (["evolve", "--out", "x", "--task", "pass"], "a task"),
+        (["evolve", "--out", "x", "--space", "head"], "a search space"),
+        (["evolve", "--out", "no-such-run", "--resume"], "a run to resume"),
+    ],
+)
+def test_mistakes_get_one_clear_message(words: list[str], message: str) -> None:
+    done = command(*words)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.model
+def test_the_demo_measures_what_it_prints(tmp_path: Path) -> None:
+    done = command("demo", "--tokens", "700", "--budget", "0.5", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "full cache" in done.stdout
+    for name in ("StreamingLLM", "H2O", "NAMM"):
+        assert name in done.stdout
+    assert (tmp_path / "kept.png").stat().st_size > 10_000
+
+
+@pytest.mark.model
+def test_the_embedded_model_and_its_memory() -> None:
+    model, tokenizer = namm.models.load_model()
+    text = tokenizer("The first rule of the library is", return_tensors="pt")
+    untouched = model.generate(**text, max_new_tokens=8, do_sample=False)
+    with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=1.0), update_interval=16):
+        torch.testing.assert_close(model.generate(**text, max_new_tokens=8, do_sample=False), untouched)
+
+
+def test_models_that_are_not_there(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "none.gguf"), "no-such-model", str(tmp_path)):
+        with pytest.raises(namm.NotFoundError):
+            namm.models.load_model(name)
+    with pytest.raises(namm.ConfigurationError, match="torch dtype"):
+        namm.models.load_model(dtype="float31")
+
+
+def test_the_names_exported_are_the_names_documented() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    table = readme.split("<!-- names -->")[1]
+    documented = {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
+    assert documented == set(namm.__all__) - {"__version__"}
+    assert all(getattr(namm, name) is not None for name in namm.__all__)
