@@ -47,7 +47,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model, _ = namm.models.load_model(dtype=dtype)
         memory = NAMMPolicy(namm.NAMM.from_vector(torch.randn(4172) * 0.1))
-        tokens = 4096 if dtype == torch.float32 else 1024  # bfloat16 is slow on most CPUs; bytes do not depend on length
+        tokens = (
+            4096 if dtype == torch.float32 else 1024
+        )  # bfloat16 is slow on most CPUs; bytes do not depend on length
         ids = torch.randint(0, model.config.vocab_size, (1, tokens))
         with namm.attach(model, memory, Uneven()) as handle:
             model(ids, logits_to_keep=1)
@@ -67,8 +69,8 @@ def main() -> None:
             }
         )  # fmt: skip
         Console().print(
-            f"{dtype}: heads keep {min(counts) / tokens:.0%} to {max(counts) / tokens:.0%}; bytes held {ratio:.3f} x the "
-            f"bytes of kept slots (target <= 1.10); a slot's state is {state / kv:.1%} of its key and value "
+            f"{dtype}: heads keep {min(counts) / tokens:.0%} to {max(counts) / tokens:.0%}; "
+            f"bytes held {ratio:.3f} x the bytes of kept slots (target <= 1.10); a slot's state is {state / kv:.1%} of its key and value "
             f"(target <= 15 %); constant tail {tail / 1e6:.2f} MB"
         )
     model, _ = namm.models.load_model()

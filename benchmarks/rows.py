@@ -20,7 +20,9 @@ RESULTS = Path(__file__).with_name("results")
 def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 

@@ -92,7 +92,10 @@ def test_a_run_saves_a_memory_and_resumes_where_it_was(tmp_path: Path) -> None:
         evolve(config, tmp_path / "killed", on_generation=kill, model=given)
     resumed = evolve(config, tmp_path / "killed", resume=True, model=given)
     assert torch.equal(resumed.theta, memory.theta)
-    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "killed")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("whole", "killed")
+    ]
     for row in logs[0] + logs[1]:
         del row["seconds"]
     assert logs[0] == logs[1]

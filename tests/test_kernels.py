@@ -66,7 +66,9 @@ def test_observers_get_whole_hops_with_their_overlap(backend: str) -> None:
     probabilities, _, _ = plain_attention(q, k, v, 0.3)
     carried = torch.rand(2, 16 + 5, 20)
     rows: list[torch.Tensor] = []
-    kernels.attend_and_observe(q, k, v, 0.3, carried=carried, hop=16, overlap=16, observe=lambda a: rows.append(a.clone()))
+    kernels.attend_and_observe(
+        q, k, v, 0.3, carried=carried, hop=16, overlap=16, observe=lambda a: rows.append(a.clone())
+    )
     everything = torch.cat([torch.nn.functional.pad(carried, (0, 150)), probabilities.mean(1)], dim=1)
     start = 0
     for block in rows:
@@ -102,7 +104,9 @@ def test_replayed_attention_is_what_was_seen() -> None:
     q, k, v = example(queries=30, slots=50)
     probabilities, _, lse = plain_attention(q, k, v, 0.3)
     visible = torch.ones(30, 50, dtype=torch.bool).tril(20).expand(2, -1, -1)
-    torch.testing.assert_close(blockwise.replay(q, lse, k, 0.3, None, visible), probabilities.mean(1), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        blockwise.replay(q, lse, k, 0.3, None, visible), probabilities.mean(1), atol=2e-6, rtol=1e-5
+    )
     kept = torch.tensor([[0, 3, 9, 21], [1, 2, 30, 49]])
     left = k.gather(1, kept[..., None].expand(-1, -1, 16))
     seen = probabilities.mean(1).gather(2, kept[:, None].expand(-1, 30, -1))

@@ -111,7 +111,7 @@ def altered(folder: Path, **tensors: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "match"),
     [
-        (lambda f: truncate(f), namm.ArtefactError, "truncated or altered"),
+        (truncate, namm.ArtefactError, "truncated or altered"),
         (lambda f: (truncate(f), resign(f)), namm.ArtefactError, "readable model.safetensors"),
         (lambda f: altered(f, b_s=torch.ones(1)), namm.ArtefactError, "sha256"),
         (lambda f: (altered(f, b_s=torch.full((1,), torch.nan)), resign(f)), namm.ArtefactError, "NaN"),

@@ -8,7 +8,9 @@ from namm import Budget, Threshold
 inf = float("inf")
 
 
-def select(selection: object, scores: list[list[float]], positions: list[list[int]] | None = None, seen: int = 0) -> list:
+def select(
+    selection: object, scores: list[list[float]], positions: list[list[int]] | None = None, seen: int = 0
+) -> list:
     tensor = torch.tensor([scores])
     places = torch.tensor([positions]) if positions else torch.arange(tensor.shape[-1]).expand_as(tensor)
     kept = selection.select(tensor, places, seen or tensor.shape[-1])
@@ -33,7 +35,9 @@ def test_fill_up_is_decided_in_each_row_alone() -> None:
     assert kept.sum(-1).tolist() == [[4, 4], [2, 2]]
 
 
-@pytest.mark.parametrize(("fraction", "seen", "count"), [(0.25, 512, 128), (0.29, 100, 29), (0.001, 64, 1), (1.0, 64, 64)])
+@pytest.mark.parametrize(
+    ("fraction", "seen", "count"), [(0.25, 512, 128), (0.29, 100, 29), (0.001, 64, 1), (1.0, 64, 64)]
+)
 def test_fractions_of_the_tokens_seen(fraction: float, seen: int, count: int) -> None:
     kept = Budget(fraction=fraction).select(torch.randn(2, 3, 64), torch.arange(64).expand(2, 3, 64), seen)
     assert kept.sum(-1).unique().tolist() == [min(count, 64)]

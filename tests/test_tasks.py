@@ -28,7 +28,9 @@ def test_samples_are_reproducible_and_hold_their_answer(task: str) -> None:
     first = make_sample(task, "train", 3, 300, Words(), seed=5)
     assert first == make_sample(task, "train", 3, 300, Words(), seed=5)
     assert first.answer in first.prompt
-    others = [make_sample(task, s, i, 300, Words(), seed=d) for s, i, d in (("train", 4, 5), ("test", 3, 5), ("train", 3, 6))]
+    others = [
+        make_sample(task, s, i, 300, Words(), seed=d) for s, i, d in (("train", 4, 5), ("test", 3, 5), ("train", 3, 6))
+    ]
     assert len({first.answer, *(o.answer for o in others)}) == 4
     length = len(first.prompt.split())
     assert 150 < length < 400

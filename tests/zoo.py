@@ -1,7 +1,7 @@
 """Random two-layer models, one for each architecture the library is tested on."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 import transformers as tf
@@ -48,7 +48,7 @@ CAUSAL: dict[str, Callable[[], tf.PreTrainedConfig]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def causal_model(name: str, implementation: str = "sdpa") -> tf.PreTrainedModel:
     """A random causal language model in evaluation mode, float32."""
     torch.manual_seed(1)
@@ -59,7 +59,7 @@ def causal_model(name: str, implementation: str = "sdpa") -> tf.PreTrainedModel:
     return _sharpened(model)
 
 
-@lru_cache(maxsize=None)
+@cache
 def video_model() -> tf.PreTrainedModel:
     """A random LLaVA-NeXT-Video model."""
     torch.manual_seed(1)
@@ -72,7 +72,7 @@ def video_model() -> tf.PreTrainedModel:
     return _sharpened(tf.LlavaNextVideoForConditionalGeneration(config))
 
 
-@lru_cache(maxsize=None)
+@cache
 def decision_model() -> tf.PreTrainedModel:
     """A random Decision Transformer."""
     torch.manual_seed(1)

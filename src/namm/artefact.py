@@ -53,7 +53,11 @@ def save(network: NAMM, path: Path) -> Path:
     (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     c = network.config
     card = _CARD.format(
-        size=c.size, features=c.features, width=c.width, interval=c.update_interval, trained_on=c.trained_on or "unknown"
+        size=c.size,
+        features=c.features,
+        width=c.width,
+        interval=c.update_interval,
+        trained_on=c.trained_on or "unknown",
     )
     (path / CARD).write_text(card)
     return path
@@ -114,7 +118,9 @@ def _read_config(path: Path) -> tuple[NAMMConfig, str]:
         raise ArtefactError(f"JSON in {file}", error, "The file is truncated or altered: fetch it again.") from error
     known = {field.name for field in dataclasses.fields(NAMMConfig)}
     if not isinstance(values, dict) or not {"features", "width", "format_version", "sha256"} <= set(values):
-        raise ArtefactError(f"a NAMM configuration in {file}", "another one", "Give a folder that save_pretrained wrote.")
+        raise ArtefactError(
+            f"a NAMM configuration in {file}", "another one", "Give a folder that save_pretrained wrote."
+        )
     version = values["format_version"]
     if version != FORMAT_VERSION:
         raise ArtefactError(f"format version {FORMAT_VERSION}", version, "Use the version of namm that saved it.")

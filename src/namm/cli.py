@@ -42,7 +42,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """A learned memory for any transformer: which cached tokens stay, and which are forgotten."""
 
@@ -96,8 +98,8 @@ def demo(
     console.print(_demo_table(outcomes))
     full = outcomes[0]
     console.print(
-        f"\nslots: after reading, all layers and heads. held: keys, values and the memory's own state. Speeds are against "
-        f"the full cache: {full.prefill:.0f} tokens/s reading, {full.decode:.1f} answering."
+        "\nslots: after reading, all layers and heads. held: keys, values and the memory's own state. "
+        f"Speeds are against the full cache: {full.prefill:.0f} tokens/s reading, {full.decode:.1f} answering."
     )
     file = stage.picture(outcomes, story, out / "kept.png")
     console.print(f"What was kept: {file}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)")
@@ -123,7 +125,7 @@ def _demo_table(outcomes: list[Outcome]) -> Table:
 def evolve(
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log and the memory.")],
     model: Annotated[str, typer.Option(help="Model whose cache is to be managed.")] = "smollm2-135m-instruct",
-    task: Annotated[list[str], typer.Option(help="Task of the fitness; give it several times.")] = ["passkey", "needle"],  # noqa: B006
+    task: Annotated[list[str] | None, typer.Option(help="Task, several times; passkey and needle if left out.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of text in a sample.")] = 512,
     budget: Annotated[float, typer.Option(help="Share of the tokens that candidates may keep.")] = 0.3,
     update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 64,
@@ -145,7 +147,7 @@ def evolve(
 
     _quiet()
     config = EvolutionConfig(
-        model=model, tasks=tuple(task), tokens=tokens, fraction=budget, update_interval=update_interval, space=space,
+        model=model, tasks=tuple(task or ("passkey", "needle")), tokens=tokens, fraction=budget, update_interval=update_interval, space=space,
         generations=generations, population=population, samples=samples, sigma=sigma, validation=validation,
         validate_every=validate_every, threads=threads, seed=seed,
     )  # fmt: skip
@@ -158,11 +160,8 @@ def evolve(
 
         def show(g: Generation) -> None:
             validated = "" if g.best_validation is None else f"  best validation {g.best_validation:.3f}"
-            bar.update(
-                line, completed=g.generation,
-                description=f"fitness best {g.best:.3f} mean {g.mean:.3f}  sigma {g.sigma:.3f}{validated}  "
-                f"{g.evaluations:,} evaluations",
-            )  # fmt: skip
+            text = f"fitness best {g.best:.3f} mean {g.mean:.3f}  sigma {g.sigma:.3f}{validated}  {g.evaluations:,} evaluations"
+            bar.update(line, completed=g.generation, description=text)
 
         run(config, out, resume, show)
     console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing, 0.0 the first tokens only)")
@@ -170,7 +169,9 @@ def evolve(
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="ckpt.pt, latest.pt or iter_N.pt of the reference implementation.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="ckpt.pt, latest.pt or iter_N.pt of the reference implementation.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the memory to.")],
 ) -> None:
     """Read a checkpoint of the reference implementation and save it as a memory."""

@@ -71,7 +71,9 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return (str(path) if path.is_dir() else name), {}
-    raise NotFoundError("a model: folder, GGUF file, hub id (owner/name) or known name", repr(name), nearest(name, [DEFAULT]))
+    raise NotFoundError(
+        "a model: folder, GGUF file, hub id (owner/name) or known name", repr(name), nearest(name, [DEFAULT])
+    )
 
 
 def _dequantised(extra: dict[str, Any]) -> dict[str, Any]:

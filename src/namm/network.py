@@ -1,8 +1,8 @@
 """The NAMM: a network that scores cached tokens from their attention features (spec 6, 7).
 
-    memory = NAMM.from_pretrained("path/or/hub-id")
-    with namm.attach(model, memory, namm.Budget(fraction=0.25)):
-        model.generate(**inputs)
+memory = NAMM.from_pretrained("path/or/hub-id")
+with namm.attach(model, memory, namm.Budget(fraction=0.25)):
+    model.generate(**inputs)
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NAMM:
     theta: Tensor
     mean: Tensor
     var: Tensor
-    _on_device: dict[torch.device, NAMM] = field(default_factory=dict, repr=False)
+    _on_device: dict[torch.device, NAMM] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         channels = self.feature_set.channels
@@ -132,7 +132,7 @@ class NAMM:
         return named
 
     def with_statistics(self, mean: Tensor, var: Tensor) -> NAMM:
-        return replace(self, mean=mean.float().clone(), var=var.float().clone(), _on_device={})
+        return replace(self, mean=mean.float().clone(), var=var.float().clone())
 
     def to(self, device: torch.device) -> NAMM:
         """The same memory on `device`, made once for each device."""

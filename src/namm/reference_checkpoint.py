@@ -43,8 +43,8 @@ def import_checkpoint(file: str | Path) -> NAMM:
             "normalisation statistics (output_num > 0)", f"none in {path.name}",
             "Take a checkpoint written after the run's first evaluation.",
         )  # fmt: skip
-    statistics = [_tensor(state, f"{_BUFFERS}output_{name}", path).reshape(BINS) for name in ("mean", "var")]
-    return NAMM.from_vector(mean, *statistics, config)
+    average, variance = (_tensor(state, f"{_BUFFERS}output_{name}", path).reshape(BINS) for name in ("mean", "var"))
+    return NAMM.from_vector(mean, average, variance, config)
 
 
 def _load(path: Path) -> Any:
@@ -64,7 +64,9 @@ def _load(path: Path) -> Any:
 def _evolution_state(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     state = checkpoint.get("evolution_state") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict):
-        raise ArtefactError("a dictionary with evolution_state", f"{path.name} without it", "Give a NAMM run's checkpoint.")
+        raise ArtefactError(
+            "a dictionary with evolution_state", f"{path.name} without it", "Give a NAMM run's checkpoint."
+        )
     return {name.removeprefix("_orig_mod."): value for name, value in state.items()}
 
 

@@ -124,9 +124,7 @@ class Statistics:
         a = self.count / max(count, 1)
         b = 1 - a
         delta = other.mean - self.mean
-        return Statistics(
-            a * self.mean + b * other.mean, a * self.var + b * other.var + a * b * delta.square(), count
-        )
+        return Statistics(a * self.mean + b * other.mean, a * self.var + b * other.var + a * b * delta.square(), count)
 
     def normalise(self, values: Float[Tensor, "*lead 17"]) -> Float[Tensor, "*lead 17"]:
         return (values - self.mean) / self.var.sqrt().clamp(min=1e-7)

@@ -237,5 +237,9 @@ def test_candidates_of_a_population_decide_for_their_own_row() -> None:
             kept.append(handle.kept_positions(1))
     assert kept[0] != kept[1]
     assert kept[2] == kept[0] + kept[1]
-    with torch.no_grad(), namm.attach(model, both, update_interval=INTERVAL), pytest.raises(namm.NammError, match="rows"):
+    with (
+        torch.no_grad(),
+        namm.attach(model, both, update_interval=INTERVAL),
+        pytest.raises(namm.NammError, match="rows"),
+    ):
         model(prompt.expand(3, -1))

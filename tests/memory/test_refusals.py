@@ -51,8 +51,10 @@ def test_thresholds() -> None:
 @pytest.mark.parametrize("interval", [500, 0, -512, 8])
 def test_update_intervals(interval: int) -> None:
     model = causal_model("llama")
-    with _unchanged(model), refused(namm.ConfigurationError, "multiple of 16"), namm.attach(
-        model, namm.NAMM.zeros(), update_interval=interval
+    with (
+        _unchanged(model),
+        refused(namm.ConfigurationError, "multiple of 16"),
+        namm.attach(model, namm.NAMM.zeros(), update_interval=interval),
     ):
         pass
 

@@ -244,12 +244,16 @@ def _restore(config: EvolutionConfig, out: Path, resume: bool) -> tuple[list[np.
             raise ConfigurationError(f"a run to resume in {out}", "no run.json there", "Start it without resume.")
         return [], {}
     if not resume:
-        raise ConfigurationError(f"a folder without a run, for {out}", "one that holds a run", "Pass resume, or another folder.")
+        raise ConfigurationError(
+            f"a folder without a run, for {out}", "one that holds a run", "Pass resume, or another folder."
+        )
     saved = json.loads(file.read_text())
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     changed = [k for k, v in now.items() if saved["config"].get(k) != v and k not in ("generations", "threads")]
     if changed:
-        raise ConfigurationError("the configuration of the run to resume", f"other values of {changed}", "Use another folder.")
+        raise ConfigurationError(
+            "the configuration of the run to resume", f"other values of {changed}", "Use another folder."
+        )
     return [np.array(f) for f in saved["fitness"]][: config.generations], saved["references"]
 
 

@@ -41,7 +41,8 @@ def attend(
         return F.scaled_dot_product_attention(query.squeeze(2), key, value, scale=scale).unsqueeze(2)
     causal = visible is None and queries == slots
     if visible is None and not causal:
-        mask = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(slots - queries)
+        causality = torch.ones(queries, slots, dtype=torch.bool, device=query.device)
+        mask: Tensor | None = causality.tril(slots - queries)
     else:
         mask = None if visible is None else visible.repeat_interleave(group, 0)[None]
     out = F.scaled_dot_product_attention(

@@ -105,7 +105,8 @@ def _long(*values: int) -> list[ctypes.c_int64]:
 def softmax_and_mean(logits: Tensor, causal_from: int, mean: Tensor, lse: Tensor) -> None:
     """As `blockwise.softmax_and_mean`. `logits` is contiguous; rows of `mean` and `lse` are."""
     heads, group, queries, slots = logits.shape
-    assert logits.is_contiguous() and mean.stride()[1:] == (slots, 1) and lse.stride(2) == 1
+    assert logits.is_contiguous()
+    assert (*mean.stride()[1:], lse.stride(2)) == (slots, 1, 1)
     lib = library()
     assert lib is not None
     lib.softmax_and_mean(

@@ -43,7 +43,9 @@ class Handle:
         """
         cache = getattr(self._local, "cache", None)
         if cache is None:
-            raise ModelError("a call of the model before this", "none in this thread", "Call model.generate(...) first.")
+            raise ModelError(
+                "a call of the model before this", "none in this thread", "Call model.generate(...) first."
+            )
         return cache
 
     def memory(self) -> MemoryReport:
@@ -88,7 +90,9 @@ def attach(
     handle = Handle(plan)
     with _lock:
         if decoder in _attached:
-            raise ModelError("a model without a memory", "one that has a memory attached", "Leave the other block first.")
+            raise ModelError(
+                "a model without a memory", "one that has a memory attached", "Leave the other block first."
+            )
         _attached.add(decoder)
     hooks = []
     route(decoder.config)
@@ -119,12 +123,20 @@ def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
             "Pass a model of transformers (AutoModelForCausalLM and relatives), or one wrapped by PEFT.",
         )  # fmt: skip
     decoder = min(decoders, key=lambda m: sum(1 for _ in m.modules()))
-    if not decoder._supports_attention_backend:
+    if not any(_asks_interface(layer) for layer in layers):
         raise ModelError(
             "a model whose attention goes through transformers' attention interface", type(decoder).__name__,
             "Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OLMo and most recent models do.",
         )  # fmt: skip
     return decoder
+
+
+def _asks_interface(layer: torch.nn.Module) -> bool:
+    """Whether the modelling file of an attention layer looks its attention function up in transformers' interface.
+
+    The flag `_supports_attention_backend` says the same, but not for every model of 5.17.
+    """
+    return hasattr(inspect.getmodule(type(layer)), "ALL_ATTENTION_FUNCTIONS")
 
 
 def _takes_cache(model: PreTrainedModel) -> bool:

@@ -57,9 +57,7 @@ class MemoryReport:
         )
 
 
-def make_plan(
-    memory: NAMM | MemoryPolicy | str | Path, selection: Selection | None, update_interval: int
-) -> Plan:
+def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | None, update_interval: int) -> Plan:
     """A checked plan: what the policy needs and what is offered fit together.
 
     Raises:
@@ -159,7 +157,8 @@ class MemoryCache(Cache):
             peak_bytes=max(peak, held) + others,
             tokens_seen=self.get_seq_length(),
             updates=[
-                sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0 for layer in self.layers
+                sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0
+                for layer in self.layers
             ],
         )
 
@@ -169,12 +168,14 @@ class MemoryCache(Cache):
         if not isinstance(chosen, MemoryLayer):
             raise ConfigurationError(
                 "the index of a full-attention layer", f"layer {layer}, a {type(chosen).__name__}",
-                f"Memory layers: {[i for i, l in enumerate(self.layers) if isinstance(l, MemoryLayer)]}.",
+                f"Memory layers: {[i for i, known in enumerate(self.layers) if isinstance(known, MemoryLayer)]}.",
             )  # fmt: skip
         return [sequence.kept_positions() for sequence in chosen.sequences]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
-        raise ModelError("a cache that goes one way", "a copy of a MemoryCache", "Use batch_repeat_interleave for beams.")
+        raise ModelError(
+            "a cache that goes one way", "a copy of a MemoryCache", "Use batch_repeat_interleave for beams."
+        )
 
 
 def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[CacheLayerMixin]:

@@ -124,16 +124,18 @@ class MemoryLayer(CacheLayerMixin):
             self._real = self._real[order]
         self._note_bytes(0)
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int | Tensor) -> None:
         if tokens_to_remove:
             raise ModelError(
                 "a cache that only grows",
-                f"a request to remove {abs(tokens_to_remove)} tokens",
+                f"a request to remove {abs(int(tokens_to_remove))} tokens",
                 "What a memory forgot cannot be rolled back: use generation without an assistant or prompt look-up.",
             )
 
     def offload(self) -> None:
-        raise ModelError("a memory on the model's device", "offloading", "A memory saves bytes by itself: drop offload.")
+        raise ModelError(
+            "a memory on the model's device", "offloading", "A memory saves bytes by itself: drop offload."
+        )
 
     # -- attention's side --------------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class MemoryLayer(CacheLayerMixin):
             raise ModelError(
                 "a model whose attention goes through transformers' attention interface",
                 f"layer {self.index} cached keys, but its attention never asked the memory",
-                "Use a model with `_supports_attention_backend`, and build the MemoryCache from that model's own config.",
+                "Build the MemoryCache from the model's own config; if it was, this model cannot be served.",
             )
 
     # -- accounting --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -118,7 +119,7 @@ class Sequence:
                 carried=self._carried(block, query.shape[2], pending, scaling) if watch else None,
                 hop=policy.hop,
                 overlap=policy.overlap,
-                observe=(lambda attention, block=block: self._observe(block, attention)) if watch else None,
+                observe=partial(self._observe, block) if watch else None,
             )
             outputs.append(out)
             sums.append(lse)

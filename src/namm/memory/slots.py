@@ -22,18 +22,18 @@ class Block:
     """Slots of kv heads `heads`, all with the same count, oldest first. Buffers may hold free slots at the end.
 
     Attributes:
+        count: slots in use.
         keys, values: `[head, capacity, dim]`.
         positions: the token each slot holds, `[head, capacity]`, int32.
         state: what the policy observed, `[head, channel, capacity]`, in its storage dtype.
-        count: slots in use.
     """
 
     heads: slice
+    count: int
     keys: Tensor
     values: Tensor
     positions: Tensor
     state: Tensor
-    count: int
 
     @classmethod
     def empty(cls, keys: Tensor, values: Tensor, channels: int, state_dtype: torch.dtype) -> Block:
@@ -41,11 +41,11 @@ class Block:
         heads = keys.shape[0]
         return cls(
             slice(0, heads),
+            0,
             keys.new_empty(heads, 0, keys.shape[-1]),
             values.new_empty(heads, 0, values.shape[-1]),
             torch.empty(heads, 0, dtype=torch.int32, device=keys.device),
             torch.empty(heads, channels, 0, dtype=state_dtype, device=keys.device),
-            0,
         )
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,23 +84,23 @@ class Block:
         keys, values, positions, state = self.used()
         return Block(
             self.heads,
+            index.shape[1],
             keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1])),
             values.gather(1, index[..., None].expand(-1, -1, values.shape[-1])),
             positions.gather(1, index),
             state.gather(2, index[:, None].expand(-1, state.shape[1], -1)),
-            index.shape[1],
         )
 
     def split(self) -> list[Block]:
         """One block for each head, sharing this block's memory."""
         first = self.heads.start
         return [
-            Block(slice(first + h, first + h + 1), *(t[h : h + 1] for t in self.tensors()), self.count)
+            Block(slice(first + h, first + h + 1), self.count, *(t[h : h + 1] for t in self.tensors()))
             for h in range(self.keys.shape[0])
         ]
 
     def clone(self) -> Block:
-        return Block(self.heads, *(t.clone() for t in self.tensors()), self.count)
+        return Block(self.heads, self.count, *(t.clone() for t in self.tensors()))
 
     def nbytes(self) -> int:
         return sum(t.untyped_storage().nbytes() for t in self.tensors())
@@ -152,7 +152,7 @@ def compact(blocks: list[Block], kept: Bool[Tensor, "kv_head slot"]) -> list[Blo
 def _joined(heads: list[Block]) -> list[Block]:
     """Heads that have become equal again, in one block."""
     tensors = (torch.cat(parts) for parts in zip(*(h.tensors() for h in heads), strict=True))
-    return [Block(slice(0, len(heads)), *tensors, heads[0].count)]
+    return [Block(slice(0, len(heads)), heads[0].count, *tensors)]
 
 
 def aligned(parts: Iterator[Tensor], width: int, fill: float) -> Tensor:

@@ -32,6 +32,7 @@ from namm.policies.tova import TOVA
 __all__ = [
     "BASELINES",
     "H2O",
+    "TOVA",
     "KNorm",
     "KeepAll",
     "MemoryPolicy",
@@ -40,7 +41,6 @@ __all__ = [
     "Random",
     "SnapKV",
     "StreamingLLM",
-    "TOVA",
     "View",
     "builtin_memories",
     "resolve",
@@ -76,5 +76,7 @@ def resolve(memory: NAMM | MemoryPolicy | str | Path) -> MemoryPolicy:
     if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/")) and ":" not in name):
         return NAMMPolicy(NAMM.from_pretrained(name))
     raise NotFoundError(
-        "a policy name, builtin memory, folder or hub id (owner/name)", repr(name), nearest(name, [*BASELINES, *builtin])
+        "a policy name, builtin memory, folder or hub id (owner/name)",
+        repr(name),
+        nearest(name, [*BASELINES, *builtin]),
     )

@@ -28,7 +28,9 @@ def kept_heatmap(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise NotFoundError("the package matplotlib", "it is not installed", "Run: pip install 'namm[report]'") from error
+        raise NotFoundError(
+            "the package matplotlib", "it is not installed", "Run: pip install 'namm[report]'"
+        ) from error
     figure = Figure(figsize=(11, 1.2 + 2.2 * len(memories)), layout="constrained")
     panels = figure.subplots(len(memories), 1, sharex=True, squeeze=False)[:, 0]
     edges = np.linspace(0, tokens, min(BINS, tokens) + 1)
