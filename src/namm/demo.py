@@ -20,7 +20,7 @@ from namm.memory import MemoryCache, MemoryReport, attach
 from namm.memory.cache import storage_bytes
 from namm.policies import MemoryPolicy
 from namm.selection import Budget
-from namm.tasks import paragraphs
+from namm.tasks import Sample, encode, paragraphs
 
 BOOK = "persuasion"
 FACT = "The pass key is {key}. Remember it. {key} is the pass key."
@@ -64,13 +64,13 @@ def tell(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: in
         chosen.append(paragraph)
     fact = FACT.format(key=key)
     chosen.insert(round(depth * len(chosen)), fact)
-    chat = [{"role": "user", "content": "\n\n".join(chosen) + f"\n\n{QUESTION}"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + REPLY
-    before = prompt[: prompt.index(fact)]
+    sample = Sample("demo", "\n\n".join(chosen) + f"\n\n{QUESTION}", REPLY, key)
+    prompt, _ = encode(sample, tokenizer)
+    text = tokenizer.decode(prompt)
+    before = text[: text.index(fact)]
     start = len(tokenizer.encode(before, add_special_tokens=False))
     stop = len(tokenizer.encode(before + fact, add_special_tokens=False))
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-    return Story(ids, key, (start, stop))
+    return Story(torch.tensor([prompt]), key, (start, stop))
 
 
 def contenders(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str, Contender | None]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm.errors import ArtefactError, NotFoundError
+from namm.errors import ArtefactError, NotFoundError, nearest
 from namm.network import NAMM, NAMMConfig
 from namm.spectrogram import BINS
 
@@ -28,7 +28,9 @@ def import_checkpoint(file: str | Path) -> NAMM:
     """
     path = Path(file)
     if not path.is_file():
-        raise NotFoundError("a checkpoint file", str(path), "Give the ckpt.pt, latest.pt or iter_N.pt of a run.")
+        beside = [f.name for f in path.parent.glob("*.pt")] if path.parent.is_dir() else []
+        way_out = nearest(path.name, beside) if beside else "Give the ckpt.pt, latest.pt or iter_N.pt of a run."
+        raise NotFoundError("a checkpoint file", str(path), way_out)
     state = _evolution_state(_load(path), path)
     mean = _tensor(state, "mean", path).flatten()
     config = NAMMConfig(trained_on=f"imported from {path.name} of the reference implementation")

@@ -39,12 +39,21 @@ class Referenced:
 
 
 @torch.no_grad()
-def answer_nll(model: PreTrainedModel, sample: Encoded) -> float:
-    """Negative log-likelihood per token of the answer after the prompt, nats."""
+def answer_scores(model: PreTrainedModel, sample: Encoded) -> tuple[float, bool]:
+    """Negative log-likelihood per token of the answer after the prompt, nats; and whether greedy decoding gives it.
+
+    Teacher-forced: the answer is greedy exactly if each of its tokens is the most likely after the ones before.
+    """
     ids = torch.tensor([[*sample.prompt, *sample.answer]], device=model.device)
     count = len(sample.answer)
     logits = model(ids, logits_to_keep=count + 1).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, -count:]))
+    gold = ids[0, -count:]
+    return float(torch.nn.functional.cross_entropy(logits, gold)), bool((logits.argmax(-1) == gold).all())
+
+
+def answer_nll(model: PreTrainedModel, sample: Encoded) -> float:
+    """Negative log-likelihood per token of the answer, see `answer_scores`."""
+    return answer_scores(model, sample)[0]
 
 
 def memory_nll(

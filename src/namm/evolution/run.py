@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ class EvolutionConfig:
     Attributes:
         model: name for `load_model`.
         tasks: tasks whose samples make the fitness, in equal parts.
-        tokens: tokens of text in a sample.
+        tokens: tokens of text in a sample; several lengths take turns.
         fraction: budget under which candidates are compared.
         update_interval: tokens between two updates while reading.
         space: "scoring" evolves the 26 numbers of the scoring layer and leaves the rest at zero, so that the score
             is linear in the features; "all" evolves every parameter.
+        initial: a memory to start the search at, with its normalisation; zeros, as in the paper, if left out.
         generations, population, sigma: of CMA-ES.
         samples: common samples for all candidates of a generation, drawn from `pool` ones.
         validation: samples of the validation split on which the mean is measured every `validate_every` generations.
@@ -50,10 +51,11 @@ class EvolutionConfig:
 
     model: str = DEFAULT
     tasks: tuple[str, ...] = ("passkey", "needle")
-    tokens: int = 512
+    tokens: tuple[int, ...] = (512,)
     fraction: float = 0.35
     update_interval: int = 64
     space: str = "scoring"
+    initial: str | None = None
     generations: int = 40
     population: int = 12
     sigma: float = 0.065
@@ -70,7 +72,9 @@ class EvolutionConfig:
                 raise ConfigurationError("a task", repr(task), nearest(task, TASKS))
         if self.space not in SPACES:
             raise ConfigurationError("a search space", repr(self.space), nearest(self.space, SPACES))
-        for name in ("tokens", "generations", "population", "samples", "pool", "validate_every"):
+        if not self.tokens or min(self.tokens) < 1:
+            raise ConfigurationError("tokens >= 1", self.tokens, "Give the length of the text in a sample.")
+        for name in ("generations", "population", "samples", "pool", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} >= 1", getattr(self, name), "Give a positive number.")
         if self.population < 4:
@@ -98,10 +102,11 @@ class Progress:
 class Search:
     """The part of a NAMM's parameters that evolution changes."""
 
-    def __init__(self, config: NAMMConfig, space: str) -> None:
-        scoring = sum(torch.Size(config.shapes[name]).numel() for name in ("w_s", "b_s"))
-        self.size = config.size
-        self.free = slice(config.size - scoring, config.size) if space == "scoring" else slice(0, config.size)
+    def __init__(self, base: NAMM, space: str) -> None:
+        scoring = sum(torch.Size(base.config.shapes[name]).numel() for name in ("w_s", "b_s"))
+        size = base.config.size
+        self.origin = base.theta
+        self.free = slice(size - scoring, size) if space == "scoring" else slice(0, size)
 
     @property
     def dimensions(self) -> int:
@@ -109,9 +114,13 @@ class Search:
 
     def vector(self, point: np.ndarray) -> torch.Tensor:
         """The full parameter vector of a point of the search space."""
-        theta = torch.zeros(self.size)
+        theta = self.origin.clone()
         theta[self.free] = torch.as_tensor(point, dtype=torch.float32)
         return theta
+
+    def point(self, theta: torch.Tensor) -> np.ndarray:
+        """The place of a parameter vector in the search space."""
+        return theta[self.free].double().numpy()
 
 
 def evolve(
@@ -140,9 +149,11 @@ def evolve(
     lm, tokenizer = model or load_model(config.model)
     train = _Pool(config, "train", config.pool, lm, tokenizer, references)
     held_out = _Pool(config, "validation", config.validation, lm, tokenizer, references)
-    base = _with_statistics(config, lm, train)
-    search = Search(base.config, config.space)
-    strategy = CMAES(search.dimensions, config.sigma, config.population, config.seed, search.dimensions > 500, told)
+    base = _base(config, lm, train)
+    search = Search(base, config.space)
+    strategy = CMAES(
+        search.point(base.theta), config.sigma, config.population, config.seed, search.dimensions > 500, told
+    )
     best_validation, best = _best_so_far(out), None
     out.mkdir(parents=True, exist_ok=True)
 
@@ -157,7 +168,9 @@ def evolve(
         strategy.tell(candidates, fitness)
         validation = None
         if strategy.generation % config.validate_every == 0 or strategy.generation == config.generations:
-            best = network(strategy.mean)
+            card = f"{base.config.trained_on}; generation {strategy.generation}"
+            settings = replace(base.config, trained_on=card)
+            best = NAMM.from_vector(search.vector(strategy.mean), base.mean, base.var, settings)
             validation = _fitness(config, lm, best, held_out.draw(config.validation, 0))
             if best_validation is None or validation > best_validation:
                 best_validation = validation
@@ -199,7 +212,8 @@ class _Pool:
 
     def sample(self, index: int) -> Encoded:
         task = self.config.tasks[index % len(self.config.tasks)]
-        sample = make_sample(task, self.split, index, self.config.tokens, self.tokenizer, self.config.seed)
+        length = self.config.tokens[index // len(self.config.tasks) % len(self.config.tokens)]
+        sample = make_sample(task, self.split, index, length, self.tokenizer, self.config.seed)
         prompt, answer = encode(sample, self.tokenizer)
         return Encoded(task, tuple(prompt), tuple(answer))
 
@@ -225,9 +239,18 @@ class _Recorder(NAMMPolicy):
         return super().score(view)
 
 
-def _with_statistics(config: EvolutionConfig, model: PreTrainedModel, pool: _Pool, samples: int = 4) -> NAMM:
-    """A NAMM of zeros with the normalisation statistics of the first training samples."""
-    described = f"{config.model}; {', '.join(config.tasks)} in novels, {config.tokens} tokens, seed {config.seed}"
+def _base(config: EvolutionConfig, model: PreTrainedModel, pool: _Pool, samples: int = 4) -> NAMM:
+    """Where the search starts: the initial memory, or zeros with the statistics of the first training samples."""
+    lengths = ", ".join(str(n) for n in config.tokens)
+    described = (
+        f"{config.model}; {', '.join(config.tasks)} in novels of {lengths} tokens, budget {config.fraction:.0%}; "
+        f"{config.population} candidates x {config.samples} samples a generation, seed {config.seed}"
+    )
+    if config.initial is not None:
+        start = NAMM.from_pretrained(config.initial)
+        described += f"; started at: {start.config.trained_on}"
+        settings = replace(start.config, update_interval=config.update_interval, trained_on=described)
+        return NAMM.from_vector(start.theta, start.mean, start.var, settings)
     network = NAMM.zeros(NAMMConfig(update_interval=config.update_interval, trained_on=described))
     recorder = _Recorder(network)
     ids = (pool.sample(index).prompt for index in range(min(samples, pool.size)))

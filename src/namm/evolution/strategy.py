@@ -21,17 +21,18 @@ except ImportError as error:  # named extra, not a bare traceback
 class CMAES:
     """Covariance matrix adaptation (Hansen, 2016, arXiv 1604.00772), maximising.
 
-        strategy = CMAES(dimensions=26, sigma=0.065, population=12, seed=0)
+        strategy = CMAES(np.zeros(26), sigma=0.065, population=12, seed=0)
         while strategy.generation < 100:
             candidates = strategy.ask()
             strategy.tell(candidates, [fitness(c) for c in candidates])
         strategy.mean
 
     Args:
+        start: mean of the first generation.
         diagonal: adapt variances only; needed in thousands of dimensions.
     """
 
-    dimensions: int
+    start: np.ndarray
     sigma: float
     population: int
     seed: int
@@ -48,7 +49,7 @@ class CMAES:
             "verbose": -9,
             "CMA_diagonal": self.diagonal,
         }
-        self._es = cma.CMAEvolutionStrategy(np.zeros(self.dimensions), self.sigma, options)
+        self._es = cma.CMAEvolutionStrategy(self.start, self.sigma, options)
         for fitness in history:
             self.tell(self.ask(), fitness)
 
