@@ -1,6 +1,6 @@
 """Speed of reading and answering under a memory, as ratios to the untouched model in the same process.
 
-    python benchmarks/speed.py [--repeats 3] [--dtype float32]
+    python benchmarks/speed.py [--repeats 2] [--dtype float32]
 
 The untouched model (SDPA, DynamicCache) and the memory take turns, so that a busy machine slows both; the ratio of the
 minima over the turns is what counts, the ratio of each turn is in the row file.
@@ -42,7 +42,7 @@ def once(model: Any, ids: torch.Tensor, attached: tuple[Any, ...] | None, decode
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096, 8192])

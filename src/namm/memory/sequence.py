@@ -176,7 +176,8 @@ class Sequence:
         before = self.blocks
         self.blocks = compact(before, kept)
         self.updates += 1
-        self._on_growth(sum(block.nbytes() for block in before))
+        if self.blocks is not before:
+            self._on_growth(sum(block.nbytes() for block in before))
 
     def _score(self, block: Block, selection: Selection) -> Float[Tensor, "kv_head slot"]:
         keys, _, positions, state = block.used()

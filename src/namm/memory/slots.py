@@ -136,6 +136,8 @@ class Tail:
 def compact(blocks: list[Block], kept: Bool[Tensor, "kv_head slot"]) -> list[Block]:
     """Only the slots that stay. `kept` is right-aligned: its last column is every head's newest slot."""
     counts = kept.sum(-1).tolist()
+    if sum(counts) == sum(block.count * len(block.keys) for block in blocks):
+        return blocks  # nothing was forgotten
     single = len(blocks) == 1
     if single and len(set(counts)) == 1:
         (block,) = blocks
