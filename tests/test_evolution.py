@@ -125,6 +125,9 @@ def test_runs_that_cannot_be_started(tmp_path: Path) -> None:
         ({"samples": 99}, "pool"),
         ({"sigma": float("nan")}, "sigma"),
         ({"generations": 0}, "generations"),
+        ({"validation": 0}, "validation"),
+        ({"fraction": 2.0}, "fraction"),
+        ({"update_interval": 60}, "multiple of 16"),
     ],
 )
 def test_configurations(values: dict[str, object], match: str) -> None:

@@ -121,6 +121,17 @@ def test_extreme_logits_stay_finite(backend: str) -> None:
     assert bool(torch.isfinite(lse).all())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [3, 38])
+def test_what_is_not_a_number_stays_visible(backend: str, bad: float, place: int) -> None:
+    logits = torch.randn(1, 1, 2, 40)
+    logits[0, 0, 1, place] = bad
+    mean, lse = torch.empty(1, 2, 40), torch.empty(1, 1, 2)
+    blockwise.softmax_and_mean(logits, 40, mean, lse)
+    assert bool(torch.isfinite(mean[0, 0]).all())
+    assert bool(torch.isnan(mean[0, 1]).all())
+
+
 def test_recency_counts_from_the_newest_token() -> None:
     features = spectrogram.recency(torch.tensor([0, 1, 40_000]))
     assert features.shape == (3, 8)

@@ -1,5 +1,7 @@
 """Each policy scores what its paper says, on slots small enough to check by eye; and one matrix over all of them."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ def view(positions: list[int], state: torch.Tensor | None = None, target: int = 
         "target": target,
         "rows": torch.tensor([0]),
         "layer": 0,
+        "heads": torch.tensor([0]),
     }
     return View(**(given | more))
 
@@ -94,6 +97,29 @@ def test_every_policy_meets_its_budget(name: str, per: str) -> None:
                 assert all(head == sorted(set(head)) and head[-1] == 127 for head in row)
     assert report.updates == [8, 8]
     assert repr(resolve(name))
+
+
+def test_random_priorities_survive_ragged_heads() -> None:
+    model = causal_model("llama")
+    with (
+        torch.no_grad(),
+        namm.attach(model, "random", namm.Budget(tokens=20, per="layer"), update_interval=32) as handle,
+    ):
+        model(ids(1, 64))
+        kept = handle.kept_positions(1)[0]
+    everyone = dataclasses.replace(
+        view(list(range(64))),
+        state=torch.zeros(1, 2, 1, 64),
+        positions=torch.arange(64).expand(1, 2, 64),
+        keys=torch.ones(1, 2, 64, 2),
+        layer=1,
+        heads=torch.arange(2),
+    )
+    scores = Random().score(everyone)[0]
+    worst = min(float(scores[h, p]) for h in (0, 1) for p in kept[h][:-1])
+    lost = [float(scores[h, p]) for h in (0, 1) for p in range(32, 63) if p not in kept[h]]
+    assert len(set(map(tuple, kept))) == 2
+    assert max(lost) < worst
 
 
 @pytest.mark.parametrize("kernel", [0, 4])

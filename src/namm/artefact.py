@@ -93,6 +93,8 @@ def load(path_or_id: str | Path, revision: str | None = None) -> NAMM:
                 f"{name} of shape {list(shape)}", list(tensors[name].shape),
                 "The configuration and the weights belong to different memories.",
             )  # fmt: skip
+    if len({tensors[name].shape[: -len(shape)] for name, shape in config.shapes.items()}) > 1:
+        raise ArtefactError("as many candidates in every tensor", "different numbers", "Save the memory again.")
     flat = [tensors[name].flatten(-len(shape)) for name, shape in config.shapes.items()]
     return NAMM.from_vector(torch.cat(flat, dim=-1), tensors["norm_mean"], tensors["norm_var"], config)
 
@@ -114,7 +116,7 @@ def _read_config(path: Path) -> tuple[NAMMConfig, str]:
         raise NotFoundError(f"a file {CONFIG} in {path}", "none", "Give the folder that save_pretrained wrote.")
     try:
         values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(f"JSON in {file}", error, "The file is truncated or altered: fetch it again.") from error
     known = {field.name for field in dataclasses.fields(NAMMConfig)}
     if not isinstance(values, dict) or not {"features", "width", "format_version", "sha256"} <= set(values):
@@ -125,6 +127,11 @@ def _read_config(path: Path) -> tuple[NAMMConfig, str]:
     if version != FORMAT_VERSION:
         raise ArtefactError(f"format version {FORMAT_VERSION}", version, "Use the version of namm that saved it.")
     checksum = values.pop("sha256")
+    for name, kind in (("features", str), ("width", int), ("update_interval", int), ("trained_on", str)):
+        value: Any = values.get(name, kind(1))
+        if type(value) is not kind or (isinstance(value, int) and value < 1):
+            what = "a positive whole number" if kind is int else "text"
+            raise ArtefactError(f"{what} for {name} in {file}", repr(value), "Fetch or save the memory again.")
     unknown = set(values) - known
     if unknown:
         raise ArtefactError(f"the fields {sorted(known)}", sorted(unknown), "Use the version of namm that saved it.")

@@ -76,8 +76,8 @@ class Budget:
         fraction: the same as a share of the tokens seen, in (0, 1].
         per: "head": every head keeps the same number; "layer": the layer's budget goes to whichever heads score
             highest, one slot each at least.
-        sinks: first tokens of the text that always stay, inside the budget.
-        recent: last tokens that always stay, inside the budget.
+        sinks: first tokens of the text that stay before all others, inside the budget.
+        recent: last tokens that stay next, inside the budget; where it is too small for all, the most recent.
     """
 
     tokens: int | None = None
@@ -95,7 +95,8 @@ class Budget:
             )  # fmt: skip
         if self.tokens is not None and (not isinstance(self.tokens, int) or self.tokens < 1):
             raise ConfigurationError("a budget of at least 1 token", self.tokens, "Try Budget(tokens=1024).")
-        if self.fraction is not None and not 0 < self.fraction <= 1:  # NaN fails too
+        number = isinstance(self.fraction, (int, float)) and not isinstance(self.fraction, bool)
+        if self.fraction is not None and not (number and 0 < self.fraction <= 1):  # NaN fails too
             raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
         if self.per not in ("head", "layer"):
             raise ConfigurationError('per="head" or per="layer"', repr(self.per), 'Try per="head".')

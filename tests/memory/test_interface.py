@@ -264,3 +264,110 @@ def test_a_pipeline_remembers(tmp_path: object) -> None:
     with namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
         pipe(" ".join(f"w{i}" for i in range(3, 90)), max_new_tokens=10, do_sample=False)
         assert handle.memory().updates == [3, 3] or handle.memory().updates == [2, 2]
+
+
+def test_left_padding_longer_than_a_chunk() -> None:
+    model, prompt = causal_model("llama"), ids(2, 100)
+    mask = torch.ones_like(prompt)
+    mask[1, :70] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    with namm.attach(model, random_namm(), update_interval=INTERVAL) as handle:
+        whole, kept = model.generate(prompt, **options), handle.kept_positions(1)
+        chunked = model.generate(prompt, prefill_chunk_size=32, **options)
+        assert handle.kept_positions(1) == kept
+    torch.testing.assert_close(chunked, whole)
+
+
+def test_a_memory_begun_in_inference_mode_goes_on_outside() -> None:
+    model = causal_model("llama")
+    with namm.attach(model, random_namm(), update_interval=INTERVAL):
+        with torch.inference_mode():
+            cache = model(ids(1, 50)).past_key_values
+            model(ids(1, 1), past_key_values=cache)
+        with torch.no_grad():
+            for _ in range(20):
+                model(ids(1, 1), past_key_values=cache)
+    assert cache.memory().tokens_seen == 71
+
+
+def test_linear_attention_layers_are_counted() -> None:
+    torch.manual_seed(0)
+    config = tf.Qwen3NextConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16, pad_token_id=0,
+    )  # fmt: skip
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        untouched = model(ids(1, 60)).logits
+        with namm.attach(model, namm.NAMM.zeros(), update_interval=16) as handle:
+            torch.testing.assert_close(model(ids(1, 60)).logits, untouched, atol=1e-4, rtol=0)
+    attention_only = storage_bytes(handle.cache.layers[1].tensors())
+    assert handle.memory().bytes_held > attention_only
+
+
+def test_caches_collected_at_any_moment_free_their_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    from namm.memory import routing
+
+    model = causal_model("qwen2")
+
+    class Cycle:
+        pass
+
+    def hold() -> None:
+        cycle = Cycle()
+        cycle.me, cycle.cache = cycle, namm.MemoryCache(model.config, "full")
+
+    register = routing._register
+
+    def collecting(name: str) -> None:
+        gc.collect()  # with the lock held by this very thread
+        register(name)
+
+    gc.disable()
+    hold()
+    monkeypatch.setattr(routing, "_register", collecting)
+    try:
+        other = namm.MemoryCache(model.config, "full")
+    finally:
+        gc.enable()
+    del other
+    gc.collect()
+    assert model.config._attn_implementation == "sdpa"
+    assert not routing._left
+
+
+def test_images_whose_tokens_see_each_other() -> None:
+    torch.manual_seed(1)
+    text = tf.Gemma3TextConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention"],
+        pad_token_id=0,
+    )  # fmt: skip
+    vision = tf.SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    config = tf.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=95, boi_token_index=93,
+        eoi_token_index=94,
+    )  # fmt: skip
+    model = tf.Gemma3ForConditionalGeneration(config).eval()
+    prompt = torch.cat([ids(1, 18), torch.full((1, 4), 95), ids(1, 40, seed=1)], dim=1)
+    inputs = {
+        "input_ids": prompt, "pixel_values": torch.randn(1, 3, 28, 28), "token_type_ids": (prompt == 95).long(),
+        "attention_mask": torch.ones_like(prompt),
+    }  # fmt: skip
+    with torch.no_grad():
+        untouched = model(**inputs).logits
+        for memory, interval in (("full", 32), (namm.NAMM.zeros(), 32)):
+            with namm.attach(model, memory, update_interval=interval):
+                torch.testing.assert_close(model(**inputs).logits, untouched, atol=1e-4, rtol=0)
+        with namm.attach(model, namm.NAMM.zeros(), update_interval=16):
+            model(input_ids=ids(1, 40))  # text alone is never cut
+        cut = inputs | {"input_ids": prompt.roll(-3, 1), "token_type_ids": (prompt.roll(-3, 1) == 95).long()}
+        with (
+            namm.attach(model, namm.NAMM.zeros(), update_interval=16),
+            pytest.raises(namm.ModelError, match="looks past"),
+        ):
+            model(**cut)

@@ -204,3 +204,44 @@ def test_scores_that_are_not_numbers() -> None:
         model.get_input_embeddings().weight.fill_(float("nan"))
         with namm.attach(model, namm.NAMM.zeros(), update_interval=16), refused(namm.ConfigurationError, "NaN from"):
             model(ids(1, 20))
+
+
+def test_a_row_of_padding_only_in_generate() -> None:
+    model, mask = causal_model("llama"), torch.tensor([[1] * 20, [0] * 20])
+    with _unchanged(model), namm.attach(model, "h2o", QUARTER), refused(namm.ModelError, "row 1 of padding only"):
+        model.generate(ids(2, 20), attention_mask=mask, max_new_tokens=4)
+
+
+def test_attention_that_is_not_causal() -> None:
+    bart = tf.BartForConditionalGeneration(
+        tf.BartConfig(vocab_size=97, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                      decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64)
+    )  # fmt: skip
+    with refused(namm.ModelError, "decoder-only"), namm.attach(bart, "full"):
+        pass
+    bert = tf.BertModel(
+        tf.BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).eval()
+    with torch.no_grad(), namm.attach(bert, "full"), refused(namm.ModelError, "causal self-attention"):
+        bert(ids(1, 20))
+
+
+def test_gradients_and_attention_matrices() -> None:
+    model = causal_model("llama")
+    with namm.attach(model, "full"):
+        loss = model(ids(1, 20)).logits.sum()
+        with refused(namm.ModelError, "backward pass"):
+            loss.backward()
+    eager = tf.AutoModelForCausalLM.from_config(causal_model("llama").config, attn_implementation="eager").eval()
+    with torch.no_grad(), namm.attach(eager, "full"), refused(namm.ModelError, "output_attentions"):
+        eager(ids(1, 20), output_attentions=True)
+
+
+@pytest.mark.parametrize("selection", [0.25, "25 %", Budget])
+def test_what_is_no_selection(selection: object) -> None:
+    from namm.memory.cache import make_plan
+
+    check = getattr(make_plan, "__wrapped__", make_plan)
+    with pytest.raises((namm.ConfigurationError, TypeError)) as caught:
+        check("h2o", selection, 512)
+    assert "Budget" in str(caught.value) or "selection" in str(caught.value)

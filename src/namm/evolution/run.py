@@ -24,7 +24,7 @@ from namm.models import DEFAULT, load_model
 from namm.network import NAMM, NAMMConfig
 from namm.policies import NAMMPolicy, View
 from namm.selection import Budget
-from namm.spectrogram import Statistics
+from namm.spectrogram import HOP, Statistics
 from namm.tasks import TASKS, encode, make_sample
 
 SPACES = ("scoring", "all")
@@ -74,7 +74,10 @@ class EvolutionConfig:
             raise ConfigurationError("a search space", repr(self.space), nearest(self.space, SPACES))
         if not self.tokens or min(self.tokens) < 1:
             raise ConfigurationError("tokens >= 1", self.tokens, "Give the length of the text in a sample.")
-        for name in ("generations", "population", "samples", "pool", "validate_every"):
+        Budget(fraction=self.fraction)  # raises for what is no fraction
+        if self.update_interval < HOP or self.update_interval % HOP:
+            raise ConfigurationError(f"an update interval that is a multiple of {HOP}", self.update_interval, "Try 64.")
+        for name in ("generations", "population", "samples", "pool", "validate_every", "validation"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} >= 1", getattr(self, name), "Give a positive number.")
         if self.population < 4:
@@ -235,7 +238,7 @@ class _Recorder(NAMMPolicy):
 
     def score(self, view: View) -> torch.Tensor:
         state = view.state.transpose(-1, -2).flatten(0, 2)
-        object.__setattr__(self, "seen", self.seen.merge(Statistics.of(state)))  # type: ignore[attr-defined]
+        object.__setattr__(self, "seen", self.seen.merge(Statistics.of(state.cpu())))  # type: ignore[attr-defined]
         return super().score(view)
 
 

@@ -39,9 +39,15 @@ static float softmax_row(float *row, int64_t count) {
     int64_t j = 0, whole = count / LANES * LANES;
     float top = -INFINITY, sum = 0.0f;
     vec tops = splat(-INFINITY), sums = splat(0.0f);
-    for (; j < whole; j += LANES) { vec v = load(row + j); tops = choose(v > tops, v, tops); }
-    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
-    for (j = whole; j < count; j++) top = row[j] > top ? row[j] : top;
+    ivec strange = (ivec)splat(0.0f);                       /* lanes that saw a NaN */
+    int broken = 0;
+    for (; j < whole; j += LANES) { vec v = load(row + j); tops = choose(v > tops, v, tops); strange |= v != v; }
+    for (int l = 0; l < LANES; l++) { top = tops[l] > top ? tops[l] : top; broken |= strange[l]; }
+    for (j = whole; j < count; j++) { top = row[j] > top ? row[j] : top; broken |= row[j] != row[j]; }
+    if (broken || top == INFINITY) {                        /* as softmax has it: the whole row is NaN */
+        for (j = 0; j < count; j++) row[j] = NAN;
+        return NAN;
+    }
     for (j = 0; j < whole; j += LANES) {
         vec v = load(row + j);
         vec e = choose(v > splat(-INFINITY), vexp(v - top), splat(0.0f));

@@ -1,7 +1,8 @@
 """Compile, load and call `native.c`.
 
 The C compiler named by `CC` (or `cc`) builds the library once for each machine, source and torch version into the
-user's cache folder. Without a compiler the torch back end serves instead, which `namm bench` and the log report.
+user's cache folder. Without a compiler the torch back end serves instead, which the log and the row files of
+`make bench` report.
 """
 
 from __future__ import annotations

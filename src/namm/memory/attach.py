@@ -97,7 +97,8 @@ def attach(
     hooks = []
     route(decoder.config)
     try:
-        hooks.append(decoder.register_forward_pre_hook(_before(handle, decoder), with_kwargs=True))
+        for holder in _holders(model):  # outer models may build masks before the decoder is called
+            hooks.append(holder.register_forward_pre_hook(_before(handle, holder, decoder), with_kwargs=True))
         hooks.append(decoder.register_forward_hook(_after, with_kwargs=True))
         yield handle
     finally:
@@ -115,14 +116,18 @@ def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
         ModelError: there is none, or its attention does not go through transformers' attention interface.
     """
     layers = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-    holders = [m for m in model.modules() if isinstance(m, PreTrainedModel) and _takes_cache(m)]
-    decoders = [m for m in holders if any(layer in set(m.modules()) for layer in layers)]
+    decoders = [m for m in _holders(model) if any(layer in set(m.modules()) for layer in layers)]
     if not decoders:
         raise ModelError(
             "a transformers model with attention layers that take `past_key_values`", type(model).__name__,
             "Pass a model of transformers (AutoModelForCausalLM and relatives), or one wrapped by PEFT.",
         )  # fmt: skip
     decoder = min(decoders, key=lambda m: sum(1 for _ in m.modules()))
+    if decoder.config.is_encoder_decoder:
+        raise ModelError(
+            "a decoder-only model", f"{type(decoder).__name__}, an encoder-decoder",
+            "Cross-attention cannot be given a memory yet.",
+        )  # fmt: skip
     if not any(_asks_interface(layer) for layer in layers):
         raise ModelError(
             "a model whose attention goes through transformers' attention interface", type(decoder).__name__,
@@ -139,18 +144,20 @@ def _asks_interface(layer: torch.nn.Module) -> bool:
     return hasattr(inspect.getmodule(type(layer)), "ALL_ATTENTION_FUNCTIONS")
 
 
-def _takes_cache(model: PreTrainedModel) -> bool:
-    return "past_key_values" in inspect.signature(model.forward).parameters
+def _holders(model: torch.nn.Module) -> list[PreTrainedModel]:
+    """The models, outermost first, whose forward takes `past_key_values`."""
+    parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    return [m for m in parts if "past_key_values" in inspect.signature(m.forward).parameters]
 
 
-def _before(handle: Handle, decoder: PreTrainedModel) -> Any:
-    names = list(inspect.signature(decoder.forward).parameters)
+def _before(handle: Handle, holder: PreTrainedModel, decoder: PreTrainedModel) -> Any:
+    names = list(inspect.signature(holder.forward).parameters)
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor):
-            check_mask(mask)
+        if isinstance(mask, torch.Tensor) and not getattr(mask, "_namm", False):
+            check_mask(mask, whole=kwargs.get("past_key_values") is None)
         kwargs["past_key_values"] = handle._local.cache = _memory_for(kwargs.get("past_key_values"), handle, decoder)
         return (), kwargs
 

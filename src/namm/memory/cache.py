@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer, Meter
@@ -71,6 +71,8 @@ def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | N
             update_interval,
             "The default is 512.",
         )
+    if selection is not None and not (isinstance(selection, Selection) and not isinstance(selection, type)):
+        raise ConfigurationError("a Budget or Threshold", repr(selection), "Try selection=namm.Budget(fraction=0.25).")
     selection = selection if selection is not None else policy.default_selection()
     if policy.evicts and selection is None:
         raise ConfigurationError(
@@ -94,7 +96,8 @@ class MemoryCache(Cache):
 
     Layers of another kind (sliding window, linear attention) get the cache transformers gives them. While a
     MemoryCache of a config lives, attention of models with that config passes through the memory's attention
-    function, which changes nothing for calls without a memory.
+    function, which changes nothing for calls without a memory (of models with sdpa or eager attention; with flash
+    attention such calls are refused).
 
     Args:
         config: the model's own config object (`model.config`).
@@ -148,7 +151,7 @@ class MemoryCache(Cache):
                 ours += layer.tensors()
             else:
                 kept.append([])
-                theirs += [value for value in vars(layer).values() if isinstance(value, Tensor)]
+                theirs += _tensors_in(vars(layer))
         held, others = storage_bytes(ours), storage_bytes(theirs)
         return MemoryReport(
             kept=kept,
@@ -178,7 +181,7 @@ class MemoryCache(Cache):
         )
 
 
-def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[CacheLayerMixin]:
+def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[Any]:
     """The layers of a cache for `config`: a `MemoryLayer` wherever transformers would keep every token."""
     config, meter = config.get_text_config(decoder=True), Meter()
     layers = DynamicCache(config=config).layers
@@ -189,6 +192,15 @@ def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[CacheLayerMixin]
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")
     return chosen
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return _tensors_in(list(value.values()))
+    return [tensor for part in value for tensor in _tensors_in(part)] if isinstance(value, (list, tuple)) else []
 
 
 def storage_bytes(tensors: list[Tensor]) -> int:

@@ -57,6 +57,7 @@ class MemoryLayer(CacheLayerMixin):
         self.plan, self.index, self.meter, self.config = plan, index, meter, config
         self.columns = 0
         self.sequences: list[Sequence] = []
+        self._padded = False
         self._pending: tuple[Tensor, Tensor] | None = None
         self._real: Bool[Tensor, "batch column"] | None = None  # kept only while an overlay mask needs it
 
@@ -103,7 +104,7 @@ class MemoryLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
-        self.columns, self.sequences, self._pending, self._real = 0, [], None, None
+        self.columns, self.sequences, self._padded, self._pending, self._real = 0, [], False, None, None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -167,6 +168,10 @@ class MemoryLayer(CacheLayerMixin):
             q, k, v = query[row][:, here], keys[row][:, here], values[row][:, here]
             if k.shape[1] == 0:
                 continue
+            if tokens == 1 and sequence.seen == 0 and self.columns > 1:
+                raise ModelError(
+                    "a real token in each row of the batch", f"row {row} of padding only", "Drop the empty row."
+                )
             visible = None
             if overlay is not None:
                 assert self._real is not None
@@ -179,7 +184,13 @@ class MemoryLayer(CacheLayerMixin):
         if mask is None:
             return None, None
         if mask.ndim == 2:
+            self._padded = True
             return mask[:, mask.shape[1] - tokens :], None
+        if self._padded and self._real is None:
+            raise ModelError(
+                "a mask of more than causality from the first call on", "one after a padded call",
+                "Give padded text and images in one call, or each row alone.",
+            )  # fmt: skip
         diagonal = mask[:, 0, :, mask.shape[-1] - tokens :].diagonal(dim1=-2, dim2=-1)
         real = diagonal.expand(batch, -1)
         past = self._real

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -19,39 +20,55 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from namm.errors import ModelError
-from namm.memory.layer import PREFIX, SeenLength, layer_of
+from namm.memory.layer import PREFIX, SeenLength, is_routed, layer_of
 from namm.memory.sequence import Scaling
 
 _HARMLESS = {  # keyword arguments of attention functions that a memory needs not look at
-    "dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+    "dropout", "position_ids", "cache_position", "use_cache", "output_hidden_states",
     "return_dict", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "deterministic", "cache",
     "num_items_in_batch", "logits_to_keep", "layer_head_mask", "head_mask", "output_router_logits",
 }  # fmt: skip
 
 _lock = threading.Lock()
-_routes: dict[int, tuple[PreTrainedConfig, str, int]] = {}  # id(config) -> config, its own implementation, users
+_routes: dict[int, tuple[PreTrainedConfig, str | None, int]] = {}  # id(config) -> config, its own name, users
+_left: deque[PreTrainedConfig] = (
+    deque()
+)  # routes to take away: a cache may be collected while this thread holds the lock
 
 
 def route(config: PreTrainedConfig) -> None:
     """Send the attention of models with this config through the memory; undone by as many `unroute`."""
     with _lock:
         known = _routes.get(id(config))
-        own = known[1] if known else (config._attn_implementation or "eager")
-        if own.startswith(PREFIX):  # a copy of a routed config
+        own = known[1] if known else config._attn_implementation
+        if own is not None and own.startswith(PREFIX):  # a copy of a routed config
             own = own.removeprefix(PREFIX)
-        _register(own)
+        name = own or "eager"
+        _register(name)
         _routes[id(config)] = (config, own, known[2] + 1 if known else 1)
-        config._attn_implementation_internal = PREFIX + own
+        config._attn_implementation_internal = PREFIX + name
+    _take_away()
 
 
 def unroute(config: PreTrainedConfig) -> None:
     """Take one user of the route away; the last one leaves the config as it was."""
-    with _lock:
-        _, own, users = _routes.pop(id(config))
-        if users > 1:
-            _routes[id(config)] = (config, own, users - 1)
-        elif config._attn_implementation == PREFIX + own:
-            config._attn_implementation_internal = own
+    _left.append(config)
+    _take_away()
+
+
+def _take_away() -> None:
+    while _left and _lock.acquire(blocking=False):  # whoever holds the lock comes here after releasing it
+        try:
+            config = _left.popleft()
+            _, own, users = _routes.pop(id(config))
+            if users > 1:
+                _routes[id(config)] = (config, own, users - 1)
+            elif is_routed(config):
+                config._attn_implementation_internal = own
+        except IndexError:  # another thread was faster
+            pass
+        finally:
+            _lock.release()
 
 
 def _register(own: str) -> None:
@@ -81,6 +98,16 @@ def _attention(
         return _own_attention(own, module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if kwargs.pop("output_attentions", None):
+        raise ModelError(
+            "a call without output_attentions", "output_attentions=True",
+            "A memory keeps no attention matrix: ask outside of the memory.",
+        )  # fmt: skip
+    if kwargs.pop("is_causal", getattr(module, "is_causal", True)) is False:
+        raise ModelError(
+            "causal self-attention", f"{type(module).__name__}, which looks ahead or elsewhere",
+            "Encoders and encoder-decoder models cannot be given a memory.",
+        )  # fmt: skip
     unknown = {name for name, given in kwargs.items() if given is not None} - _HARMLESS
     if unknown or dropout:
         what = f"attention with {', '.join(sorted(unknown))}" if unknown else f"attention dropout {dropout}"
@@ -99,7 +126,20 @@ def _attention(
             "Give the 2-D mask of the tokenizer; a memory derives the rest.",
         )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return layer.attend(query, Scaling(scale, softcap), attention_mask), None
+    out = layer.attend(query, Scaling(scale, softcap), attention_mask)
+    return _ForwardOnly.apply(out, query) if torch.is_grad_enabled() and query.requires_grad else out, None
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Attention output that refuses to be differentiated, instead of giving gradients that lack a part."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, query: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise ModelError("inference", "a backward pass through a memory", "Take gradients outside of the memory.")
 
 
 def _own_attention(own: str, module: torch.nn.Module) -> Any:
@@ -128,8 +168,12 @@ def _mask(own: str, *args: Any, **kwargs: Any) -> Tensor | None:
     return overlay
 
 
-def check_mask(mask: Tensor, length: int | None = None) -> None:
-    """Raise unless `mask` is 2-D, 0/1, as long as the tokens seen, and has a real token in each row."""
+def check_mask(mask: Tensor, length: int | None = None, whole: bool = False) -> None:
+    """Raise unless `mask` is 2-D, 0/1 and as long as the tokens seen; if it is the `whole` text, no row may be empty.
+
+    In the first chunk of a left-padded batch a row may still be all padding; `MemoryLayer.attend` notices if it
+    stays so.
+    """
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
         got = f"shape {list(mask.shape)}" if mask.ndim != 2 else "values other than 0 and 1"
         raise ModelError(
@@ -141,6 +185,6 @@ def check_mask(mask: Tensor, length: int | None = None) -> None:
             f"an attention mask over all {length} tokens seen, the new ones last", f"one over {mask.shape[1]}",
             "Append ones for the new tokens to the mask of the earlier ones.",
         )  # fmt: skip
-    if not bool((mask != 0).any(dim=1).all()):
+    if whole and not bool((mask != 0).any(dim=1).all()):
         row = int((mask != 0).any(dim=1).logical_not().nonzero()[0])
         raise ModelError("a real token in each row of the batch", f"row {row} of padding only", "Drop the empty row.")

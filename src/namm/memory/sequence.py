@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from namm import kernels
-from namm.errors import ConfigurationError
+from namm.errors import ConfigurationError, ModelError
 from namm.memory.slots import Block, Tail, aligned, compact
 from namm.policies.base import MemoryPolicy, View
 from namm.selection import Selection
@@ -84,6 +84,12 @@ class Sequence:
             due = interval - self.seen % interval if self.plan.policy.evicts else tokens
             stop = min(tokens, start + due)
             here = None if visible is None else visible[start:stop]
+            end = self.seen + stop - start
+            if here is not None and bool(here[:, end:].any()):
+                raise ModelError(
+                    "tokens that see no further than the next update", f"one that looks past token {end}",
+                    "Choose an update_interval that does not cut through an image whose tokens see each other.",
+                )  # fmt: skip
             piece = slice(start, stop)
             pieces.append(self._attend(grouped[:, :, piece], keys[:, piece], values[:, piece], scaling, here))
             if self.plan.policy.evicts and self.seen % interval == 0:
@@ -189,6 +195,7 @@ class Sequence:
             target=selection.target(self.seen),
             rows=torch.tensor([self.row], device=keys.device),
             layer=self.layer,
+            heads=torch.arange(block.heads.start, block.heads.stop, device=keys.device),
         )
         return self.plan.policy.score(view)[0]
 

@@ -60,7 +60,8 @@ class Block:
         """Add the tokens `position, position + 1, ..` to every head with a zero state; returns whether storage grew."""
         new = keys.shape[1]
         total = self.count + new
-        grows = total > self.keys.shape[1]
+        frozen = self.keys.is_inference() and not torch.is_inference_mode_enabled()  # may not be written in place
+        grows = total > self.keys.shape[1] or frozen
         if grows:
             self._resize(total if new > 1 else total + SLACK - 1)
         self.keys[:, self.count : total] = keys

@@ -31,6 +31,7 @@ class View:
         target: slots a head will hold after this update; None if the scores decide.
         rows: place of each sequence in the batch.
         layer: index of the layer.
+        heads: index of each kv head in its layer; heads that hold unequal numbers of slots come one by one.
     """
 
     state: Float[Tensor, "batch kv_head channel slot"]
@@ -40,6 +41,7 @@ class View:
     target: int | None
     rows: Int[Tensor, " batch"]
     layer: int
+    heads: Int[Tensor, " kv_head"]
 
     @property
     def age(self) -> Int[Tensor, "batch kv_head slot"]:

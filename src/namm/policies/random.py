@@ -21,7 +21,7 @@ class Random(MemoryPolicy):
     seed: int = 0
 
     def score(self, view: View) -> Tensor:
-        head = torch.arange(view.positions.shape[1], device=view.positions.device)[:, None]
+        head = view.heads[:, None]
         salt = _mix(torch.tensor(self.seed, device=head.device), torch.tensor(view.layer, device=head.device))
         return _mix(_mix(salt, head), view.positions.long()).float() / 2**31
 
