@@ -64,13 +64,13 @@ def tell(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: in
         chosen.append(paragraph)
     fact = FACT.format(key=key)
     chosen.insert(round(depth * len(chosen)), fact)
-    sample = Sample("demo", "\n\n".join(chosen) + f"\n\n{QUESTION}", REPLY, key)
-    prompt, _ = encode(sample, tokenizer)
+    sample = Sample("demo", str(seed), "\n\n".join(chosen), f"\n\n{QUESTION}", (key,), REPLY)
+    prompt = encode(sample, tokenizer).prompt
     text = tokenizer.decode(prompt)
     before = text[: text.index(fact)]
     start = len(tokenizer.encode(before, add_special_tokens=False))
     stop = len(tokenizer.encode(before + fact, add_special_tokens=False))
-    return Story(torch.tensor([prompt]), key, (start, stop))
+    return Story(torch.tensor([list(prompt)]), key, (start, stop))
 
 
 def contenders(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str, Contender | None]:

@@ -18,15 +18,7 @@ from namm.memory import attach
 from namm.network import NAMM
 from namm.policies import MemoryPolicy
 from namm.selection import Budget, Selection
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A sample as token ids."""
-
-    task: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+from namm.tasks import Encoded
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError, nearest
-from namm.evolution.fitness import Encoded, Referenced, memory_nll, normalised, reference
+from namm.evolution.fitness import Referenced, memory_nll, normalised, reference
 from namm.evolution.strategy import CMAES
 from namm.memory import attach
 from namm.models import DEFAULT, load_model
@@ -25,7 +25,8 @@ from namm.network import NAMM, NAMMConfig
 from namm.policies import NAMMPolicy, View
 from namm.selection import Budget
 from namm.spectrogram import HOP, Statistics
-from namm.tasks import TASKS, encode, make_sample
+from namm.tasks import Encoded, encode, make_sample
+from namm.tasks.embedded import SHORTEST, TASKS
 
 SPACES = ("scoring", "all")
 
@@ -50,7 +51,7 @@ class EvolutionConfig:
     """
 
     model: str = DEFAULT
-    tasks: tuple[str, ...] = ("passkey", "needle")
+    tasks: tuple[str, ...] = ("passkey", "niah_multikey")
     tokens: tuple[int, ...] = (512,)
     fraction: float = 0.35
     update_interval: int = 64
@@ -72,8 +73,8 @@ class EvolutionConfig:
                 raise ConfigurationError("a task", repr(task), nearest(task, TASKS))
         if self.space not in SPACES:
             raise ConfigurationError("a search space", repr(self.space), nearest(self.space, SPACES))
-        if not self.tokens or min(self.tokens) < 1:
-            raise ConfigurationError("tokens >= 1", self.tokens, "Give the length of the text in a sample.")
+        if not self.tokens or min(self.tokens) < SHORTEST:
+            raise ConfigurationError(f"tokens >= {SHORTEST}", self.tokens, "Give the length of the text in a sample.")
         Budget(fraction=self.fraction)  # raises for what is no fraction
         if self.update_interval < HOP or self.update_interval % HOP:
             raise ConfigurationError(f"an update interval that is a multiple of {HOP}", self.update_interval, "Try 64.")
@@ -217,8 +218,7 @@ class _Pool:
         task = self.config.tasks[index % len(self.config.tasks)]
         length = self.config.tokens[index // len(self.config.tasks) % len(self.config.tokens)]
         sample = make_sample(task, self.split, index, length, self.tokenizer, self.config.seed)
-        prompt, answer = encode(sample, self.tokenizer)
-        return Encoded(task, tuple(prompt), tuple(answer))
+        return encode(sample, self.tokenizer)
 
 
 def _fitness(config: EvolutionConfig, model: PreTrainedModel, memory: NAMM, batch: list[Referenced]) -> float:

@@ -86,7 +86,7 @@ def attach(
     """
     plan = make_plan(memory, selection, update_interval)
     decoder = find_decoder(model)
-    memory_layers(decoder.config, plan)  # raises where there is nothing to hold
+    memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
     handle = Handle(plan)
     with _lock:
         if decoder in _attached:
@@ -192,8 +192,7 @@ def _after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if not isinstance(layer, MemoryLayer):
             continue
         layer.check_served()
-        plan = layer.plan
-        due = [s.seen // plan.update_interval if plan.policy.evicts else 0 for s in layer.sequences]
+        due = [s.plan.updates(s.seen) for s in layer.sequences]
         if layer.columns != seen or [s.updates for s in layer.sequences] != due:
             raise ModelError(
                 f"{seen} tokens and {due} updates in layer {layer.index}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,22 @@ class MemoryCache(Cache):
         selection: Selection | None = None,
         update_interval: int = 512,
     ) -> None:
-        plan = make_plan(memory, selection, update_interval)
-        super().__init__(layers=memory_layers(config, plan))
-        text_config = config.get_text_config(decoder=True)
-        route(text_config)
-        weakref.finalize(self, unroute, text_config)
+        self._start(memory_layers(config, (make_plan(memory, selection, update_interval),)))
+
+    @classmethod
+    def planned(
+        cls, config: PreTrainedConfig, plans: tuple[Plan, ...], kind: type[MemoryLayer] = MemoryLayer
+    ) -> MemoryCache:
+        """A cache whose rows follow a plan each; one plan serves all rows. `kind` makes its memory layers."""
+        cache = cls.__new__(cls)
+        cache._start(memory_layers(config, plans, kind))
+        return cache
+
+    def _start(self, layers: list[Any]) -> None:
+        super().__init__(layers=layers)
+        config = next(layer.config for layer in layers if isinstance(layer, MemoryLayer))
+        route(config)
+        weakref.finalize(self, unroute, config)
 
     @staticmethod
     def adopt(cache: Cache, config: PreTrainedConfig, plan: Plan) -> MemoryCache:
@@ -132,7 +144,7 @@ class MemoryCache(Cache):
         """
         cache.__class__ = MemoryCache
         cache.layer_class_to_replicate = None
-        cache.layers = memory_layers(config, plan)
+        cache.layers = memory_layers(config, (plan,))
         assert isinstance(cache, MemoryCache)
         return cache
 
@@ -175,18 +187,27 @@ class MemoryCache(Cache):
             )  # fmt: skip
         return [sequence.kept_positions() for sequence in chosen.sequences]
 
+    def fork(self) -> MemoryCache:
+        """A copy that goes its own way from here: one text that was read, and several questions about it."""
+        meter = Meter()
+        twin = MemoryCache.__new__(MemoryCache)
+        twin._start([layer.fork(meter) if isinstance(layer, MemoryLayer) else deepcopy(layer) for layer in self.layers])
+        return twin
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         raise ModelError(
             "a cache that goes one way", "a copy of a MemoryCache", "Use batch_repeat_interleave for beams."
         )
 
 
-def memory_layers(config: PreTrainedConfig, plan: Plan) -> list[Any]:
-    """The layers of a cache for `config`: a `MemoryLayer` wherever transformers would keep every token."""
+def memory_layers(
+    config: PreTrainedConfig, plans: tuple[Plan, ...], kind: type[MemoryLayer] = MemoryLayer
+) -> list[Any]:
+    """The layers of a cache for `config`: a `MemoryLayer` (of a `kind`) wherever transformers would keep every token."""
     config, meter = config.get_text_config(decoder=True), Meter()
     layers = DynamicCache(config=config).layers
     chosen = [
-        MemoryLayer(plan, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)
+        kind(plans, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)
     ]
     if not any(isinstance(layer, MemoryLayer) for layer in chosen):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))

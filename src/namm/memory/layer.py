@@ -52,9 +52,10 @@ class MemoryLayer(CacheLayerMixin):
     is_compileable = False
     supports_early_init = False
 
-    def __init__(self, plan: Plan, index: int, meter: Meter, config: PreTrainedConfig) -> None:
+    def __init__(self, plans: tuple[Plan, ...], index: int, meter: Meter, config: PreTrainedConfig) -> None:
+        """`plans` holds one plan for all rows, or one for each."""
         super().__init__()
-        self.plan, self.index, self.meter, self.config = plan, index, meter, config
+        self.plans, self.index, self.meter, self.config = plans, index, meter, config
         self.columns = 0
         self.sequences: list[Sequence] = []
         self._padded = False
@@ -65,8 +66,13 @@ class MemoryLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        rows = range(key_states.shape[0])
-        self.sequences = [Sequence(self.plan, row, self.index, self._note_bytes) for row in rows]
+        rows = key_states.shape[0]
+        plans = self.plans * rows if len(self.plans) == 1 else self.plans
+        if len(plans) != rows:
+            raise ModelError(
+                f"a batch of {len(plans)} rows, one for each plan", f"{rows} rows", "Give one plan, or one for each row."
+            )
+        self.sequences = [Sequence(plan, row, self.index, self._note_bytes) for row, plan in enumerate(plans)]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -117,10 +123,19 @@ class MemoryLayer(CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._take([row for row in range(len(self.sequences)) for _ in range(repeats)])
 
+    def fork(self, meter: Meter) -> MemoryLayer:
+        """A copy that goes its own way from here, its bytes noted in `meter`."""
+        self.check_served()
+        twin = MemoryLayer(self.plans, self.index, meter, self.config)
+        vars(twin).update(vars(self) | {"meter": meter})
+        twin.sequences = [sequence.clone(row, twin._note_bytes) for row, sequence in enumerate(self.sequences)]
+        twin._note_bytes(0)
+        return twin
+
     def _take(self, order: list[int]) -> None:
         if order == list(range(len(self.sequences))):
             return
-        self.sequences = [self.sequences[old].clone(row) for row, old in enumerate(order)]
+        self.sequences = [self.sequences[old].clone(row, self._note_bytes) for row, old in enumerate(order)]
         if self._real is not None:
             self._real = self._real[order]
         self._note_bytes(0)

@@ -6,6 +6,7 @@ bit, as that row alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +24,32 @@ from namm.selection import Selection
 
 @dataclass(frozen=True)
 class Plan:
-    """What a memory does, the same for all layers: the policy, the selection and the interval between updates."""
+    """What a memory does, the same for all layers.
+
+    Attributes:
+        update_interval: tokens between two updates.
+        last: if set, one update falls here and none after it: a text is read, and what follows is kept.
+    """
 
     policy: MemoryPolicy
     selection: Selection | None
     update_interval: int
+    last: int | None = None
+
+    def next_update(self, seen: int) -> int | None:
+        """Tokens read when the next update falls due; None if there will be none."""
+        if not self.policy.evicts or (self.last is not None and seen >= self.last):
+            return None
+        due = (seen // self.update_interval + 1) * self.update_interval
+        return due if self.last is None else min(due, self.last)
+
+    def updates(self, seen: int) -> int:
+        """Updates that have fallen due after `seen` tokens."""
+        if not self.policy.evicts:
+            return 0
+        if self.last is None or seen < self.last:
+            return seen // self.update_interval
+        return math.ceil(self.last / self.update_interval)
 
     def state_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         half = model_dtype in (torch.float16, torch.bfloat16) and self.policy.half_scale is not None
@@ -77,12 +99,11 @@ class Sequence:
             dtype = self.plan.state_dtype(keys.dtype)
             self.blocks = [Block.empty(keys, values, self.plan.policy.channels, dtype)]
         tokens = keys.shape[1]
-        interval = self.plan.update_interval if self.plan.policy.evicts else max(tokens, 1)
         grouped = query.unflatten(0, (keys.shape[0], -1))
         pieces, start = [], 0
         while start < tokens:
-            due = interval - self.seen % interval if self.plan.policy.evicts else tokens
-            stop = min(tokens, start + due)
+            due = self.plan.next_update(self.seen)
+            stop = tokens if due is None else min(tokens, start + due - self.seen)
             here = None if visible is None else visible[start:stop]
             end = self.seen + stop - start
             if here is not None and bool(here[:, end:].any()):
@@ -92,7 +113,7 @@ class Sequence:
                 )  # fmt: skip
             piece = slice(start, stop)
             pieces.append(self._attend(grouped[:, :, piece], keys[:, piece], values[:, piece], scaling, here))
-            if self.plan.policy.evicts and self.seen % interval == 0:
+            if self.seen == due:
                 self._update()
             start = stop
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)).flatten(0, 1)
@@ -217,9 +238,9 @@ class Sequence:
     def nbytes(self) -> int:
         return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
 
-    def clone(self, row: int) -> Sequence:
-        """A copy that goes its own way from here, as row `row` of the batch (beams)."""
-        twin = Sequence(self.plan, row, self.layer, self._on_growth)
+    def clone(self, row: int, on_growth: Callable[[int], None]) -> Sequence:
+        """A copy that goes its own way from here, as row `row` of a batch."""
+        twin = Sequence(self.plan, row, self.layer, on_growth)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
         twin.seen, twin.updates = self.seen, self.updates

@@ -1,0 +1,5 @@
+"""`python -m namm.cli`."""
+
+from namm.cli import main
+
+main()

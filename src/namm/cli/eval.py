@@ -1,0 +1,106 @@
+"""`namm eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from namm.cli.shared import console, quiet
+from namm.errors import ConfigurationError
+from namm.evaluation.config import DEFAULT_POLICIES, EvaluationConfig
+
+_STANDARD = EvaluationConfig()
+
+
+def evaluate(
+    out: Annotated[Path | None, typer.Option(help="Folder of rows and report. A run that is there goes on.")] = None,
+    model: Annotated[str, typer.Option(help="Known name, folder, GGUF file or hub id.")] = _STANDARD.model,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="Policy or memory to compare, several times; all baselines and the shipped memory if left out."),
+    ] = None,
+    memory: Annotated[list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help='Share of the full cache\'s bytes, several times; "own" for a NAMM\'s own threshold. [0.5 0.25]'),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task, suite or JSONL file, several times. [embedded]")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Length of generated contexts, several times. [1024]")] = None,
+    samples: Annotated[int, typer.Option(help="Samples of each task and length; 0 for all.")] = _STANDARD.samples,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = _STANDARD.split,
+    protocol: Annotated[
+        str, typer.Option(help="context-first: decide before the question is known; whole: read all as one text.")
+    ] = _STANDARD.protocol,
+    template: Annotated[str, typer.Option(help="auto, chat or raw.")] = _STANDARD.template,
+    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = _STANDARD.update_interval,
+    longest: Annotated[int, typer.Option(help="Cut loaded prompts in the middle to so many tokens; 0: the model's.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder of downloaded benchmarks; the hub if left out.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = _STANDARD.dtype,
+    batch: Annotated[int, typer.Option(help="Memories that read a text side by side; for GPUs.")] = _STANDARD.batch,
+    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = _STANDARD.threads,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = _STANDARD.seed,
+    list_: Annotated[bool, typer.Option("--list", help="List tasks and policies, and stop.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of --out again.")] = False,
+) -> None:
+    """What memories are worth: policies x budgets x tasks x lengths, at equal bytes, with intervals."""
+    if list_:
+        _show_names()
+        return
+    if out is None:
+        raise ConfigurationError("a folder for the results", "none", "Give one: --out results/mine.")
+    from namm.evaluation import Progress as Step
+    from namm.evaluation import evaluate as run
+    from namm.evaluation import write_report
+    from namm.report.summary import to_markdown
+
+    if report:
+        console.print(Markdown(to_markdown(write_report(out))))
+        return
+    quiet()
+    config = EvaluationConfig(
+        model=model, policies=tuple(policy or DEFAULT_POLICIES) + tuple(memory or ()),
+        budgets=tuple(_budget(text) for text in budget) if budget else _STANDARD.budgets,
+        tasks=tuple(task or _STANDARD.tasks), tokens=tuple(tokens or _STANDARD.tokens), samples=samples, split=split,
+        seed=seed, protocol=protocol, template=template, update_interval=update_interval, longest=longest,
+        data=str(data) if data else None, dtype=dtype, batch=batch, threads=threads,
+    )  # fmt: skip
+    columns = [
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
+        line = bar.add_task(f"loading {model}", total=None)
+
+        def show(step: Step) -> None:
+            bar.update(line, completed=step.done, total=step.total, description=step.reading)
+
+        summary = run(config, out, show)
+    console.print(Markdown(to_markdown(summary)))
+    console.print(f"Rows, tables and the page: {out}/rows.jsonl, summary.md, summary.json, report.html")
+
+
+def _budget(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _show_names() -> None:
+    from namm.policies import BASELINES, builtin_memories
+    from namm.tasks.registry import SUITES
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "made or loaded", "asks for"):
+        table.add_column(heading)
+    for tasks in SUITES.values():
+        for task in tasks.values():
+            table.add_row(task.name, "made, any length" if task.generated else "loaded", task.description)
+    console.print(table)
+    console.print(f"\nSuites: {', '.join(SUITES)}; or a file of your own that ends in .jsonl.")
+    console.print(f"Policies: {', '.join([*BASELINES, *builtin_memories()])}; or a folder or hub id of a memory.")

@@ -1,0 +1,99 @@
+"""The oracle: a memory that knows how much attention each token will receive from everything read later.
+
+No policy can know that; what it keeps is the ceiling for whatever reads attention. A first pass with the full cache
+records, for each layer and kv head, the largest attention every token receives after each update; a second pass keeps
+the tokens with the most.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from namm import kernels
+from namm.memory.cache import MemoryCache
+from namm.memory.layer import MemoryLayer
+from namm.memory.sequence import Plan, Scaling
+from namm.policies import KeepAll, MemoryPolicy, View
+
+Future = Float[Tensor, "update kv_head token"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Oracle(MemoryPolicy):
+    """Keep the tokens with the largest group-mean attention from any one later query.
+
+    Attributes:
+        updates: tokens read at each update.
+        future: by layer, the largest attention each token receives after each update.
+    """
+
+    name = "oracle"
+    updates: tuple[int, ...]
+    future: dict[int, Future]
+
+    def score(self, view: View) -> Tensor:
+        later = self.future[view.layer][self.updates.index(view.seen)]
+        return later[view.heads].gather(1, view.positions[0].long().clamp(min=0))[None]
+
+
+@torch.no_grad()
+def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> Oracle:
+    """Read a whole sample, gold answer included, with the full cache, and note what is attended to.
+
+    Args:
+        ids: `[1, token]`.
+        updates: tokens read at each update, ascending.
+    """
+    cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Witness)
+    witnesses = [layer for layer in cache.layers if isinstance(layer, _Witness)]
+    for layer in witnesses:
+        layer.updates = updates
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    for layer in witnesses:
+        layer.check_served()
+    return Oracle(updates, {layer.index: layer.future for layer in witnesses})
+
+
+class _Witness(MemoryLayer):
+    """Keeps everything, and notes for each token the largest attention it receives after each update."""
+
+    updates: tuple[int, ...]
+    future: Future
+
+    def attend(self, query: Tensor, scaling: Scaling, mask: Tensor | None) -> Tensor:
+        assert self._pending is not None
+        keys, values = self._pending
+        self.future = later_attention(query[0], keys[0], values[0], scaling, self.updates)
+        return super().attend(query, scaling, mask)
+
+
+def later_attention(
+    query: Float[Tensor, "head token dim"],
+    key: Float[Tensor, "kv_head token dim"],
+    value: Float[Tensor, "kv_head token value_dim"],
+    scaling: Scaling,
+    updates: tuple[int, ...],
+) -> Future:
+    """For each update the largest group-mean attention a token receives from any query after it."""
+    heads, tokens, _ = key.shape
+    between = torch.zeros(len(updates) + 1, heads, tokens, device=key.device)  # maximum within each stretch of queries
+    asked = 0
+
+    def note(attention: Float[Tensor, "kv_head query slot"]) -> None:
+        nonlocal asked
+        stop = asked + attention.shape[1]
+        for a, b in pairwise([asked, *(u for u in updates if asked < u < stop), stop]):
+            most = between[bisect_right(updates, a), :, : attention.shape[2]]
+            torch.maximum(most, attention[:, a - asked : b - asked].amax(1), out=most)
+        asked = stop
+
+    grouped = query.unflatten(0, (heads, -1))
+    kernels.attend_and_observe(grouped, key, value, scaling.scale, softcap=scaling.softcap, observe=note)
+    return between.flip(0).cummax(0).values.flip(0)[1:]

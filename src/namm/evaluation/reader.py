@@ -1,0 +1,253 @@
+"""Reading a text under a memory, and asking about it.
+
+The text is read up to a boundary, where every memory decides for the last time and its bytes are measured; question
+and gold answer follow and are kept. An answer is scored teacher-forced: its likelihood is what a memory is steered by,
+and greedy decoding gives it exactly if each of its tokens is the most likely one after those before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.errors import ConfigurationError, ModelError
+from namm.evaluation.config import OWN
+from namm.evaluation.oracle import foresee
+from namm.memory.cache import MemoryCache
+from namm.memory.layer import MemoryLayer
+from namm.memory.prefix import Prefix
+from namm.memory.sequence import Plan
+from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
+from namm.selection import Budget
+from namm.tasks.base import Encoded
+from namm.tasks.metrics import METRICS
+
+FIRST = 4  # tokens of the floor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that share the text up to the boundary, which is read once for all of them.
+
+    Attributes:
+        tokens: length that was asked for; 0 for loaded texts.
+        text: token ids up to the boundary.
+    """
+
+    tokens: int
+    text: tuple[int, ...]
+    samples: tuple[Encoded, ...]
+
+    def rest(self, sample: Encoded) -> tuple[int, ...]:
+        """What follows the boundary, up to the answer."""
+        return sample.prompt[len(self.text) :]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A memory at a budget: a line of the table. `budget` is a share of bytes, "own", or None where there is none."""
+
+    name: str
+    budget: float | str | None
+    policy: MemoryPolicy | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a memory held when the text had been read, over all layers that it manages."""
+
+    slots: int
+    slots_full: int
+    bytes_held: int
+    bytes_full: int
+    bytes_per_slot: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one sample was answered under one memory. `nll`: nats per gold token."""
+
+    contender: Contender
+    sample: Encoded
+    held: Held
+    nll: float
+    exact: bool
+    score: float
+    prediction: str
+    seconds: float
+
+
+class Reader:
+    """Reads texts with one model."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int) -> None:
+        self.model, self.tokenizer, self.interval = model, tokenizer, update_interval
+
+    def prefix(self, group: Group) -> Prefix:
+        """The tokens before the first update."""
+        return Prefix.of(self.model, self._ids(group.text[: self.interval]))
+
+    @torch.no_grad()
+    def ask(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
+        """Read the text under several memories side by side, and ask about it: for each of them all samples."""
+        start = time.perf_counter()
+        plans = [self._plan(group, prefix, contender) for contender in contenders]
+        cache = prefix.start(tuple(plans))
+        if left := group.text[prefix.tokens :]:
+            self.model(self._ids(left, len(plans)), past_key_values=cache, logits_to_keep=1)
+        held = [self._held(group, prefix, cache, row, plan) for row, plan in enumerate(plans)]
+        for contender, got in zip(contenders, held, strict=True):
+            _check(contender, got)
+        reading = (time.perf_counter() - start) / len(plans)
+        answers = [self._answers(group, sample, cache, contenders, held, reading) for sample in group.samples]
+        return [answer for of_sample in zip(*answers, strict=True) for answer in of_sample]
+
+    @torch.no_grad()
+    def ask_truncated(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
+        """As `ask`, for the text with its middle removed and a cache of transformers' own; one contender at a time."""
+        start = time.perf_counter()
+        (contender,) = contenders
+        assert isinstance(contender.budget, float)
+        length = len(group.text)
+        size = max(1, math.floor(contender.budget * length))
+        text = group.text[: size - size // 2] + group.text[length - size // 2 :]
+        cache = MemoryCache.planned(self.model.config, (Plan(KeepAll(), None, self.interval),))
+        self.model(self._ids(text), past_key_values=cache, logits_to_keep=1)
+        token = prefix.footprint(Plan(KeepAll(), None, self.interval)).full
+        heads = _heads(cache)
+        held = Held(heads * size, heads * length, token * size, token * length, token, token * size)
+        reading = time.perf_counter() - start
+        return [
+            answer
+            for sample in group.samples
+            for answer in self._answers(group, sample, cache, contenders, [held], reading, text)
+        ]
+
+    @torch.no_grad()
+    def ask_oracle(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
+        """As `ask`, by a memory that has seen what will be asked; it is another one for each sample."""
+        answers = []
+        for sample in group.samples:
+            start = time.perf_counter()
+            plan = Plan(StreamingLLM(), Budget(tokens=1), self.interval, last=len(group.text))
+            updates, seen = [], 0
+            while (due := plan.next_update(seen)) is not None:
+                updates.append(seen := due)
+            oracle = foresee(self.model, self._ids(sample.prompt + sample.answer), tuple(updates))
+            alone = replace(group, samples=(sample,))
+            extra = (time.perf_counter() - start) / len(contenders)
+            knowing = [replace(contender, policy=oracle) for contender in contenders]
+            answers += [replace(a, seconds=a.seconds + extra) for a in self.ask(alone, prefix, knowing)]
+        order = {contender.budget: place for place, contender in enumerate(contenders)}
+        return sorted(answers, key=lambda answer: order[answer.contender.budget])
+
+    def _plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
+        """The contender's plan: its budget in bytes, met at the boundary, and in the same proportion before."""
+        length = len(group.text)
+        if contender.name == "full":
+            return Plan(KeepAll(), None, self.interval)
+        if contender.name == "floor":  # the newest token always stays
+            return Plan(StreamingLLM(FIRST), Budget(tokens=FIRST + 1), self.interval, last=length)
+        assert contender.policy is not None
+        if contender.budget == OWN:
+            return Plan(contender.policy, contender.policy.default_selection(), self.interval, last=length)
+        assert isinstance(contender.budget, float)
+        costs = prefix.footprint(Plan(contender.policy, None, self.interval))
+        slots = math.floor((contender.budget * costs.full * length - costs.constant) / costs.token)
+        if slots < 1:
+            raise ConfigurationError(
+                f"a budget that holds the state of {contender.name} and a token at least",
+                f"{contender.budget:.0%} of {length} tokens",
+                "Allow more bytes, or longer texts.",
+            )
+        return Plan(contender.policy, Budget(fraction=slots / length), self.interval, last=length)
+
+    def _held(self, group: Group, prefix: Prefix, cache: MemoryCache, row: int, plan: Plan) -> Held:
+        costs = prefix.footprint(plan)
+        length = len(group.text)
+        layers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+        sequences = [layer.sequences[row] for layer in layers]
+        if any(sequence.updates != plan.updates(length) for sequence in sequences):
+            raise ModelError(
+                f"{plan.updates(length)} updates in each layer", f"{[s.updates for s in sequences]}",
+                "This model bypasses its cache; please report it with the model's name.",
+            )  # fmt: skip
+        slots = sum(sum(sequence.slots()) for sequence in sequences)
+        held = sum(sequence.nbytes() for sequence in sequences)
+        if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
+            held = costs.full * length
+        peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
+        return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak)
+
+    def _answers(
+        self, group: Group, sample: Encoded, cache: MemoryCache, contenders: Sequence[Contender],
+        held: Sequence[Held], reading: float, text: tuple[int, ...] | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        start = time.perf_counter()
+        rows, rest = len(contenders), group.rest(sample)
+        nll, chosen = self._likelihood(cache.fork(), rest, sample.answer, rows)
+        exact = [reply == sample.answer for reply in chosen]
+        if sample.sample.metric == "exact":
+            predictions = [self.tokenizer.decode(_greedy(reply, sample.answer)) for reply in chosen]
+            scores = [float(same) for same in exact]
+        else:
+            predictions = self._generated(cache.fork(), (group.text if text is None else text) + rest, sample, rows)
+            metric = METRICS[sample.sample.metric]
+            scores = [metric(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
+        seconds = reading + (time.perf_counter() - start) / rows
+        return [
+            Answer(*values, seconds=seconds)
+            for values in zip(contenders, [sample] * rows, held, nll, exact, scores, predictions, strict=True)
+        ]
+
+    def _likelihood(
+        self, cache: MemoryCache, rest: tuple[int, ...], answer: tuple[int, ...], rows: int
+    ) -> tuple[list[float], list[tuple[int, ...]]]:
+        """For each row the mean negative log-likelihood of the answer, and the likeliest token in place of each."""
+        ids = self._ids(rest + answer, rows)
+        kept = len(answer) + 1
+        logits = self.model(ids, past_key_values=cache, logits_to_keep=kept).logits[:, -kept:-1].float()
+        gold = self._ids(answer, rows)
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), gold, reduction="none").mean(1)
+        return nll.tolist(), [tuple(row) for row in logits.argmax(-1).tolist()]
+
+    def _generated(self, cache: MemoryCache, prompt: tuple[int, ...], sample: Encoded, rows: int) -> list[str]:
+        ids = self._ids(prompt, rows)
+        out = self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=False,
+            max_new_tokens=sample.sample.max_new_tokens, pad_token_id=self.tokenizer.eos_token_id,
+        )  # fmt: skip
+        return self.tokenizer.batch_decode(out[:, len(prompt) :], skip_special_tokens=True)
+
+    def _ids(self, tokens: Sequence[int], rows: int = 1) -> Tensor:
+        return torch.tensor([list(tokens)], device=self.model.device).expand(rows, -1)
+
+
+def _greedy(chosen: tuple[int, ...], answer: tuple[int, ...]) -> tuple[int, ...]:
+    """What greedy decoding is known to give: up to the first token that is not the answer's."""
+    wrong = (place for place, (a, b) in enumerate(zip(chosen, answer, strict=True)) if a != b)
+    return chosen[: next(wrong, len(chosen)) + 1]
+
+
+def _heads(cache: MemoryCache) -> int:
+    """Kv heads of all memory layers together."""
+    return sum(len(layer.sequences[0].slots()) for layer in cache.layers if isinstance(layer, MemoryLayer))
+
+
+def _check(contender: Contender, held: Held) -> None:
+    """A budget in bytes is met to within one token in every head."""
+    if not isinstance(contender.budget, float):
+        return
+    allowed = contender.budget * held.bytes_full
+    if not allowed - held.bytes_per_slot <= held.bytes_held <= allowed + 1:
+        raise ModelError(
+            f"{allowed:,.0f} bytes held by {contender.name}, to within {held.bytes_per_slot:,}",
+            f"{held.bytes_held:,}", "Please report this with the model's name.",
+        )  # fmt: skip

@@ -1,0 +1,316 @@
+"""An evaluation, end to end on a tiny model: the same twice, the same after kills, met in bytes, and refused when bad."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import namm
+from namm.evaluation import EvaluationConfig, evaluate
+from namm.evaluation.oracle import Oracle, foresee, later_attention
+from namm.evaluation.reader import Contender, Group, Reader
+from namm.memory.sequence import Scaling
+from namm.policies import H2O
+from namm.selection import Budget
+from namm.tasks import Sample, encode
+from tests.letters import letters
+from tests.zoo import causal_model
+
+SMALL = EvaluationConfig(
+    policies=("h2o", "observed-max"), budgets=(0.5, 0.25), tasks=("passkey", "niah_word", "lm_prose"), tokens=(360,),
+    samples=2, update_interval=128,
+)  # fmt: skip
+
+
+def run(out: Path, config: EvaluationConfig = SMALL, **options: Any) -> Any:
+    return evaluate(config, out, model=(causal_model("llama"), letters()), **options)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "commit")} for row in rows(out)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluation") / "run"
+    run(out)
+    return out
+
+
+def test_every_sample_is_measured_under_every_memory(finished: Path) -> None:
+    measured = rows(finished)
+    lines = {(row["policy"], row["budget"]) for row in measured}
+    sanity = {("full", None), ("floor", None)}
+    compared = {"truncated", "oracle", "random", "streaming", "h2o", "observed-max"}
+    assert lines == sanity | {(name, share) for name in compared for share in (0.5, 0.25)}
+    keys = [(row["task"], row["tokens"], row["sample"], row["policy"], row["budget"]) for row in measured]
+    assert len(keys) == len(set(keys)) == 3 * 2 * len(lines)
+    for name in ("summary.md", "summary.json", "report.html"):
+        assert (finished / name).stat().st_size > 500
+
+
+def test_the_same_command_gives_the_same_rows(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path / "again")
+    assert timeless(tmp_path / "again") == timeless(finished)
+
+
+def test_a_budget_is_met_by_bytes(finished: Path) -> None:
+    for row in rows(finished):
+        if isinstance(row["budget"], float):
+            allowed = row["budget"] * row["bytes_full"]
+            assert allowed - row["bytes_per_slot"] <= row["bytes_held"] <= allowed
+            assert row["slots"] < row["budget"] * row["slots_full"] + 1
+    full = [row for row in rows(finished) if row["policy"] == "full"]
+    assert all(row["bytes_held"] == row["bytes_full"] and row["slots"] == row["slots_full"] for row in full)
+
+
+def test_what_is_finished_is_not_measured_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "rows.jsonl").read_text()
+    monkeypatch.setattr(Reader, "ask", lambda *_: pytest.fail("measured again"))
+    run(finished)
+    assert (finished / "rows.jsonl").read_text() == before
+
+
+def test_a_grid_may_grow(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, replace(SMALL, samples=1, policies=("h2o",)))
+    run(out)
+    order = lambda row: json.dumps([row[k] for k in ("task", "sample", "policy", "budget")])  # noqa: E731
+    assert sorted(timeless(out), key=order) == sorted(timeless(finished), key=order)
+
+
+def test_a_row_that_was_cut_off_is_measured_again(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    text = (finished / "rows.jsonl").read_text()
+    (out / "run.json").write_text((finished / "run.json").read_text())
+    (out / "rows.jsonl").write_text(text[: len(text) // 2])
+    run(out)
+    assert timeless(out) == timeless(finished)
+
+
+def test_damaged_rows_are_named(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text((finished / "run.json").read_text())
+    (tmp_path / "rows.jsonl").write_text('{"task": 1}\n{"task": \n')
+    with pytest.raises(namm.ArtefactError, match=r"line 2 of .*rows.jsonl"):
+        run(tmp_path)
+
+
+KILLED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.evaluation.test_evaluation import SMALL, run
+run(Path(sys.argv[1]))
+"""
+
+
+def test_killed_ten_times_and_resumed_is_uninterrupted(finished: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    out, rng, sizes = tmp_path / "killed", random.Random(0), []
+    file = out / "rows.jsonl"
+    for _ in range(10):
+        before = file.stat().st_size if file.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], cwd=Path(__file__).parents[2])
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:  # until some rows are there, then at any moment
+            if file.exists() and file.stat().st_size > before:
+                time.sleep(rng.random() * 0.05)
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.wait()
+        sizes.append(file.stat().st_size)
+    assert sizes[0] < (tmp_path / "whole" / "rows.jsonl").stat().st_size * 0.9  # it was killed in the middle
+    torch.set_num_threads(1)
+    try:
+        run(out)
+    finally:
+        torch.set_num_threads(threads)
+    assert timeless(out) == timeless(tmp_path / "whole")
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+def group(context: str, *questions: tuple[str, str], metric: str = "exact") -> Group:
+    samples = [
+        encode(Sample("own", str(i), context, question, (answer,), metric=metric, completion=True), letters())
+        for i, (question, answer) in enumerate(questions)
+    ]
+    return Group(0, samples[0].context[: len(samples[0].context) // 16 * 16], tuple(samples))
+
+
+TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune. " * 4
+
+
+def test_the_full_row_is_the_untouched_model() -> None:
+    model = causal_model("llama")
+    read = group(TEXT, (" What is it?", "truth"), (" Who?", "a man"))
+    reader = Reader(model, letters(), 64)
+    for sample, answer in zip(read.samples, reader.ask(read, reader.prefix(read), [Contender("full", None)]), strict=True):
+        ids = torch.tensor([sample.prompt + sample.answer])
+        with torch.no_grad():
+            logits = model(ids).logits[0, -len(sample.answer) - 1 : -1]
+        gold = torch.tensor(sample.answer)
+        assert answer.nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits, gold)), abs=1e-4)
+        assert answer.exact == bool((logits.argmax(-1) == gold).all())
+
+
+def test_shared_texts_and_batches_change_nothing() -> None:
+    reader = Reader(causal_model("llama"), letters(), 64)
+    questions = [(" What is it?", "truth"), (" Who?", "a man")]
+    contenders = [Contender("h2o", share, H2O()) for share in (0.5, 0.3)] + [Contender("full", None)]
+    together = group(TEXT, *questions)
+    batched = reader.ask(together, reader.prefix(together), contenders)
+    alone = []
+    for contender in contenders:
+        for question in questions:
+            one = group(TEXT, question)
+            alone += reader.ask(one, reader.prefix(one), [contender])
+    assert [a.nll for a in batched] == pytest.approx([a.nll for a in alone], abs=1e-4)
+    assert [a.held.bytes_held for a in batched] == [a.held.bytes_held for a in alone]
+
+
+def test_attend_outside_and_evaluate_inside_agree() -> None:
+    """What `attach` gives a user is what the evaluation measured, where the schedules are the same."""
+    model = causal_model("llama")
+    read = group(TEXT[:256], (" Who?", "a man"))
+    reader = Reader(model, letters(), 64)
+    (answer,) = reader.ask(read, reader.prefix(read), [Contender("h2o", 0.5, H2O())])
+    fraction = answer.held.slots / answer.held.slots_full
+    sample = read.samples[0]
+    ids = torch.tensor([sample.prompt + sample.answer])
+    assert len(read.text) == 256
+    assert len(ids[0]) < 256 + 64  # no further update falls due
+    with namm.attach(model, "h2o", Budget(fraction=fraction), 64), torch.no_grad():
+        logits = model(ids).logits[0, -len(sample.answer) - 1 : -1]
+    assert answer.nll == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, torch.tensor(sample.answer))), abs=1e-4
+    )
+
+
+def test_generated_answers_are_those_of_generate() -> None:
+    model = causal_model("llama")
+    read = group(TEXT, (" What is it?", "truth"), metric="qa_f1")
+    reader = Reader(model, letters(), 64)
+    (answer,) = reader.ask(read, reader.prefix(read), [Contender("full", None)])
+    ids = torch.tensor([read.samples[0].prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32, pad_token_id=2)
+    assert answer.prediction == letters().decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_later_attention_is_the_largest_of_all_later_queries() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(4, 40, 8), torch.randn(2, 40, 8)
+    found = later_attention(query, key, key, Scaling(0.5), (16, 32))
+    logits = (query.unflatten(0, (2, 2)) @ key.transpose(1, 2).unsqueeze(1)) * 0.5
+    logits = logits.masked_fill(torch.ones(40, 40, dtype=torch.bool).triu(1), -torch.inf)
+    mean = logits.softmax(-1).mean(1)
+    for index, update in enumerate((16, 32)):
+        torch.testing.assert_close(found[index], mean[:, update:].amax(1), atol=1e-5, rtol=1e-5)
+
+
+def test_the_oracle_keeps_what_will_be_attended_to() -> None:
+    model = causal_model("llama")
+    read = group(TEXT, (" What is it?", "truth"))
+    reader = Reader(model, letters(), 64)
+    sample = read.samples[0]
+    ids = torch.tensor([sample.prompt + sample.answer])
+    oracle = foresee(model, ids, (64, 128, len(read.text)))
+    assert isinstance(oracle, Oracle)
+    (answer,) = reader.ask_oracle(read, reader.prefix(read), [Contender("oracle", 0.25)])
+    (streaming,) = reader.ask(
+        read, reader.prefix(read), [Contender("streaming", 0.25, namm.policies.resolve("streaming"))]
+    )
+    assert answer.held.bytes_held == streaming.held.bytes_held
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies": ("h20",)}, "Did you mean 'h2o'"),
+        ({"tasks": ("paskey",)}, "Did you mean 'passkey'"),
+        ({"tasks": ("none.jsonl",)}, "none.jsonl"),
+        ({"tokens": (4000,)}, "samples of at most 512 tokens"),
+        ({"budgets": (0.001,)}, "a budget that holds the state"),
+        ({"update_interval": 100}, "multiple of 16"),
+    ],
+)
+def test_mistakes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(namm.NammError, match=message):
+        run(tmp_path / "run", replace(SMALL, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": (1.5,)}, "a budget above 0 and below 1"),
+        ({"budgets": ()}, "a budget, a task and a length"),
+        ({"split": "tests"}, "a split"),
+        ({"protocol": "question-first"}, "context-first"),
+        ({"template": "chatty"}, "a template"),
+        ({"samples": -1}, "samples >= 0"),
+        ({"data": "no-such-folder"}, "a folder of benchmark data"),
+    ],
+)
+def test_configurations_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(namm.ConfigurationError, match=message):
+        replace(SMALL, **change)
+
+
+def test_a_folder_of_another_evaluation_is_refused(finished: Path, tmp_path: Path) -> None:
+    before = (finished / "rows.jsonl").read_bytes()
+    with pytest.raises(namm.ConfigurationError, match="update_interval: 128.*another update_interval"):
+        run(finished, replace(SMALL, update_interval=64))
+    assert (finished / "rows.jsonl").read_bytes() == before
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(namm.ConfigurationError, match="an empty or new folder"):
+        run(tmp_path)
+
+
+def test_a_chat_template_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(namm.ConfigurationError, match="a tokenizer with a chat template"):
+        evaluate(replace(SMALL, template="chat"), tmp_path / "run", model=(causal_model("llama"), letters(chat=False)))
+
+
+def test_a_text_too_short_to_forget_anything(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"context": "Short.", "question": "What?", "answers": ["this"]}\n')
+    with pytest.raises(namm.ConfigurationError, match="a text of at least 32 tokens before the question"):
+        run(tmp_path / "run", replace(SMALL, tasks=(str(own),)))
+
+
+def test_a_users_own_file_is_a_task(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    line = {"context": TEXT, "question": " What is acknowledged?", "answers": ["truth", "a truth"], "metric": "qa_f1"}
+    own.write_text(json.dumps(line) + "\n" + json.dumps(line | {"question": " Who is in possession?", "answers": "a man"}) + "\n")
+    run(tmp_path / "run", replace(SMALL, tasks=(str(own),), policies=("h2o",), protocol="whole", update_interval=64))
+    measured = rows(tmp_path / "run")
+    assert {row["metric"] for row in measured} == {"qa_f1"}
+    assert {row["tokens"] for row in measured} == {0}
+    assert len({row["context_hash"] for row in measured}) == 2  # the question belongs to the text here
