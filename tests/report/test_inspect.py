@@ -15,7 +15,7 @@ import namm
 from namm.cli.inspect import inspect, read_budget, read_sources
 from namm.policies import resolve
 from namm.report.class_plot import class_heatmap
-from namm.report.forgetting import Forgetting, by_class, fitting_interval, forgetting
+from namm.report.forgetting import Forgetting, by_class, fitting_interval, forgetting, own_interval
 from namm.report.inspect_page import Setting, inspect_page
 from namm.report.samples import embedded_samples
 from namm.report.token_classes import Classes, classify, detect
@@ -87,7 +87,7 @@ def test_classes_of_python() -> None:
     assert found["Module"] == "docstrings"
     assert found["import"] == found["return"] == found["def"] == "keywords"
     assert found[" os"] == found[" area"] == found[" len"] == "identifiers"
-    assert found[" circle"] == found[" #"] == "comments"
+    assert found[" circle"] == found["#"] == "comments"
     assert found[" 3"] == found["14"] == found[" 2"] == found["x"] == "literals"
     assert found[" *"] == found[":"] == "punctuation"
     assert classify(PYTHON, [(0, 1)]).method == "Python's tokenize"
@@ -179,6 +179,7 @@ def test_a_network_at_its_own_threshold() -> None:
 def test_the_interval_fits_the_text() -> None:
     assert fitting_interval(resolve("h2o"), 2000) == 512
     assert fitting_interval(resolve("h2o"), 100) == 96
+    assert own_interval(resolve("h2o")) == 512
     own = namm.NAMM.zeros(namm.NAMMConfig(update_interval=64))
     assert fitting_interval(resolve(own), 2000) == 64
     with pytest.raises(namm.ConfigurationError, match="at least 16 tokens"):
@@ -283,6 +284,12 @@ def test_the_page_shows_the_whole_text_and_nothing_of_it_is_markup() -> None:
     assert len(Seen(page).spans()) == len(nasty)
 
 
+def test_a_token_that_is_markup_is_text() -> None:
+    text = "<b>&amp;</b>"
+    run = replace(made([[1.0, 1.0]], ["punctuation"] * 2, 2, 2, text), spans=((0, 3), (3, len(text))))
+    assert Seen(inspect_page({"a": run}, SETTING)).boxes == [text]
+
+
 def test_the_page_needs_nothing_else() -> None:
     seen = Seen(inspect_page({"a": read(), "b": read(memory="h2o")}, SETTING))
     assert not [attrs for _, attrs in seen.tags if {"src", "href"} & set(attrs)]
@@ -369,6 +376,11 @@ def test_budgets() -> None:
     for wrong in ("1.5", "nan", "half", "0"):
         with pytest.raises(namm.ConfigurationError, match=r"\(0, 1\]"):
             read_budget(wrong)
+
+
+def test_only_a_namm_has_a_threshold_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(namm.ConfigurationError, match=r"got --budget own\. Try --budget 0\.25"):
+        inspect([TEXT], "h2o", "own", None, "smollm2-135m-instruct", None, None, tmp_path)
 
 
 def test_embedded_texts() -> None:

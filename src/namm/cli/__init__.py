@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from namm.cli.demo import demo
 from namm.cli.eval import evaluate
 from namm.cli.evolve import evolve
 from namm.cli.import_ import import_
+from namm.cli.inspect import inspect
 from namm.cli.shared import console
 from namm.errors import NammError
 from namm.version import __version__
@@ -27,7 +29,7 @@ def main() -> None:
     try:
         app()
     except NammError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -48,5 +50,6 @@ def _root(
 
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(inspect)
 app.command()(evolve)
 app.command("import")(import_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ def evaluate(
     threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = _STANDARD.threads,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = _STANDARD.seed,
     list_: Annotated[bool, typer.Option("--list", help="List tasks and policies, and stop.")] = False,
+    part: Annotated[str, typer.Option(help="k/n: every n-th text, for n processes that share --out.")] = "1/1",
     report: Annotated[bool, typer.Option("--report", help="Only write the report of --out again.")] = False,
 ) -> None:
     """What memories are worth: policies x budgets x tasks x lengths, at equal bytes, with intervals."""
@@ -79,7 +81,7 @@ def evaluate(
         def show(step: Step) -> None:
             bar.update(line, completed=step.done, total=step.total, description=step.reading)
 
-        summary = run(config, out, show)
+        summary = run(config, out, show, part=_part(part))
     console.print(Markdown(to_markdown(summary)))
     console.print(f"Rows, tables and the page: {out}/rows.jsonl, summary.md, summary.json, report.html")
 
@@ -89,6 +91,13 @@ def _budget(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise ConfigurationError("a part k/n", repr(text), "Run --part 1/2 and --part 2/2 side by side.")
+    return int(found[1]), int(found[2])
 
 
 def _show_names() -> None:

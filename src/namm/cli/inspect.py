@@ -50,11 +50,13 @@ def inspect(
     from namm.models import load_model
     from namm.policies import resolve
     from namm.report.class_plot import class_heatmap
-    from namm.report.forgetting import forgetting
+    from namm.report.forgetting import forgetting, own_interval
     from namm.report.inspect_page import Setting, inspect_page
 
     quiet()
     selection, policy = read_budget(budget), resolve(memory)
+    if selection is None and policy.evicts and not policy.absolute:
+        raise ConfigurationError(f"a budget for {memory}, which has no threshold", "--budget own", "Try --budget 0.25.")
     sources = list(read_sources(texts or []))
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model, dtype)
@@ -64,7 +66,9 @@ def inspect(
             run = forgetting(lm, tokenizer, text, policy, selection, update_interval, language)
         run.share(layer)  # raises for a layer that is not there, before the next text is read
         runs[title] = run
-        _tell(title, run, layer, update_interval)
+        _tell(title, run, layer)
+        if update_interval is None and run.update_interval < own_interval(policy):
+            console.print(f"The text is short: one update, after {run.update_interval} tokens.\n")
     setting = Setting(model, memory, _rule(selection, policy.evicts))
     out.mkdir(parents=True, exist_ok=True)
     page = inspect_page(runs, setting, layer)
@@ -152,7 +156,7 @@ def _rule(selection: Selection | None, evicts: bool) -> str:
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 
-def _tell(title: str, run: Forgetting, layer: int | None, asked: int | None) -> None:
+def _tell(title: str, run: Forgetting, layer: int | None) -> None:
     from namm.report.inspect_page import FEW
 
     judged, tokens = int(run.judged.sum()), len(run.spans)
@@ -163,8 +167,6 @@ def _tell(title: str, run: Forgetting, layer: int | None, asked: int | None) -> 
         highlight=False,
         soft_wrap=True,
     )
-    if asked is None and judged == run.update_interval:
-        console.print(f"The update interval was fitted to the text: one update, after {judged} tokens.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in _COLUMNS:
         table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)

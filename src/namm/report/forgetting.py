@@ -82,7 +82,7 @@ class ClassShare:
         share: mean share of heads that hold such a token.
         ratio: `share` over that of all tokens of the text; above 1, the class is preferred.
         ratio_among_neighbours: `share` over that of all tokens read between the same two updates. A memory that looks
-            at age only, such as a sliding window, has about 1 here.
+            at age only, such as a sliding window, has about 1 here. After a single update it equals `ratio`.
     """
 
     name: str
@@ -136,14 +136,18 @@ def forgetting(
     )  # fmt: skip
 
 
+def own_interval(policy: MemoryPolicy) -> int:
+    """The update interval a NAMM was evolved with; 512 for every other policy."""
+    return policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else DEFAULT_INTERVAL
+
+
 def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
     """The interval the memory was evolved with, or 512; for a shorter text the largest that gives one update.
 
     Raises:
         ConfigurationError: not even one hop fits into the text.
     """
-    own = policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else DEFAULT_INTERVAL
-    fitting = min(own, tokens // policy.hop * policy.hop)
+    fitting = min(own_interval(policy), tokens // policy.hop * policy.hop)
     if fitting == 0:
         raise ConfigurationError(
             f"a text of at least {policy.hop} tokens, the least that {policy.name} can judge", f"{tokens} tokens",

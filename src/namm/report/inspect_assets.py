@@ -189,7 +189,8 @@ a text: the mean of that over its tokens.</dd>
 <dt>ratio</dt><dd>What was kept of the class, divided by what was kept of the whole text. 1 is no preference, 2 is
 twice as much.</dd>
 <dt>neighbours</dt><dd>The same, but divided by what was kept of all tokens read between the same two decisions. Young
-tokens have been judged less often, and many memories keep them whatever they are; this number leaves age out.</dd>
+tokens have been judged less often, and many memories keep them whatever they are; this number leaves most of that out.
+With one decision only, it is the ratio itself.</dd>
 <dt>not yet judged</dt><dd>Tokens read since the last decision. All heads still hold them, so they count in no
 number.</dd>
 <dt>* after a class or a number</dt><dd>Fewer than $few tokens: mostly chance.</dd>

@@ -53,7 +53,7 @@ def inspect_page(runs: dict[str, Forgetting], setting: Setting, layer: int | Non
         texts="".join(_section(i, title, runs[title], tables[title], opened) for i, title in enumerate(runs)),
         comparison=_comparison(tables, opened) if len(runs) > 1 else "",
         few=FEW,
-        data=json.dumps([_data(runs[title], tables[title]) for title in runs]).replace("<", "\\u003c"),
+        data=json.dumps([_data(runs[title], tables[title]) for title in runs]),
     )
 
 
@@ -204,7 +204,7 @@ judged one; full height is 100%.<span data-script hidden> A click goes there.</s
 
 def _layer_chart(run: Forgetting, tables: Tables) -> str:
     """For each class a strip of one cell for each layer, tinted by the ratio among neighbours."""
-    strips = "".join(_strip(name, run.layers, tables) for name in (row.name for row in tables[0]))
+    strips = "".join(_strip(row.name, row.tokens < FEW, run.layers, tables) for row in tables[0])
     return f"""
 <h3>By layer</h3>
 <p class="note">Each cell is a layer, {run.layers[0]} on the left and {run.layers[-1]} on the right:
@@ -212,7 +212,7 @@ blue where it kept more of the class than of its neighbours, orange where less.<
 <div class="strips">{strips}</div>"""
 
 
-def _strip(name: str, layers: tuple[int, ...], tables: Tables) -> str:
+def _strip(name: str, few: bool, layers: tuple[int, ...], tables: Tables) -> str:
     cells = []
     for place, (layer, rows) in enumerate(zip(layers, tables[1:], strict=True)):
         row = next(row for row in rows if row.name == name)
@@ -224,7 +224,8 @@ def _strip(name: str, layers: tuple[int, ...], tables: Tables) -> str:
             f"{percent(row.share)} kept, {times(ratio)} times its neighbours</title></rect>"
         )
     return (
-        f'<span>{name}</span><svg viewBox="0 0 {len(layers)} 1" preserveAspectRatio="none" role="img" '
+        f"<span>{name}{'*' if few else ''}</span>"
+        f'<svg viewBox="0 0 {len(layers)} 1" preserveAspectRatio="none" role="img" '
         f'aria-label="{name}, by layer">{"".join(cells)}</svg>'
     )
 
@@ -266,6 +267,7 @@ def _compared(index: int, row: ClassShare | None) -> str:
 
 
 def _data(run: Forgetting, tables: Tables) -> dict[str, Any]:
+    """Numbers and names of classes; nothing of the text, which could end the script it stands in."""
     return {
         "heads": run.heads,
         "layers": list(run.layers),

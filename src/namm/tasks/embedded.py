@@ -12,7 +12,7 @@
 | character | the name that comes next, last said long ago | LAMBADA, arXiv 1606.06031 |
 | lm_prose, lm_code | the next 128 tokens of a novel, of a module | |
 
-The last four go on with the text itself and are never put into a chat template.
+`niah_word` and the last four go on with the text itself and are never put into a chat template.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _mentions(story: str) -> dict[str, list[int]]:
 _KINDS: dict[str, tuple[Callable[[Draft], Parts], bool, str]] = {
     "passkey": (passkey, False, "a five-digit number, said twice in one place of a novel"),
     "niah_single": (niah, False, "the one number hidden under a name"),
-    "niah_word": (partial(niah, kind="word"), False, "the one word hidden under a name"),
+    "niah_word": (partial(niah, kind="word"), True, "the one word hidden under a name"),
     "niah_multikey": (partial(niah, keys=4), False, "one of four numbers under four names"),
     "niah_multivalue": (partial(niah, values=3), False, "all three numbers under one name"),
     "niah_multiquery": (partial(niah, keys=4, asked=2), False, "two of four numbers at once"),
