@@ -210,7 +210,7 @@ def read_rows(out: str | Path) -> list[Row]:
     rows: list[Row] = []
     for file in sorted(Path(out).glob("rows*.jsonl")):
         text = file.read_text(encoding="utf-8")
-        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
