@@ -1,4 +1,4 @@
-"""An evaluation, end to end on a tiny model: the same twice, the same after kills, met in bytes, and refused when bad."""
+"""An evaluation, end to end on a tiny model: the same twice, the same after kills, its budgets met in bytes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from namm.policies import H2O
 from namm.selection import Budget
 from namm.tasks import Sample, encode
 from tests.letters import letters
+from tests.tasks.test_benchmarks import choubun_record, infinitebench_record, longbench_record, write_lines
 from tests.zoo import causal_model
 
 SMALL = EvaluationConfig(
@@ -169,7 +170,9 @@ def test_the_full_row_is_the_untouched_model() -> None:
     model = causal_model("llama")
     read = group(TEXT, (" What is it?", "truth"), (" Who?", "a man"))
     reader = Reader(model, letters(), 64)
-    for sample, answer in zip(read.samples, reader.ask(read, reader.prefix(read), [Contender("full", None)]), strict=True):
+    for sample, answer in zip(
+        read.samples, reader.ask(read, reader.prefix(read), [Contender("full", None)]), strict=True
+    ):
         ids = torch.tensor([sample.prompt + sample.answer])
         with torch.no_grad():
             logits = model(ids).logits[0, -len(sample.answer) - 1 : -1]
@@ -285,7 +288,7 @@ def test_configurations_that_cannot_be(change: dict[str, Any], message: str) -> 
 
 def test_a_folder_of_another_evaluation_is_refused(finished: Path, tmp_path: Path) -> None:
     before = (finished / "rows.jsonl").read_bytes()
-    with pytest.raises(namm.ConfigurationError, match="update_interval: 128.*another update_interval"):
+    with pytest.raises(namm.ConfigurationError, match=r"update_interval: 128.*another update_interval"):
         run(finished, replace(SMALL, update_interval=64))
     assert (finished / "rows.jsonl").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("mine")
@@ -305,10 +308,30 @@ def test_a_text_too_short_to_forget_anything(tmp_path: Path) -> None:
         run(tmp_path / "run", replace(SMALL, tasks=(str(own),)))
 
 
+@pytest.mark.parametrize(
+    "name", ["longbench/trec", "longbench/passage_count", "infinitebench/passkey", "choubun/wiki_qa"]
+)
+def test_a_folder_in_the_official_layout_is_evaluated(tmp_path: Path, name: str) -> None:
+    suite, _, task = name.partition("/")
+    make = {"longbench": longbench_record, "infinitebench": infinitebench_record, "choubun": choubun_record}[suite]
+    records = [make(task, number) | {"context": TEXT[:90] if number == 0 else 2 * TEXT} for number in range(2)]
+    write_lines(tmp_path / "data" / f"{task}.jsonl", records)
+    config = replace(SMALL, tasks=(name,), data=str(tmp_path / "data"), policies=("h2o",), budgets=(0.5,), samples=0)
+    run(tmp_path / "run", config)
+    measured = rows(tmp_path / "run")
+    assert len(measured) == 2 * 7
+    assert {row["removed_tokens"] > 0 for row in measured} == {False, True}  # the longer one is cut in the middle
+    assert all(0 <= row["score"] <= 1 and row["metric"] != "exact" for row in measured)
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert str(tmp_path / "data") in saved["sources"][suite]
+
+
 def test_a_users_own_file_is_a_task(tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     line = {"context": TEXT, "question": " What is acknowledged?", "answers": ["truth", "a truth"], "metric": "qa_f1"}
-    own.write_text(json.dumps(line) + "\n" + json.dumps(line | {"question": " Who is in possession?", "answers": "a man"}) + "\n")
+    own.write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"question": " Who is in possession?", "answers": "a man"}) + "\n"
+    )
     run(tmp_path / "run", replace(SMALL, tasks=(str(own),), policies=("h2o",), protocol="whole", update_interval=64))
     measured = rows(tmp_path / "run")
     assert {row["metric"] for row in measured} == {"qa_f1"}

@@ -29,7 +29,8 @@ def test_samples_are_reproducible_and_as_long_as_asked(task: str) -> None:
     first = make_sample(task, "train", 3, 1200, letters(), seed=5)
     assert first == make_sample(task, "train", 3, 1200, letters(), seed=5)
     others = [
-        make_sample(task, s, i, 1200, letters(), seed=d) for s, i, d in (("train", 4, 5), ("test", 3, 5), ("train", 3, 6))
+        make_sample(task, s, i, 1200, letters(), seed=d)
+        for s, i, d in (("train", 4, 5), ("test", 3, 5), ("train", 3, 6))
     ]
     assert len({first.context, *(other.context for other in others)}) == 4
     assert len({first.id, *(other.id for other in others)}) == 4

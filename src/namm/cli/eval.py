@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError
 from namm.evaluation.config import DEFAULT_POLICIES, EvaluationConfig
+
+if TYPE_CHECKING:
+    from namm.report.summary import Summary
 
 _STANDARD = EvaluationConfig()
 
@@ -23,15 +25,25 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Known name, folder, GGUF file or hub id.")] = _STANDARD.model,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Policy or memory to compare, several times; all baselines and the shipped memory if left out."),
+        typer.Option(
+            help="Policy or memory to compare, several times; all baselines and the shipped memory if left out."
+        ),
     ] = None,
-    memory: Annotated[list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")] = None,
+    memory: Annotated[
+        list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")
+    ] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help='Share of the full cache\'s bytes, several times; "own" for a NAMM\'s own threshold. [0.5 0.25]'),
+        typer.Option(
+            help="Share of the full cache's bytes, several times; own: a NAMM's own threshold; 0.5, 0.25 if left out."
+        ),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task, suite or JSONL file, several times. [embedded]")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="Length of generated contexts, several times. [1024]")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task, suite or JSONL file, several times; the embedded suite if left out.")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Length of generated contexts, several times; 1,024 if left out.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Samples of each task and length; 0 for all.")] = _STANDARD.samples,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = _STANDARD.split,
     protocol: Annotated[
@@ -39,7 +51,9 @@ def evaluate(
     ] = _STANDARD.protocol,
     template: Annotated[str, typer.Option(help="auto, chat or raw.")] = _STANDARD.template,
     update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = _STANDARD.update_interval,
-    longest: Annotated[int, typer.Option(help="Cut loaded prompts in the middle to so many tokens; 0: the model's.")] = 0,
+    longest: Annotated[
+        int, typer.Option(help="Cut loaded prompts in the middle to so many tokens; 0: the model's.")
+    ] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of downloaded benchmarks; the hub if left out.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = _STANDARD.dtype,
     batch: Annotated[int, typer.Option(help="Memories that read a text side by side; for GPUs.")] = _STANDARD.batch,
@@ -58,10 +72,9 @@ def evaluate(
     from namm.evaluation import Progress as Step
     from namm.evaluation import evaluate as run
     from namm.evaluation import write_report
-    from namm.report.summary import to_markdown
 
     if report:
-        console.print(Markdown(to_markdown(write_report(out))))
+        _show(write_report(out), out)
         return
     quiet()
     config = EvaluationConfig(
@@ -82,8 +95,29 @@ def evaluate(
             bar.update(line, completed=step.done, total=step.total, description=step.reading)
 
         summary = run(config, out, show, part=_part(part))
-    console.print(Markdown(to_markdown(summary)))
-    console.print(f"Rows, tables and the page: {out}/rows.jsonl, summary.md, summary.json, report.html")
+    _show(summary, out)
+
+
+def _show(summary: Summary, out: Path) -> None:
+    """The means; intervals, differences and tasks stand in the files."""
+    from namm.report.summary import estimate, label, number, share
+
+    for group in summary.groups:
+        table = Table(box=None, pad_edge=False, title=f"{group.setting}, {group.allowance}", title_justify="left")
+        for heading in ("policy", "NLL", "normalised", "exact", "gap closed", "bytes"):
+            table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+        for line in group.lines:
+            s = line.overall
+            gap = number(s.gap_closed.mean) if s.gap_closed else "-"
+            table.add_row(
+                label(line.policy), number(s.nll), estimate(s.normalised), number(s.exact), gap, share(s.bytes_share)
+            )
+        console.print(table)
+        console.print()
+    console.print(
+        "normalised: 1 is the full cache, 0 its first tokens only, with 95 % intervals. "
+        f"All figures: {out}/summary.md; the page: {out}/report.html; the rows: {out}/rows*.jsonl"
+    )
 
 
 def _budget(text: str) -> float | str:

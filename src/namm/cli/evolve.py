@@ -14,7 +14,9 @@ from namm.cli.shared import console, quiet
 def evolve(
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log and the memory.")],
     model: Annotated[str, typer.Option(help="Model whose cache is to be managed.")] = "smollm2-135m-instruct",
-    task: Annotated[list[str] | None, typer.Option(help="Task, several times; passkey and niah_multikey if left out.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task, several times; passkey and niah_multikey if left out.")
+    ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens of text in a sample, several times; 512.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the tokens that candidates may keep.")] = 0.3,
     update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 64,

@@ -212,8 +212,8 @@ class Reader:
             scores = [metric(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
         seconds = reading + (time.perf_counter() - start) / rows
         return [
-            Answer(*values, seconds=seconds)
-            for values in zip(contenders, [sample] * rows, held, nll, exact, scores, predictions, strict=True)
+            Answer(contenders[i], sample, held[i], nll[i], exact[i], scores[i], predictions[i], seconds)
+            for i in range(rows)
         ]
 
     def _likelihood(

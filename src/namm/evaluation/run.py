@@ -31,8 +31,8 @@ from namm.policies import MemoryPolicy, NAMMPolicy, resolve
 from namm.report.evaluation_page import to_html
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
-from namm.tasks.base import Encoded, Request, encode
-from namm.tasks.registry import find_tasks
+from namm.tasks.base import Encoded, Request, Sample, encode
+from namm.tasks.registry import find_tasks, sources
 from namm.version import __version__
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def evaluate(
 
     Args:
         model: a loaded model and tokenizer, instead of loading `config.model`.
-        part: `(k, n)`: only every n-th text, from the k-th. n processes or machines that share `out` do it all together,
-            each with its own file of rows; on a CPU, processes of one thread are faster than one of many.
+        part: `(k, n)`: only every n-th text, from the k-th. n processes or machines that share `out` do it all
+            together, each with its own file of rows; on a CPU, processes of one thread beat one process of many.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a sample that cannot be read.
@@ -74,6 +74,12 @@ def evaluate(
     """
     out = Path(out)
     policies = _policies(config)
+    for name, policy in policies.items():
+        if isinstance(policy, NAMMPolicy) and policy.network.config.update_interval != config.update_interval:
+            log.warning(
+                "%s was evolved with an update each %d tokens and is evaluated with one each %d.",
+                name, policy.network.config.update_interval, config.update_interval,
+            )  # fmt: skip
     step = alignment([policy.hop for policy in policies.values()], config.update_interval)
     tasks = find_tasks(config.tasks)
     if config.threads:
@@ -83,7 +89,7 @@ def evaluate(
     _check_folder(out, config, policies)
     lm, tokenizer = model or load_model(config.model, None if config.dtype == "auto" else config.dtype)
     groups = list(_groups(config, tasks, tokenizer, _longest(config, lm), step))[part[0] - 1 :: part[1]]
-    _start_folder(out, config, policies)
+    _start_folder(out, config, policies, sources(tasks, Path(config.data) if config.data else None))
     reader = Reader(lm, tokenizer, config.update_interval)
     rows = _Rows(out, part)
     common = _common(config, lm, tokenizer)
@@ -173,16 +179,25 @@ def _groups(
         for turn in zip_longest(*(task.samples(request) for task in together)):
             for sample in turn:
                 if sample is not None:
-                    encoded = encode(sample, tokenizer, config.template, longest)
-                    if encoded.removed and tokens:
-                        raise ConfigurationError(
-                            f"samples of at most {longest} tokens, which is what the model can read",
-                            f"{len(encoded.prompt) + encoded.removed} and an answer of {len(encoded.answer)} in sample {sample.id!r} of {sample.task}",
-                            "Ask for shorter contexts with --tokens.",
-                        )
+                    encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
                     texts.setdefault(_text(config, encoded, step), []).append(encoded)
         for text, samples in texts.items():
             yield Group(tokens, text, tuple(samples))
+
+
+def _encoded(
+    config: EvaluationConfig, sample: Sample, tokenizer: PreTrainedTokenizerBase, longest: int, whole: bool
+) -> Encoded:
+    """The sample as tokens; `whole` if nothing may be taken out of it."""
+    encoded = encode(sample, tokenizer, config.template, longest)
+    if encoded.removed and whole:
+        length = len(encoded.prompt) + encoded.removed
+        raise ConfigurationError(
+            f"samples of at most {longest} tokens, which is what the model can read",
+            f"a prompt of {length} and an answer of {len(encoded.answer)} in sample {sample.id!r} of {sample.task}",
+            "Ask for shorter contexts with --tokens.",
+        )
+    return encoded
 
 
 def _text(config: EvaluationConfig, encoded: Encoded, step: int) -> tuple[int, ...]:
@@ -336,8 +351,10 @@ def _check_folder(out: Path, config: EvaluationConfig, policies: dict[str, Memor
         )  # fmt: skip
 
 
-def _start_folder(out: Path, config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> None:
+def _start_folder(
+    out: Path, config: EvaluationConfig, policies: dict[str, MemoryPolicy], origins: dict[str, str]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    scratch = out / "run.json.new"
-    scratch.write_text(json.dumps(_identity(config, policies), indent=1))
+    scratch = out / f"run.json.{os.getpid()}"
+    scratch.write_text(json.dumps(_identity(config, policies) | {"sources": origins}, indent=1))
     os.replace(scratch, out / "run.json")

@@ -203,12 +203,10 @@ class MemoryCache(Cache):
 def memory_layers(
     config: PreTrainedConfig, plans: tuple[Plan, ...], kind: type[MemoryLayer] = MemoryLayer
 ) -> list[Any]:
-    """The layers of a cache for `config`: a `MemoryLayer` (of a `kind`) wherever transformers would keep every token."""
+    """The layers of a cache for `config`: a memory layer of a `kind` wherever transformers would keep every token."""
     config, meter = config.get_text_config(decoder=True), Meter()
     layers = DynamicCache(config=config).layers
-    chosen = [
-        kind(plans, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)
-    ]
+    chosen = [kind(plans, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)]
     if not any(isinstance(layer, MemoryLayer) for layer in chosen):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")

@@ -7,6 +7,7 @@ it without a global: two threads, two caches and two models never meet.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ class MemoryLayer(CacheLayerMixin):
         plans = self.plans * rows if len(self.plans) == 1 else self.plans
         if len(plans) != rows:
             raise ModelError(
-                f"a batch of {len(plans)} rows, one for each plan", f"{rows} rows", "Give one plan, or one for each row."
+                f"a batch of {len(plans)} rows, one for each plan",
+                f"{rows} rows",
+                "Give one plan, or one for each row.",
             )
         self.sequences = [Sequence(plan, row, self.index, self._note_bytes) for row, plan in enumerate(plans)]
         self.is_initialized = True
@@ -126,8 +129,8 @@ class MemoryLayer(CacheLayerMixin):
     def fork(self, meter: Meter) -> MemoryLayer:
         """A copy that goes its own way from here, its bytes noted in `meter`."""
         self.check_served()
-        twin = MemoryLayer(self.plans, self.index, meter, self.config)
-        vars(twin).update(vars(self) | {"meter": meter})
+        twin = copy(self)
+        twin.meter = meter
         twin.sequences = [sequence.clone(row, twin._note_bytes) for row, sequence in enumerate(self.sequences)]
         twin._note_bytes(0)
         return twin

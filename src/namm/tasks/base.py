@@ -171,9 +171,10 @@ def _shortened(
         return ids, boundary, 0
     head, removed = room // 2, len(ids) - room
     if room < 2 or boundary < head + removed:
+        after = len(ids) - boundary
         raise ConfigurationError(
             f"a sample that fits into {longest} tokens when the middle of its context is removed",
-            f"{len(ids)} tokens, {len(ids) - boundary} of them after the context, in sample {sample.id!r} of {sample.task}",
+            f"{len(ids)} tokens, {after} of them after the context, in sample {sample.id!r} of {sample.task}",
             "Allow longer prompts, or use a model with a longer context.",
         )  # fmt: skip
     return ids[:head] + ids[head + removed :], boundary - removed, removed

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -91,9 +92,7 @@ def niah(draft: Draft, *, keys: int = 1, values: int = 1, asked: int = 1, kind: 
     answers = [value for name in chosen for key, value in facts if key == name]  # values in the order of the text
     which = _listed([f"the {name}" for name in chosen])
     if len(answers) == 1:
-        return _asked(
-            text, f"What is the special {kind} of {which}?", f"The special {kind} of {which} is", answers
-        )
+        return _asked(text, f"What is the special {kind} of {which}?", f"The special {kind} of {which} is", answers)
     return _asked(text, f"What are the special {kind}s of {which}?", f"The special {kind}s of {which} are", answers)
 
 
@@ -105,7 +104,7 @@ def vartrack(draft: Draft) -> Parts:
         [f"Let {a} be {value}. ", f"Let {b} be equal to {a}. ", f"Let {c} be equal to {b}. "]
         for value, (a, b, c) in zip(values, (names[:3], names[3:]), strict=True)
     ]
-    text = draft.haystack(sum(chains, []))
+    text = draft.haystack([line for chain in chains for line in chain])
     for chain in chains:
         text = _hidden(rng, text, chain)
     which = rng.randrange(2)
@@ -131,7 +130,7 @@ def character(draft: Draft) -> Parts:
         found = [
             (place, name)
             for name, places in _mentions(story).items()
-            for before, place in zip(places, places[1:], strict=False)
+            for before, place in pairwise(places)
             if place > length and place - length + 20 < before < place - length // 3
         ]
         if found:

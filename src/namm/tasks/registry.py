@@ -6,18 +6,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from namm.errors import NotFoundError, nearest
-from namm.tasks import choubun, embedded, infinitebench, longbench, ruler
 from namm.tasks.base import Task
+from namm.tasks.choubun import PUBLISHED as CHOUBUN_DATA
+from namm.tasks.choubun import TASKS as CHOUBUN
+from namm.tasks.embedded import TASKS as EMBEDDED
+from namm.tasks.hub import origin
+from namm.tasks.infinitebench import PUBLISHED as INFINITEBENCH_DATA
+from namm.tasks.infinitebench import TASKS as INFINITEBENCH
 from namm.tasks.jsonl import user_task
+from namm.tasks.longbench import PUBLISHED as LONGBENCH_DATA
+from namm.tasks.longbench import TASKS as LONGBENCH
+from namm.tasks.ruler import TASKS as RULER
 
 SUITES: dict[str, dict[str, Task]] = {
-    "embedded": embedded.TASKS,
-    "ruler": ruler.TASKS,
-    "longbench": longbench.TASKS,
-    "infinitebench": infinitebench.TASKS,
-    "choubun": choubun.TASKS,
+    "embedded": EMBEDDED,
+    "ruler": RULER,
+    "longbench": LONGBENCH,
+    "infinitebench": INFINITEBENCH,
+    "choubun": CHOUBUN,
 }
+_PUBLISHED = {"longbench": LONGBENCH_DATA, "infinitebench": INFINITEBENCH_DATA, "choubun": CHOUBUN_DATA}
 TASKS: dict[str, Task] = {name: task for suite in SUITES.values() for name, task in suite.items()}
+
+
+def sources(tasks: Iterable[Task], data: Path | None) -> dict[str, str]:
+    """For each published suite among `tasks` where its files come from: a folder, or repository and revision."""
+    suites = {task.name.partition("/")[0] for task in tasks}
+    return {suite: origin(published, data) for suite, published in _PUBLISHED.items() if suite in suites}
 
 
 def find_tasks(names: Iterable[str]) -> list[Task]:
