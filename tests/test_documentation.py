@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md"]
+PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
+LINKED = [*PAGES, "docs/lm-evaluation-harness.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 @pytest.mark.model
@@ -19,7 +20,7 @@ def test_python_blocks_run(page: str) -> None:
         exec(compile(block, page, "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", LINKED)
 def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
     for link in links:

@@ -9,27 +9,16 @@ import torch
 
 import namm
 from namm.evolution import EvolutionConfig, Progress, evolve, run
-from namm.evolution.fitness import Encoded, Referenced, answer_nll, memory_nll, normalised, reference
+from namm.evolution.fitness import Referenced, answer_nll, memory_nll, normalised, reference
 from namm.evolution.strategy import CMAES
+from namm.tasks import Encoded, Sample
+from tests.letters import letters
 from tests.zoo import causal_model, ids
 
 SMALL = {
-    "tokens": (60,), "update_interval": 16, "generations": 4, "population": 4, "samples": 2, "pool": 4, "validation": 2,
+    "tokens": (360,), "update_interval": 64, "generations": 4, "population": 4, "samples": 2, "pool": 4, "validation": 2,
     "validate_every": 2,
 }  # fmt: skip
-
-
-class Letters:
-    """A tokenizer with a chat template, for a model that knows 97 tokens."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [3 + ord(c) % 90 for c in text[:160]] if len(text) > 20 else [3 + ord(c) % 90 for c in text.strip()]
-
-    def decode(self, tokens: list[int]) -> str:
-        return "x" * len(tokens)
-
-    def apply_chat_template(self, chat: list[dict[str, str]], **options: object) -> str:
-        return chat[0]["content"]
 
 
 START = np.zeros(10)
@@ -63,7 +52,8 @@ def test_what_is_not_a_number_never_improves_anything() -> None:
 
 def test_fitness_is_between_its_references() -> None:
     model = causal_model("llama")
-    sample = Encoded("t", tuple(ids(1, 90)[0].tolist()), (5, 6))
+    made = Sample("t", "0", "context", "question", ("answer",))
+    sample = Encoded(made, tuple(ids(1, 90)[0].tolist()), (), (5, 6), "raw")
     assert answer_nll(model, sample) == pytest.approx(memory_nll(model, sample, namm.NAMM.zeros(), None, 16), abs=1e-4)
     given = reference(model, sample, 16)
     assert given.full == answer_nll(model, sample)
@@ -73,13 +63,13 @@ def test_fitness_is_between_its_references() -> None:
 
 
 def test_a_run_saves_a_memory_and_resumes_where_it_was(tmp_path: Path) -> None:
-    given = causal_model("llama"), Letters()
+    given = causal_model("llama"), letters()
     shown: list[Progress] = []
     config = EvolutionConfig(**SMALL)
     memory = evolve(config, tmp_path / "whole", on_generation=shown.append, model=given)
     assert [p.generation for p in shown] == [1, 2, 3, 4]
     assert [p.validation is not None for p in shown] == [False, True, False, True]
-    assert memory.config.update_interval == 16
+    assert memory.config.update_interval == 64
     assert bool((memory.theta[:-26] == 0).all())
     assert bool((memory.theta[-26:] != 0).any())
     assert bool((memory.var > 0).all())
@@ -105,7 +95,7 @@ def test_a_run_saves_a_memory_and_resumes_where_it_was(tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_started(tmp_path: Path) -> None:
-    given = causal_model("llama"), Letters()
+    given = causal_model("llama"), letters()
     config = EvolutionConfig(**SMALL | {"generations": 1})
     with pytest.raises(namm.ConfigurationError, match="a run to resume"):
         evolve(config, tmp_path, resume=True, model=given)
@@ -147,10 +137,10 @@ def test_search_spaces() -> None:
 
 
 def test_a_run_can_start_at_a_memory(tmp_path: Path) -> None:
-    given = causal_model("llama"), Letters()
+    given = causal_model("llama"), letters()
     start = namm.NAMM.from_vector(torch.randn(4172) * 0.1, torch.rand(17), torch.rand(17))
     start.save_pretrained(tmp_path / "start")
-    config = EvolutionConfig(**SMALL | {"generations": 1, "tokens": (40, 60), "initial": str(tmp_path / "start")})
+    config = EvolutionConfig(**SMALL | {"generations": 1, "tokens": (300, 360), "initial": str(tmp_path / "start")})
     memory = evolve(config, tmp_path / "run", model=given)
     assert torch.equal(memory.theta[:-26], start.theta[:-26])
     assert torch.equal(memory.mean, start.mean)

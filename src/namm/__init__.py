@@ -17,6 +17,7 @@ from namm.selection import Budget, Threshold
 from namm.version import __version__
 
 if TYPE_CHECKING:
+    from namm.evaluation import evaluate
     from namm.evolution import evolve
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Threshold",
     "__version__",
     "attach",
+    "evaluate",
     "evolve",
     "models",
     "policies",
@@ -44,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from namm.evolution import evolve
 
         return evolve
+    if name == "evaluate":
+        from namm.evaluation import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'namm' has no attribute {name!r}")

@@ -308,9 +308,7 @@ def test_a_text_too_short_to_forget_anything(tmp_path: Path) -> None:
         run(tmp_path / "run", replace(SMALL, tasks=(str(own),)))
 
 
-@pytest.mark.parametrize(
-    "name", ["longbench/trec", "longbench/passage_count", "infinitebench/passkey", "choubun/wiki_qa"]
-)
+@pytest.mark.parametrize("name", ["longbench/trec", "longbench/lcc", "infinitebench/passkey", "choubun/wiki_qa"])
 def test_a_folder_in_the_official_layout_is_evaluated(tmp_path: Path, name: str) -> None:
     suite, _, task = name.partition("/")
     make = {"longbench": longbench_record, "infinitebench": infinitebench_record, "choubun": choubun_record}[suite]
