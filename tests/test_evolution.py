@@ -16,8 +16,8 @@ from tests.letters import letters
 from tests.zoo import causal_model, ids
 
 SMALL = {
-    "tokens": (360,), "update_interval": 64, "generations": 4, "population": 4, "samples": 2, "pool": 4, "validation": 2,
-    "validate_every": 2,
+    "tokens": (360,), "update_interval": 64, "generations": 4, "population": 4, "samples": 2, "pool": 4,
+    "validation": 2, "validate_every": 2,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -87,12 +87,6 @@ class EvaluationConfig:
     def all_policies(self) -> tuple[str, ...]:
         """The sanity rows and what is compared, each once."""
         return tuple(dict.fromkeys(SANITY + self.policies))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, object]) -> EvaluationConfig:
-        """The configuration that `dataclasses.asdict` and JSON have made `values` of."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})  # type: ignore[arg-type]
 
 
 def alignment(hops: list[int], interval: int) -> int:

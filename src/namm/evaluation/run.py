@@ -354,7 +354,16 @@ def _check_folder(out: Path, config: EvaluationConfig, policies: dict[str, Memor
 def _start_folder(
     out: Path, config: EvaluationConfig, policies: dict[str, MemoryPolicy], origins: dict[str, str]
 ) -> None:
+    """Write `run.json`; its grid is what was asked for so far, all commands together."""
     out.mkdir(parents=True, exist_ok=True)
+    file, now = out / "run.json", _identity(config, policies) | {"sources": origins}
+    if file.exists():
+        saved = json.loads(file.read_text())
+        for name in GRID:
+            old, new = saved["config"][name], now["config"][name]
+            now["config"][name] = max(old, new) if name == "samples" else list(dict.fromkeys([*old, *new]))
+        for name in ("memories", "sources"):
+            now[name] = saved[name] | now[name]
     scratch = out / f"run.json.{os.getpid()}"
-    scratch.write_text(json.dumps(_identity(config, policies) | {"sources": origins}, indent=1))
-    os.replace(scratch, out / "run.json")
+    scratch.write_text(json.dumps(now, indent=1))
+    os.replace(scratch, file)
