@@ -17,9 +17,11 @@ import torch
 
 import namm
 from namm.evaluation import EvaluationConfig, evaluate
-from namm.evaluation.oracle import Oracle, foresee, later_attention
+from namm.evaluation.oracle import foresee, later_attention
 from namm.evaluation.reader import Contender, Group, Reader
-from namm.memory.sequence import Scaling
+from namm.evaluation.rows import RowFile
+from namm.memory.cache import MemoryCache
+from namm.memory.sequence import Plan, Scaling
 from namm.policies import H2O
 from namm.selection import Budget
 from namm.tasks import Sample, encode
@@ -39,6 +41,10 @@ def run(out: Path, config: EvaluationConfig = SMALL, **options: Any) -> Any:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def rows_text(out: Path) -> str:
+    return (out / "rows.jsonl").read_text()
 
 
 def timeless(out: Path) -> list[dict[str, Any]]:
@@ -99,16 +105,17 @@ def test_a_row_that_was_cut_off_is_measured_again(finished: Path, tmp_path: Path
     out.mkdir()
     text = (finished / "rows.jsonl").read_text()
     (out / "run.json").write_text((finished / "run.json").read_text())
-    (out / "rows.jsonl").write_text(text[: len(text) // 2])
+    (out / "rows.jsonl").write_bytes(text[: len(text) // 2].encode() + "…".encode()[:1])  # torn inside a letter
     run(out)
     assert timeless(out) == timeless(finished)
 
 
 def test_damaged_rows_are_named(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text((finished / "run.json").read_text())
-    (tmp_path / "rows.jsonl").write_text('{"task": 1}\n{"task": \n')
-    with pytest.raises(namm.ArtefactError, match=r"line 2 of .*rows.jsonl"):
-        run(tmp_path)
+    for line in ('{"task": ', '{"task": 1}', "7"):
+        (tmp_path / "rows.jsonl").write_text(rows_text(finished).split("\n")[0] + f"\n{line}\n")
+        with pytest.raises(namm.ArtefactError, match=r"line 2 of .*rows.jsonl"):
+            run(tmp_path)
 
 
 KILLED = """
@@ -214,13 +221,21 @@ def test_attend_outside_and_evaluate_inside_agree() -> None:
     )
 
 
-def test_generated_answers_are_those_of_generate() -> None:
+def test_generated_answers_are_those_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     model = causal_model("llama")
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 5.0)  # would tell what was forgotten
     read = group(TEXT, (" What is it?", "truth"), metric="qa_f1")
     reader = Reader(model, letters(), 64)
     (answer,) = reader.ask(read, reader.prefix(read), [Contender("full", None)])
     ids = torch.tensor([read.samples[0].prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=32, pad_token_id=2)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=32,
+        pad_token_id=2,
+        repetition_penalty=1.0,
+    )
     assert answer.prediction == letters().decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -232,22 +247,28 @@ def test_later_attention_is_the_largest_of_all_later_queries() -> None:
     logits = logits.masked_fill(torch.ones(40, 40, dtype=torch.bool).triu(1), -torch.inf)
     mean = logits.softmax(-1).mean(1)
     for index, update in enumerate((16, 32)):
-        torch.testing.assert_close(found[index], mean[:, update:].amax(1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[index], mean[:, update:, :update].amax(1), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
 def test_the_oracle_keeps_what_will_be_attended_to() -> None:
-    model = causal_model("llama")
-    read = group(TEXT, (" What is it?", "truth"))
-    reader = Reader(model, letters(), 64)
-    sample = read.samples[0]
-    ids = torch.tensor([sample.prompt + sample.answer])
-    oracle = foresee(model, ids, (64, 128, len(read.text)))
-    assert isinstance(oracle, Oracle)
-    (answer,) = reader.ask_oracle(read, reader.prefix(read), [Contender("oracle", 0.25)])
-    (streaming,) = reader.ask(
-        read, reader.prefix(read), [Contender("streaming", 0.25, namm.policies.resolve("streaming"))]
-    )
-    assert answer.held.bytes_held == streaming.held.bytes_held
+    model = causal_model("llama", "eager")
+    ids = torch.randint(5, 90, (1, 150), generator=torch.Generator().manual_seed(2))
+    oracle = foresee(model, ids, (64, 128))
+    cache = MemoryCache.planned(model.config, (Plan(oracle, Budget(tokens=20), 64, last=128),))
+    model(ids[:, :64], past_key_values=cache)
+    first = [cache.kept_positions(layer)[0] for layer in range(2)]
+    model(ids[:, 64:], past_key_values=cache)
+    attention = model(ids, output_attentions=True).attentions
+    for layer in range(2):
+        mean = attention[layer][0].unflatten(0, (2, -1)).mean(1)
+        for head in range(2):
+            later = mean[head, 64:, :63].amax(0)  # the newest token always stays
+            assert first[layer][head] == sorted([63, *later.topk(19).indices.tolist()])
+            survivors = torch.tensor([*first[layer][head], *range(64, 127)])
+            latest = mean[head, 128:, survivors].amax(0)
+            kept = [token for token in cache.kept_positions(layer)[0][head] if token < 128]
+            assert kept == sorted([127, *survivors[latest.topk(19).indices].tolist()])
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -277,6 +298,7 @@ def test_mistakes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
         ({"split": "tests"}, "a split"),
         ({"protocol": "question-first"}, "context-first"),
         ({"template": "chatty"}, "a template"),
+        ({"budgets": (0.5, 0.5)}, "budgets that differ"),
         ({"samples": -1}, "samples >= 0"),
         ({"data": "no-such-folder"}, "a folder of benchmark data"),
     ],
@@ -290,10 +312,31 @@ def test_a_folder_of_another_evaluation_is_refused(finished: Path, tmp_path: Pat
     before = (finished / "rows.jsonl").read_bytes()
     with pytest.raises(namm.ConfigurationError, match=r"update_interval: 128.*another update_interval"):
         run(finished, replace(SMALL, update_interval=64))
+    with pytest.raises(namm.ConfigurationError, match=r"another weights: sha256"):
+        evaluate(SMALL, finished, model=(causal_model("qwen2"), letters()))
     assert (finished / "rows.jsonl").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(namm.ConfigurationError, match="an empty or new folder"):
         run(tmp_path)
+
+
+def test_two_processes_do_not_write_one_file(finished: Path) -> None:
+    with RowFile(finished, (1, 1)), pytest.raises(namm.ConfigurationError, match="divide the work with --part"):
+        run(finished)
+
+
+def test_parts_share_a_folder(finished: Path, tmp_path: Path) -> None:
+    for part in ((2, 3), (1, 3), (3, 3)):
+        run(tmp_path / "run", part=part)
+    files = sorted((tmp_path / "run").glob("rows*.jsonl"))
+    assert [file.name for file in files] == [f"rows-{k}-of-3.jsonl" for k in (1, 2, 3)]
+    made = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    without = lambda rows: sorted(  # noqa: E731
+        json.dumps({k: v for k, v in row.items() if k not in ("seconds", "commit")}) for row in rows
+    )
+    assert without(made) == without(rows(finished))
+    with pytest.raises(namm.ConfigurationError, match="a part k/n"):
+        run(tmp_path / "run", part=(4, 3))
 
 
 def test_a_chat_template_that_is_not_there(tmp_path: Path) -> None:
@@ -324,6 +367,20 @@ def test_a_folder_in_the_official_layout_is_evaluated(tmp_path: Path, name: str)
     assert str(tmp_path / "data") in saved["sources"][suite]
 
 
+def test_data_that_changed_is_noticed(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    line = {"context": TEXT, "question": " What is acknowledged?", "answers": ["truth"]}
+    config = replace(SMALL, tasks=(str(own),), policies=("h2o",), update_interval=64)
+    own.write_text(json.dumps(line) + "\n")
+    run(tmp_path / "run", config)
+    own.write_text(json.dumps(line | {"answers": ["the truth"]}) + "\n")
+    with pytest.raises(namm.ConfigurationError, match="the data, or the Python of code samples, has changed"):
+        run(tmp_path / "run", config)
+    own.write_text(json.dumps(line | {"id": "a"}) + "\n" + json.dumps(line | {"id": "a"}) + "\n")
+    with pytest.raises(namm.ConfigurationError, match="samples with an id each"):
+        run(tmp_path / "other", config)
+
+
 def test_a_users_own_file_is_a_task(tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     line = {"context": TEXT, "question": " What is acknowledged?", "answers": ["truth", "a truth"], "metric": "qa_f1"}
@@ -334,4 +391,4 @@ def test_a_users_own_file_is_a_task(tmp_path: Path) -> None:
     measured = rows(tmp_path / "run")
     assert {row["metric"] for row in measured} == {"qa_f1"}
     assert {row["tokens"] for row in measured} == {0}
-    assert len({row["context_hash"] for row in measured}) == 2  # the question belongs to the text here
+    assert len({row["context_hash"] for row in measured}) == 1  # drawn together in the bootstrap

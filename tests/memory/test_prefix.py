@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -80,6 +83,23 @@ def test_a_fork_goes_its_own_way():
         torch.testing.assert_close(answer, expected[:, 80:], atol=1e-4, rtol=1e-4)
     assert cache.memory().kept == before.kept
     assert cache.memory().bytes_held == before.bytes_held
+
+
+def test_a_cache_goes_when_nobody_holds_it() -> None:
+    """By reference count alone: the collector may come late, and a cache is what fills a GPU."""
+    model = causal_model("llama")
+    prefix = Prefix.of(model, torch.arange(5, 37)[None])
+    gc.collect()
+    gc.disable()
+    try:
+        cache = prefix.start(PLANS)
+        fork = cache.fork()
+        alive = [weakref.ref(c.layers[0].sequences[0]) for c in (cache, fork)]
+        alive.append(weakref.ref(prefix))
+        del cache, fork, prefix
+        assert [one() for one in alive] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_an_update_inside_the_prefix_is_refused():

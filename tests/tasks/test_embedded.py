@@ -11,6 +11,19 @@ from namm.tasks.registry import SUITES, find_tasks
 from namm.tasks.text import modules
 from tests.letters import letters
 
+
+class SpacesAreNothing:
+    """A tokenizer of letters that has no token for white space."""
+
+    chat_template = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(c) for c in text if not c.isspace()]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
+
+
 HIDDEN = [name for name in TASKS if name.startswith(("passkey", "niah"))]
 
 
@@ -162,6 +175,11 @@ def test_a_sample_needs_an_answer() -> None:
     for answers in ((), ("",)):
         with pytest.raises(namm.ConfigurationError, match="at least one answer"):
             Sample("own", "3", "text", "question", answers)
+    with pytest.raises(namm.ConfigurationError, match="one answer, or a target"):
+        Sample("own", "4", "text", "question", ("one", "two"))
+    empty = Sample("own", "5", "text", "question", ("  ",))
+    with pytest.raises(namm.ConfigurationError, match="an answer of at least one token"):
+        encode(empty, SpacesAreNothing())
 
 
 @pytest.mark.model

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from namm.cli.shared import console, quiet
@@ -49,7 +50,7 @@ def demo(
         waiting = [*rows, ""]
         for outcome in stage.run(lm, tokenizer, story, rows):
             outcomes.append(outcome)
-            console.print(f"  {outcome.name:<14} {stage.REPLY} {outcome.reply}", highlight=False)
+            console.print(f"  {outcome.name:<14} {stage.REPLY} {escape(outcome.reply)}", highlight=False)
             status.update(f"reading with {waiting[len(outcomes)]}")
     console.print()
     console.print(_demo_table(outcomes))
@@ -71,7 +72,7 @@ def _demo_table(outcomes: list[Outcome]) -> Table:
     for o in outcomes:
         r = o.report
         table.add_row(
-            o.name, o.reply[:10], "[green]right[/]" if o.right else "[red]wrong[/]", f"{r.slots:,}",
+            o.name, escape(o.reply[:10]), "[green]right[/]" if o.right else "[red]wrong[/]", f"{r.slots:,}",
             f"{r.bytes_held / 1e6:.1f}", f"{r.bytes_held / full.report.bytes_held:.0%}", f"{r.peak_bytes / 1e6:.1f}",
             f"{o.prefill / full.prefill:.2f}x", f"{o.decode / full.decode:.2f}x",
         )  # fmt: skip

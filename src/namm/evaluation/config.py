@@ -71,6 +71,9 @@ class EvaluationConfig:
             raise ConfigurationError(
                 "a budget, a task and a length at least", f"{self.budgets}, {self.tasks}, {self.tokens}", "Give some."
             )
+        for name in ("budgets", "tokens"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigurationError(f"{name} that differ", getattr(self, name), "Give each once.")
         for budget in self.budgets:
             if budget != OWN and not (isinstance(budget, float) and 0 < budget < 1):
                 raise ConfigurationError(

@@ -22,7 +22,8 @@ from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan, Scaling
 from namm.policies import KeepAll, MemoryPolicy, View
 
-Future = Float[Tensor, "update kv_head token"]
+Future = tuple[Float[Tensor, "kv_head token"], ...]
+"""For each update, over the tokens read before it, the largest attention that comes after it."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -31,7 +32,7 @@ class Oracle(MemoryPolicy):
 
     Attributes:
         updates: tokens read at each update.
-        future: by layer, the largest attention each token receives after each update.
+        future: by layer.
     """
 
     name = "oracle"
@@ -96,4 +97,5 @@ def later_attention(
 
     grouped = query.unflatten(0, (heads, -1))
     kernels.attend_and_observe(grouped, key, value, scaling.scale, softcap=scaling.softcap, observe=note)
-    return between.flip(0).cummax(0).values.flip(0)[1:]
+    after = between.flip(0).cummax(0).values.flip(0)[1:]
+    return tuple(most[:, :update].clone() for most, update in zip(after, updates, strict=True))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.config import OWN
-from namm.evaluation.oracle import Oracle, foresee
+from namm.evaluation.oracle import foresee
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
 from namm.memory.prefix import Prefix
@@ -29,6 +29,12 @@ from namm.tasks.base import Encoded
 from namm.tasks.metrics import METRICS
 
 FIRST = 4  # tokens of the floor
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}  # whatever the model's own
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,6 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int) -> None:
         self.model, self.tokenizer, self.interval = model, tokenizer, update_interval
-        self._foreseen: tuple[Group, dict[str, Oracle]] | None = None  # of the last text, for its other budgets
 
     def prefix(self, group: Group) -> Prefix:
         """The tokens before the first update."""
@@ -134,28 +139,20 @@ class Reader:
     @torch.no_grad()
     def ask_oracle(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
         """As `ask`, by a memory that has seen what will be asked; it is another one for each sample."""
+        plan = Plan(StreamingLLM(), Budget(tokens=1), self.interval, last=len(group.text))
+        updates, seen = [], 0
+        while (due := plan.next_update(seen)) is not None:
+            updates.append(seen := due)
         answers = []
         for sample in group.samples:
             start = time.perf_counter()
-            knowing = [replace(contender, policy=self._oracle(group, sample)) for contender in contenders]
+            oracle = foresee(self.model, self._ids(sample.prompt + sample.answer), tuple(updates))
             extra = (time.perf_counter() - start) / len(contenders)
             alone = replace(group, samples=(sample,))
-            answers += [replace(a, seconds=a.seconds + extra) for a in self.ask(alone, prefix, knowing)]
-        order = {contender.budget: place for place, contender in enumerate(contenders)}
-        return sorted(answers, key=lambda answer: order[answer.contender.budget])
-
-    def _oracle(self, group: Group, sample: Encoded) -> Oracle:
-        if self._foreseen is None or self._foreseen[0] is not group:
-            self._foreseen = (group, {})
-        known = self._foreseen[1]
-        key = f"{sample.sample.task}/{sample.sample.id}"
-        if key not in known:
-            plan = Plan(StreamingLLM(), Budget(tokens=1), self.interval, last=len(group.text))
-            updates, seen = [], 0
-            while (due := plan.next_update(seen)) is not None:
-                updates.append(seen := due)
-            known[key] = foresee(self.model, self._ids(sample.prompt + sample.answer), tuple(updates))
-        return known[key]
+            for contender in contenders:
+                (answer,) = self.ask(alone, prefix, [replace(contender, policy=oracle)])
+                answers.append(replace(answer, seconds=answer.seconds + extra))
+        return answers
 
     def _plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
         """The contender's plan: its budget in bytes, met at the boundary, and in the same proportion before."""
@@ -207,7 +204,9 @@ class Reader:
             predictions = [self.tokenizer.decode(_greedy(reply, sample.answer)) for reply in chosen]
             scores = [float(same) for same in exact]
         else:
-            predictions = self._generated(cache.fork(), (group.text if text is None else text) + rest, sample, rows)
+            prompt = (group.text if text is None else text) + rest
+            official = prompt[: len(prompt) - sample.moved]  # decoding must not profit from how the answer begins
+            predictions = self._generated(cache.fork(), official, sample, rows)
             metric = METRICS[sample.sample.metric]
             scores = [metric(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
         seconds = reading + (time.perf_counter() - start) / rows
@@ -225,12 +224,16 @@ class Reader:
         logits = self.model(ids, past_key_values=cache, logits_to_keep=kept).logits[:, -kept:-1].float()
         gold = self._ids(answer, rows)
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), gold, reduction="none").mean(1)
+        if not bool(torch.isfinite(nll).all()):
+            raise ModelError(
+                "a finite likelihood", f"{nll.tolist()} in {self.model.dtype}", "Try --dtype float32 or bfloat16."
+            )
         return nll.tolist(), [tuple(row) for row in logits.argmax(-1).tolist()]
 
     def _generated(self, cache: MemoryCache, prompt: tuple[int, ...], sample: Encoded, rows: int) -> list[str]:
         ids = self._ids(prompt, rows)
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=False,
+            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **GREEDY,
             max_new_tokens=sample.sample.max_new_tokens, pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         return self.tokenizer.batch_decode(out[:, len(prompt) :], skip_special_tokens=True)

@@ -6,26 +6,22 @@ measured again nor lost, and the rest is measured as it would have been.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import logging
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.errors import ArtefactError, ConfigurationError
-from namm.evaluation.config import GRID, OWN, EvaluationConfig, alignment
-from namm.evaluation.reader import Answer, Contender, Group, Reader
+from namm.errors import ConfigurationError
+from namm.evaluation.config import OWN, EvaluationConfig, alignment
+from namm.evaluation.folder import check_folder, identity, start_folder, write
+from namm.evaluation.reader import Contender, Group, Reader
+from namm.evaluation.rows import RowFile, common_fields, keys, read_rows, row_of
 from namm.models import load_model
 from namm.policies import MemoryPolicy, NAMMPolicy, resolve
 from namm.report.evaluation_page import to_html
@@ -33,12 +29,8 @@ from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
 from namm.tasks.base import Encoded, Request, Sample, encode
 from namm.tasks.registry import find_tasks, sources
-from namm.version import __version__
 
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
-Key = tuple[Any, ...]
-IDENTITY = ("task", "tokens", "sample", "policy", "budget")
 
 
 @dataclass(frozen=True)
@@ -72,45 +64,33 @@ def evaluate(
         ArtefactError: the rows in `out` are damaged.
         NotFoundError: a policy, task, model or file that is not there.
     """
-    out = Path(out)
-    policies = _policies(config)
-    for name, policy in policies.items():
-        if isinstance(policy, NAMMPolicy) and policy.network.config.update_interval != config.update_interval:
-            log.warning(
-                "%s was evolved with an update each %d tokens and is evaluated with one each %d.",
-                name, policy.network.config.update_interval, config.update_interval,
-            )  # fmt: skip
+    out, data = Path(out), Path(config.data) if config.data else None
+    policies, tasks = _policies(config), find_tasks(config.tasks)
     step = alignment([policy.hop for policy in policies.values()], config.update_interval)
-    tasks = find_tasks(config.tasks)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if not 1 <= part[0] <= part[1]:
         raise ConfigurationError("a part k/n with 1 <= k <= n", f"{part[0]}/{part[1]}", "Try 1/2 and 2/2.")
-    _check_folder(out, config, policies)
+    check_folder(out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     lm, tokenizer = model or load_model(config.model, None if config.dtype == "auto" else config.dtype)
     groups = list(_groups(config, tasks, tokenizer, _longest(config, lm), step))[part[0] - 1 :: part[1]]
-    _start_folder(out, config, policies, sources(tasks, Path(config.data) if config.data else None))
-    reader = Reader(lm, tokenizer, config.update_interval)
-    rows = _Rows(out, part)
-    common = _common(config, lm, tokenizer)
-    work = [(group, batch) for group in groups for batch in _batches(config, policies)]
-    total = sum(len(group.samples) * len(batch) for group, batch in work)
-    done = sum(len(_keys(group, batch) & rows.known) for group, batch in work)
-    prefix = None
-    for group, batch in work:
-        if batch[0].name == "full":
-            prefix = None
-        if on_progress:
-            on_progress(Progress(done, total, f"{group.samples[0].sample.task} {batch[0].name}"))
-        if _keys(group, batch) <= rows.known:
-            continue
-        prefix = prefix or reader.prefix(group)
-        done -= len(_keys(group, batch) & rows.known)
-        ask = {"truncated": reader.ask_truncated, "oracle": reader.ask_oracle}.get(batch[0].name, reader.ask)
-        rows.add([_row(group, answer) | common for answer in ask(group, prefix, batch)])
-        done += len(_keys(group, batch))
+    start_folder(out, identity(config, policies, lm, sources(tasks, data)))
+    reader, batches = Reader(lm, tokenizer, config.update_interval), _batches(config, policies)
+    common = common_fields(config, lm, tokenizer)
+    wanted = {key for group in groups for batch in batches for key in keys(group, batch)}
+    with RowFile(out, part, groups) as file:
+        for group in groups:
+            missing = [batch for batch in batches if not keys(group, batch) <= file.known]
+            prefix = reader.prefix(group) if missing else None
+            for batch in missing:
+                if on_progress:
+                    reading = f"{group.samples[0].sample.task}: {batch[0].name}"
+                    on_progress(Progress(len(wanted & file.known), len(wanted), reading))
+                assert prefix is not None
+                ask = {"truncated": reader.ask_truncated, "oracle": reader.ask_oracle}.get(batch[0].name, reader.ask)
+                file.add([row_of(group, answer) | common for answer in ask(group, prefix, batch)])
     if on_progress:
-        on_progress(Progress(done, total, "done"))
+        on_progress(Progress(len(wanted), len(wanted), "done"))
     return write_report(out)
 
 
@@ -126,16 +106,18 @@ def write_report(out: str | Path) -> Summary:
         ("summary.md", to_markdown(summary)), ("summary.json", to_json(summary)),
         ("report.html", to_html(summary, title)),
     ):  # fmt: skip
-        (out / name).write_text(text, encoding="utf-8")
+        write(out / name, text)
     return summary
-
-
-# -- what there is to do ---------------------------------------------------------------------------------------------
 
 
 def _policies(config: EvaluationConfig) -> dict[str, MemoryPolicy]:
     special = ("full", "floor", "truncated", "oracle")
-    return {name: resolve(name) for name in config.all_policies if name not in special}
+    policies = {name: resolve(name) for name in config.all_policies if name not in special}
+    for name, policy in policies.items():
+        if isinstance(policy, NAMMPolicy) and policy.network.config.update_interval != config.update_interval:
+            evolved = policy.network.config.update_interval
+            log.warning("%s was evolved with an update each %d tokens, not %d.", name, evolved, config.update_interval)
+    return policies
 
 
 def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> list[list[Contender]]:
@@ -143,8 +125,7 @@ def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> lis
     shares = [budget for budget in config.budgets if budget != OWN]
     batches = [[Contender("full", None)], [Contender("floor", None)]]
     batches += [[Contender("truncated", share)] for share in shares]
-    if shares:
-        batches += _chunks([Contender("oracle", share) for share in shares], config.batch)
+    batches += [[Contender("oracle", share) for share in shares]] if shares else []
     contenders = [
         Contender(name, budget, policy)
         for name, policy in policies.items() for budget in config.budgets
@@ -176,9 +157,17 @@ def _groups(
             Path(config.data) if config.data else None,
         )  # fmt: skip
         texts: dict[tuple[int, ...], list[Encoded]] = {}
+        named: set[tuple[str, str]] = set()
         for turn in zip_longest(*(task.samples(request) for task in together)):
             for sample in turn:
                 if sample is not None:
+                    if (sample.task, sample.id) in named:
+                        raise ConfigurationError(
+                            "samples with an id each",
+                            f"two of {sample.id!r} in {sample.task}",
+                            "Give each its own; samples may share a text.",
+                        )
+                    named.add((sample.task, sample.id))
                     encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
                     texts.setdefault(_text(config, encoded, step), []).append(encoded)
         for text, samples in texts.items():
@@ -203,7 +192,7 @@ def _encoded(
 def _text(config: EvaluationConfig, encoded: Encoded, step: int) -> tuple[int, ...]:
     """The tokens up to the boundary: whole hops of what the protocol lets the memory read, one token left at least."""
     read = len(encoded.context) if config.protocol == "context-first" else len(encoded.prompt)
-    length = min(read, len(encoded.prompt) - 1) // step * step
+    length = min(read, len(encoded.prompt) - encoded.moved - 1) // step * step
     if length < 2 * step:
         raise ConfigurationError(
             f"a text of at least {2 * step} tokens before the question",
@@ -211,159 +200,3 @@ def _text(config: EvaluationConfig, encoded: Encoded, step: int) -> tuple[int, .
             "There is nothing to forget in it; drop it or use a longer text.",
         )
     return encoded.prompt[:length]
-
-
-# -- rows ------------------------------------------------------------------------------------------------------------
-
-
-def read_rows(out: str | Path) -> list[Row]:
-    """All rows in a folder, of every part; a line that is still being written is left out.
-
-    Raises:
-        ArtefactError: a line is no JSON; the message names file and line.
-    """
-    rows: list[Row] = []
-    for file in sorted(Path(out).glob("rows*.jsonl")):
-        text = file.read_text(encoding="utf-8")
-        for number, line in enumerate(text.split("\n")[:-1], 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ArtefactError(
-                    "a row in JSON", f"line {number} of {file} ({error})", "Remove that line; it is measured again."
-                ) from error
-    return rows
-
-
-class _Rows:
-    """What is measured already, and the file that this process adds to."""
-
-    def __init__(self, out: Path, part: tuple[int, int]) -> None:
-        self.file = out / ("rows.jsonl" if part[1] == 1 else f"rows-{part[0]}-of-{part[1]}.jsonl")
-        self.known = {_key(row) for row in read_rows(out)}
-        text = self.file.read_bytes() if self.file.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            log.warning("The last row of %s was cut off; it is measured again.", self.file)
-            os.truncate(self.file, len(whole))
-
-    def add(self, rows: list[Row]) -> None:
-        new = [row for row in rows if _key(row) not in self.known]
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
-            file.flush()
-            os.fsync(file.fileno())
-        self.known |= {_key(row) for row in new}
-
-
-def _key(row: Row) -> Key:
-    return tuple(row[name] for name in IDENTITY)
-
-
-def _keys(group: Group, batch: Iterable[Contender]) -> set[Key]:
-    return {
-        (encoded.sample.task, group.tokens, encoded.sample.id, contender.name, contender.budget)
-        for encoded in group.samples for contender in batch
-    }  # fmt: skip
-
-
-def _row(group: Group, answer: Answer) -> Row:
-    sample, held = answer.sample.sample, answer.held
-    return {
-        "task": sample.task, "tokens": group.tokens, "sample": sample.id, "policy": answer.contender.name,
-        "budget": answer.contender.budget, "nll": answer.nll, "exact": int(answer.exact), "metric": sample.metric,
-        "score": answer.score, "prediction": answer.prediction, "gold": sample.gold,
-        **dataclasses.asdict(held),
-        "context_tokens": len(group.text), "prompt_tokens": len(answer.sample.prompt),
-        "removed_tokens": answer.sample.removed, "rendered": answer.sample.template,
-        "context_hash": _hash(group.text), "prompt_sha256": _hash(answer.sample.prompt),
-        "seconds": round(answer.seconds, 4),
-    }  # fmt: skip
-
-
-def _hash(tokens: tuple[int, ...]) -> str:
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
-def _common(config: EvaluationConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Row:
-    """What is the same in all rows. `template` is of the run; how a sample was put, `rendered`, stands in its row."""
-    return {
-        "template": "chat" if config.template != "raw" and tokenizer.chat_template else "raw",
-        "split": config.split, "seed": config.seed, "protocol": config.protocol, "model": config.model,
-        "dtype": str(model.dtype).removeprefix("torch."), "update_interval": config.update_interval,
-        "namm": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": platform.python_version(), "hardware": _hardware(), "commit": _commit(),
-    }  # fmt: skip
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _commit() -> str | None:
-    """The commit of this package, if it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
-
-
-# -- the folder ------------------------------------------------------------------------------------------------------
-
-
-def _identity(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> dict[str, Any]:
-    networks = {name: policy.network for name, policy in policies.items() if isinstance(policy, NAMMPolicy)}
-    return {
-        "config": dataclasses.asdict(config),
-        "memories": {
-            name: {
-                "sha256": hashlib.sha256(b"".join(t.numpy().tobytes() for t in (n.theta, n.mean, n.var))).hexdigest(),
-                "trained_on": n.config.trained_on, "update_interval": n.config.update_interval,
-            }
-            for name, n in networks.items()
-        },
-    }  # fmt: skip
-
-
-def _check_folder(out: Path, config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> None:
-    """The folder is new, empty, or holds a run that may go on: the grid may grow, the measurement may not change."""
-    file = out / "run.json"
-    if not file.exists():
-        if out.exists() and any(out.iterdir()):
-            raise ConfigurationError("an empty or new folder, or one with an evaluation", str(out), "Choose another.")
-        return
-    saved = json.loads(file.read_text())
-    now = json.loads(json.dumps(_identity(config, policies)))
-    changed = [k for k, v in now["config"].items() if k not in GRID and saved["config"].get(k) != v]
-    changed += [name for name, card in now["memories"].items() if saved["memories"].get(name, card) != card]
-    if changed:
-        told = "; ".join(f"{k}: {saved['config'].get(k, 'other weights')!r}" for k in changed)
-        raise ConfigurationError(
-            f"the configuration of the evaluation in {out} ({told})", f"another {', '.join(changed)}",
-            "Use the same options to go on with it, or another folder.",
-        )  # fmt: skip
-
-
-def _start_folder(
-    out: Path, config: EvaluationConfig, policies: dict[str, MemoryPolicy], origins: dict[str, str]
-) -> None:
-    """Write `run.json`; its grid is what was asked for so far, all commands together."""
-    out.mkdir(parents=True, exist_ok=True)
-    file, now = out / "run.json", _identity(config, policies) | {"sources": origins}
-    if file.exists():
-        saved = json.loads(file.read_text())
-        for name in GRID:
-            old, new = saved["config"][name], now["config"][name]
-            now["config"][name] = max(old, new) if name == "samples" else list(dict.fromkeys([*old, *new]))
-        for name in ("memories", "sources"):
-            now[name] = saved[name] | now[name]
-    scratch = out / f"run.json.{os.getpid()}"
-    scratch.write_text(json.dumps(now, indent=1))
-    os.replace(scratch, file)

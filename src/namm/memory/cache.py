@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from namm.errors import ConfigurationError, ModelError
-from namm.memory.layer import MemoryLayer, Meter
+from namm.memory.layer import MemoryLayer
 from namm.memory.routing import route, unroute
-from namm.memory.sequence import Plan
+from namm.memory.sequence import Meter, Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.selection import Selection

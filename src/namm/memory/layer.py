@@ -17,23 +17,10 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from namm.errors import ModelError
-from namm.memory.sequence import Plan, Scaling, Sequence
+from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 
 _ATTRIBUTE = "_namm_layer"
 PREFIX = "namm:"  # of the attention implementation of a routed config
-
-
-class Meter:
-    """Bytes held by all layers of a cache together, and the most there ever were."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, int] = {}
-        self.peak = 0
-
-    def note(self, layer: int, held: int, besides: int = 0) -> None:
-        """Layer `layer` now holds `held` bytes, and `besides` for a moment."""
-        self.layers[layer] = held
-        self.peak = max(self.peak, sum(self.layers.values()) + besides)
 
 
 class SeenLength(int):
@@ -75,7 +62,7 @@ class MemoryLayer(CacheLayerMixin):
                 f"{rows} rows",
                 "Give one plan, or one for each row.",
             )
-        self.sequences = [Sequence(plan, row, self.index, self._note_bytes) for row, plan in enumerate(plans)]
+        self.sequences = [Sequence(plan, row, self.index, self.meter) for row, plan in enumerate(plans)]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -131,17 +118,16 @@ class MemoryLayer(CacheLayerMixin):
         self.check_served()
         twin = copy(self)
         twin.meter = meter
-        twin.sequences = [sequence.clone(row, twin._note_bytes) for row, sequence in enumerate(self.sequences)]
-        twin._note_bytes(0)
+        twin.sequences = [sequence.clone(row, meter) for row, sequence in enumerate(self.sequences)]
         return twin
 
     def _take(self, order: list[int]) -> None:
         if order == list(range(len(self.sequences))):
             return
-        self.sequences = [self.sequences[old].clone(row, self._note_bytes) for row, old in enumerate(order)]
+        self.meter.drop(self.index)
+        self.sequences = [self.sequences[old].clone(row, self.meter) for row, old in enumerate(order)]
         if self._real is not None:
             self._real = self._real[order]
-        self._note_bytes(0)
 
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         if tokens_to_remove:
@@ -231,9 +217,6 @@ class MemoryLayer(CacheLayerMixin):
     def tensors(self) -> list[Tensor]:
         held = [tensor for sequence in self.sequences for tensor in sequence.tensors()]
         return held if self._real is None else [*held, self._real]
-
-    def _note_bytes(self, besides: int) -> None:
-        self.meter.note(self.index, sum(sequence.nbytes() for sequence in self.sequences), besides)
 
     def full_bytes(self) -> int:
         """Bytes of keys and values if every column had been kept."""

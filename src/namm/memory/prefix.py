@@ -39,7 +39,8 @@ class _Recorder(MemoryLayer):
 
     def attend(self, query: Tensor, scaling: Scaling, mask: Tensor | None) -> Tensor:
         assert self._pending is not None
-        self.read = Read(query, *self._pending, scaling)
+        keys, values = self._pending
+        self.read = Read(query, keys.view_as(keys), values, scaling)  # a view, which does not know this layer
         return super().attend(query, scaling, mask)
 
 

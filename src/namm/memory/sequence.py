@@ -7,7 +7,6 @@ bit, as that row alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,6 +63,23 @@ class Scaling:
     softcap: float | None = None
 
 
+class Meter:
+    """Bytes held by all layers and rows of a cache together, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int], int] = {}
+        self.peak = 0
+
+    def note(self, layer: int, row: int, held: int, besides: int = 0) -> None:
+        """A row of a layer now holds `held` bytes, and `besides` for a moment."""
+        self.held[layer, row] = held
+        self.peak = max(self.peak, sum(self.held.values()) + besides)
+
+    def drop(self, layer: int) -> None:
+        """The rows of a layer make way for others."""
+        self.held = {place: held for place, held in self.held.items() if place[0] != layer}
+
+
 class Sequence:
     """The memory of one row: its slots, its last queries, and how many tokens it has read.
 
@@ -72,9 +88,8 @@ class Sequence:
         updates: how often it has forgotten.
     """
 
-    def __init__(self, plan: Plan, row: int, layer: int, on_growth: Callable[[int], None]) -> None:
-        """`on_growth` is called when storage has grown, with the bytes held for a moment besides `nbytes`."""
-        self.plan, self.row, self.layer, self._on_growth = plan, row, layer, on_growth
+    def __init__(self, plan: Plan, row: int, layer: int, meter: Meter) -> None:
+        self.plan, self.row, self.layer, self._meter = plan, row, layer, meter
         self.blocks: list[Block] = []
         self.tail: Tail | None = None
         self.seen = 0
@@ -126,7 +141,7 @@ class Sequence:
         outputs, sums = [], []
         grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
         if any(grown):
-            self._on_growth(0)
+            self._meter.note(self.layer, self.row, self.nbytes())
         pending = self.seen % policy.hop
         for block in self.blocks:
             k, v, positions, _ = block.used()
@@ -204,7 +219,8 @@ class Sequence:
         self.blocks = compact(before, kept)
         self.updates += 1
         if self.blocks is not before:
-            self._on_growth(sum(block.nbytes() for block in before))
+            besides = sum(block.nbytes() for block in before)
+            self._meter.note(self.layer, self.row, self.nbytes(), besides)
 
     def _score(self, block: Block, selection: Selection) -> Float[Tensor, "kv_head slot"]:
         keys, _, positions, state = block.used()
@@ -238,10 +254,11 @@ class Sequence:
     def nbytes(self) -> int:
         return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
 
-    def clone(self, row: int, on_growth: Callable[[int], None]) -> Sequence:
+    def clone(self, row: int, meter: Meter) -> Sequence:
         """A copy that goes its own way from here, as row `row` of a batch."""
-        twin = Sequence(self.plan, row, self.layer, on_growth)
+        twin = Sequence(self.plan, row, self.layer, meter)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
         twin.seen, twin.updates = self.seen, self.updates
+        meter.note(self.layer, row, twin.nbytes())
         return twin

@@ -49,6 +49,12 @@ class Sample:
                 "at least one answer, none of them empty", f"{self.answers!r} in sample {self.id!r} of {self.task}",
                 "Repair or drop this sample.",
             )  # fmt: skip
+        if self.metric == "exact" and len(self.answers) > 1 and not self.target:
+            got = f"{self.answers!r} in sample {self.id!r} of {self.task}"
+            raise ConfigurationError(
+                'one answer, or a target, for the metric "exact"', got,
+                'Name a metric such as "qa_f1", for which any of the answers counts.',
+            )  # fmt: skip
 
     @property
     def gold(self) -> str:
@@ -101,6 +107,7 @@ class Encoded:
     Attributes:
         template: "chat" or "raw", as it was applied.
         removed: tokens taken out of the middle of the prompt to make it fit.
+        moved: tokens at the end of `question` that are a bare space of the answer's.
     """
 
     sample: Sample
@@ -109,6 +116,7 @@ class Encoded:
     answer: tuple[int, ...]
     template: str
     removed: int = 0
+    moved: int = 0
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -143,6 +151,9 @@ def encode(
         turn = [{"role": "user", "content": text}]
         whole = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         kept = text.strip()  # some templates strip the turn
+        if kept not in whole:
+            got = f"one that alters sample {sample.id!r} of {sample.task}"
+            raise ConfigurationError("a chat template that leaves the text as it is", got, 'Use template "raw".')
         start = whole.find(text) if text in whole else whole.index(kept) - (len(text) - len(text.lstrip()))
         text, cut = whole, start + cut
     prompt = text + sample.reply
@@ -150,11 +161,19 @@ def encode(
     boundary = _common(ids, tokenizer.encode(prompt[:cut], add_special_tokens=not chat))
     gold = sample.gold if not prompt or prompt[-1].isspace() or sample.gold[0].isspace() else f" {sample.gold}"
     answer = tokenizer.encode(gold, add_special_tokens=False)
+    before = len(ids)
     while answer and not sample.gold[0].isspace() and not tokenizer.decode(answer[:1]).strip():
         ids, answer = ids + answer[:1], answer[1:]
+    if not answer:
+        raise ConfigurationError(
+            "an answer of at least one token",
+            f"{gold!r} in sample {sample.id!r} of {sample.task}",
+            "Repair the sample.",
+        )
+    moved = len(ids) - before
     ids, boundary, removed = _shortened(sample, ids, boundary, answer, longest)
     return Encoded(
-        sample, tuple(ids[:boundary]), tuple(ids[boundary:]), tuple(answer), "chat" if chat else "raw", removed
+        sample, tuple(ids[:boundary]), tuple(ids[boundary:]), tuple(answer), "chat" if chat else "raw", removed, moved
     )
 
 

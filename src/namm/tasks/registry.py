@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from namm.errors import NotFoundError, nearest
+from namm.errors import ConfigurationError, NotFoundError, nearest
 from namm.tasks.base import Task
 from namm.tasks.choubun import PUBLISHED as CHOUBUN_DATA
 from namm.tasks.choubun import TASKS as CHOUBUN
@@ -49,6 +49,9 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
             found[name] = TASKS[name]
         elif name.endswith(".jsonl"):
             task = user_task(Path(name))
+            if task.name in found:
+                way_out = "Rename one, since rows know a task by its name."
+                raise ConfigurationError("files with a name each", f"two tasks called {task.name!r}", way_out)
             found[task.name] = task
         else:
             way_out = nearest(name, [*SUITES, *TASKS])
