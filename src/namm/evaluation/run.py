@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ from namm.policies import MemoryPolicy, NAMMPolicy, resolve
 from namm.report.evaluation_page import to_html
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
-from namm.tasks.base import Encoded, Request, Sample, encode
+from namm.tasks.base import Encoded, Request, Sample, Task, encode
 from namm.tasks.registry import find_tasks, sources
 
 log = logging.getLogger(__name__)
@@ -145,33 +145,30 @@ def _longest(config: EvaluationConfig, model: PreTrainedModel) -> int:
 
 
 def _groups(
-    config: EvaluationConfig, tasks: list[Any], tokenizer: PreTrainedTokenizerBase, longest: int, step: int
+    config: EvaluationConfig, tasks: list[Task], tokenizer: PreTrainedTokenizerBase, longest: int, step: int
 ) -> Iterator[Group]:
     """Texts with their samples, lengths one after the other, tasks taking turns."""
     generated = [task for task in tasks if task.generated]
     loaded = [task for task in tasks if not task.generated]
-    turns = [(generated, tokens) for tokens in config.tokens if generated] + ([(loaded, 0)] if loaded else [])
-    for together, tokens in turns:
-        request = Request(
-            tokenizer, config.split, config.samples or None, tokens, config.seed,
-            Path(config.data) if config.data else None,
-        )  # fmt: skip
+    data = Path(config.data) if config.data else None
+    for together, tokens in [*((generated, tokens) for tokens in config.tokens), (loaded, 0)]:
+        request = Request(tokenizer, config.split, config.samples or None, tokens, config.seed, data)
+        turns = zip_longest(*(task.samples(request) for task in together))
+        samples = [sample for turn in turns for sample in turn if sample is not None]
+        _check_names(samples)
         texts: dict[tuple[int, ...], list[Encoded]] = {}
-        named: set[tuple[str, str]] = set()
-        for turn in zip_longest(*(task.samples(request) for task in together)):
-            for sample in turn:
-                if sample is not None:
-                    if (sample.task, sample.id) in named:
-                        raise ConfigurationError(
-                            "samples with an id each",
-                            f"two of {sample.id!r} in {sample.task}",
-                            "Give each its own; samples may share a text.",
-                        )
-                    named.add((sample.task, sample.id))
-                    encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
-                    texts.setdefault(_text(config, encoded, step), []).append(encoded)
-        for text, samples in texts.items():
-            yield Group(tokens, text, tuple(samples))
+        for sample in samples:
+            encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
+            texts.setdefault(_text(config, encoded, step), []).append(encoded)
+        for text, of_text in texts.items():
+            yield Group(tokens, text, tuple(of_text))
+
+
+def _check_names(samples: list[Sample]) -> None:
+    for (task, name), times in Counter((sample.task, sample.id) for sample in samples).items():
+        if times > 1:
+            way_out = "Give each its own; samples may share a text."
+            raise ConfigurationError("samples with an id each", f"{times} of {name!r} in {task}", way_out)
 
 
 def _encoded(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from namm.errors import NotFoundError
+from namm.packages import package
 from namm.report.forgetting import Forgetting, by_class
 
 CLIPPED = 2.0  # powers of two
@@ -18,17 +18,13 @@ def class_heatmap(runs: dict[str, Forgetting], file: str | Path) -> Path:
     Raises:
         NotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NotFoundError(
-            "the package matplotlib", "it is not installed", "Run: pip install 'namm[report]'"
-        ) from error
-    colours = LinearSegmentedColormap.from_list("preference", ["#b8600c", "#f6f6f6", "#1668b5"])
+    figures = package("matplotlib.figure", "report")
+    colours = package("matplotlib.colors", "report").LinearSegmentedColormap.from_list(
+        "preference", ["#b8600c", "#f6f6f6", "#1668b5"]
+    )
     rows = {title: by_class(run) for title, run in runs.items()}
     heights = [len(classes) + 2 for classes in rows.values()]
-    figure = Figure(figsize=(10, 0.6 + 0.28 * sum(heights)), layout="constrained")
+    figure = figures.Figure(figsize=(10, 0.6 + 0.28 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(runs), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (title, run) in zip(panels, runs.items(), strict=True):
         image = panel.imshow(

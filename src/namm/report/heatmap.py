@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from namm.errors import NotFoundError
+from namm.packages import package
 
 BINS = 240
 
@@ -25,13 +25,9 @@ def kept_heatmap(
     Raises:
         NotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NotFoundError(
-            "the package matplotlib", "it is not installed", "Run: pip install 'namm[report]'"
-        ) from error
-    figure = Figure(figsize=(11, 1.2 + 2.2 * len(memories)), layout="constrained")
+    figure = package("matplotlib.figure", "report").Figure(
+        figsize=(11, 1.2 + 2.2 * len(memories)), layout="constrained"
+    )
     panels = figure.subplots(len(memories), 1, sharex=True, squeeze=False)[:, 0]
     edges = np.linspace(0, tokens, min(BINS, tokens) + 1)
     for panel, (name, layers) in zip(panels, memories.items(), strict=True):

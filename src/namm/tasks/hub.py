@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from namm.errors import ConfigurationError, NotFoundError
+from namm.packages import package
 from namm.tasks.base import Request, Sample, Task
-from namm.tasks.packages import package
 
 _LAYOUTS = ("{0}.jsonl", "{0}.parquet", "{0}-*.parquet", "{0}/test*.jsonl", "{0}/test*.parquet")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.")

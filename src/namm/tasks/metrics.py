@@ -24,8 +24,8 @@ from functools import cache
 from typing import Any
 
 from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.packages import package
 from namm.tasks import infinitebench_scores
-from namm.tasks.packages import package
 from namm.tasks.rouge import summary_f
 
 Metric = Callable[[str, tuple[str, ...], tuple[str, ...]], float]

@@ -1,4 +1,4 @@
-"""Packages that only some tasks and metrics need."""
+"""Packages that only some parts need."""
 
 from __future__ import annotations
 
