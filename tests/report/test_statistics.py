@@ -159,6 +159,19 @@ def test_overall_is_the_mean_of_task_means() -> None:
     assert overall(group, "h2o").nll == pytest.approx(1.5)
 
 
+def test_a_policy_without_some_task_has_no_overall_figures() -> None:
+    """Or it would look good for having been measured on the easy tasks only."""
+    rows = samples({"full": [0.1, 0.1], "floor": [3.0, 3.0], "h2o": [0.5, 0.7], "tova": [0.2, 0.2]}, task="easy")
+    rows += samples({"full": [1.0, 1.0], "floor": [9.0, 9.0], "h2o": [5.0, 7.0]}, task="hard")
+    (group,) = summarise(rows).groups
+    lines = {line.policy: line for line in group.lines}
+    assert lines["tova"].overall.nll is lines["tova"].overall.normalised is lines["tova"].overall.to_full is None
+    assert (lines["tova"].overall.n, lines["tova"].overall.missing) == (2, 2)
+    assert lines["tova"].tasks["easy"].nll == pytest.approx(0.2)
+    assert lines["h2o"].overall.nll == pytest.approx((0.6 + 6.0) / 2)
+    assert group.best_heuristic == "h2o"
+
+
 def test_samples_that_tell_nothing_are_left_out_of_normalised_means() -> None:
     group = only(samples({"full": [1.0, 1.0, 1.0], "floor": [3.0, 1.05, 0.9], "h2o": [2.0, 9.0, 9.0]}))
     assert (group.short_spans, group.spans) == (2, 3)

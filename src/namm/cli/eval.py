@@ -104,13 +104,19 @@ def _show(summary: Summary, out: Path) -> None:
 
     for group in summary.groups:
         table = Table(box=None, pad_edge=False, title=f"{group.setting}, {group.allowance}", title_justify="left")
-        for heading in ("policy", "NLL", "normalised", "exact", "gap closed", "bytes"):
+        for heading in ("policy", "n", "NLL", "normalised", "exact", "gap closed", "bytes"):
             table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
         for line in group.lines:
             s = line.overall
             gap = number(s.gap_closed.mean) if s.gap_closed else "-"
             table.add_row(
-                label(line.policy), number(s.nll), estimate(s.normalised), number(s.exact), gap, share(s.bytes_share)
+                label(line.policy),
+                f"{s.n} of {s.n + s.missing}" if s.missing else f"{s.n}",
+                number(s.nll),
+                estimate(s.normalised),
+                number(s.exact),
+                gap,
+                share(s.bytes_share),
             )
         console.print(table)
         console.print()

@@ -6,6 +6,7 @@ The overall figure is the mean over tasks of the task means.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,12 @@ def _best_heuristic(laid: Sequence[Block], heuristics: Sequence[str]) -> tuple[s
     """The heuristic of the lowest mean NLL among those that have the most samples, and those that have fewer."""
     count = {p: sum(int((~np.isnan(block.of("nll", p))).sum()) for block in laid) for p in heuristics}
     whole = [p for p in heuristics if count[p] == max(count.values())]
-    means = {p: _over_tasks(_mean(block.of("nll", p)) for block in laid) or 0.0 for p in whole}
-    best = min(whole, key=lambda p: means[p], default=None)
+
+    def mean(policy: str) -> float:
+        found = _over_tasks(_mean(block.of("nll", policy)) for block in laid)
+        return math.inf if found is None else found
+
+    best = min(whole, key=mean, default=None)
     return best, [p for p in heuristics if p not in whole]
 
 
@@ -172,8 +177,12 @@ def _line(table: _Table, policy: str) -> Line:
 
 def _scores(table: _Table, policy: str, scope: str | None) -> Scores:
     within, estimates = table.within(scope), table.estimates[scope]
+    if partial := any(np.isnan(block.of("nll", policy)).all() for block in within):
+        estimates = {}  # figures over some of the tasks stand beside those over all as if they were alike
 
     def mean(above: str, below: str | None = None) -> float | None:
+        if partial:
+            return None
         return _over_tasks(_mean(b.of(above, policy) / (b.of(below, policy) if below else 1)) for b in within)
 
     n = sum(int((~np.isnan(block.of("nll", policy))).sum()) for block in within)
