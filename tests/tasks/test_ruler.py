@@ -139,6 +139,14 @@ def test_needles(kind: str, count: int | None, keys: int, values: int, key: str,
         assert sample.target == ", ".join(sample.answers)
 
 
+def test_the_target_is_written_as_the_example_before_it() -> None:
+    (tracked,) = samples("ruler/vt", tokens=2000, count=1)
+    assert tracked.target.split() == list(tracked.answers)
+    (counted,) = samples("ruler/cwe", tokens=2000, count=1)
+    assert re.findall(r"\d+\. (\w+)", counted.target) == list(counted.answers)
+    assert counted.target.startswith("1. ")
+
+
 def test_keys_among_many_are_distinct() -> None:
     found = needles(samples("ruler/niah_multikey_2", tokens=60000, count=1)[0])
     assert len(found) == len({key for key, _ in found}) == len({value for _, value in found}) > 3000

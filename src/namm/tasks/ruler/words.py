@@ -48,7 +48,7 @@ def common_words(request: Request, index: int) -> Sample:
         text, answers = _list(rng, chosen, many, few)
         shot = f"{CWE_CONTEXT.format(text=example)}{CWE_QUESTION}{CWE_REPLY}{_numbered(shown_answers)}\n"
         parts = (shot + CWE_CONTEXT.format(text=text), CWE_QUESTION, CWE_REPLY)
-        return _sample(CWE, name_of(request, index), parts, answers, 120)
+        return _sample(CWE, name_of(request, index), parts, answers, _numbered(answers), 120)  # as in the example
 
     return longest(build, request, least=COMMON_WORDS + 1, most=len(vocabulary()))
 
@@ -62,7 +62,7 @@ def frequent_words(request: Request, index: int) -> Sample:
         text = [word for rank, word in enumerate(coded, 1) for _ in range(int(words * rank**-ALPHA / ZETA))]
         rng.shuffle(text)
         parts = (FWE_CONTEXT.format(text=" ".join(text)), FWE_QUESTION, FWE_REPLY)
-        return _sample(FWE, name_of(request, index), parts, coded[1:4], 50)
+        return _sample(FWE, name_of(request, index), parts, coded[1:4], ", ".join(coded[1:4]), 50)
 
     return longest(build, request, least=FWE_LEAST, most=2 * request.tokens)
 
@@ -87,11 +87,13 @@ def _coded(rng: random.Random, count: int) -> list[str]:
     return list(words)
 
 
-def _sample(task: str, name: str, parts: tuple[str, str, str], answers: list[str], max_new_tokens: int) -> Sample:
+def _sample(
+    task: str, name: str, parts: tuple[str, str, str], answers: list[str], target: str, max_new_tokens: int
+) -> Sample:
     context, question, reply = parts
     return Sample(
         task=task, id=name, context=context, question=question, reply=reply, answers=tuple(answers),
-        target=", ".join(answers), metric="string_match_all", max_new_tokens=max_new_tokens,
+        target=target, metric="string_match_all", max_new_tokens=max_new_tokens,
     )  # fmt: skip
 
 
