@@ -31,7 +31,7 @@ def make_sample(request: Request, index: int) -> Sample:
         text, answers = _text(rng, value, letters=5, lines=lines)
         parts = [part.format(text=example, query=shown, count=HOPS + 1) for part in (CONTEXT, QUESTION, REPLY)]
         return Sample(
-            task=NAME, id=name_of(request, index), answers=tuple(answers), target=" ".join(answers),  # as in the example
+            task=NAME, id=name_of(request, index), answers=tuple(answers), target=" ".join(answers),
             context=f"{''.join(parts)} {' '.join(variables)}\n\n\n\n{CONTEXT.format(text=text)}",
             question=QUESTION.format(query=value), reply=REPLY.format(query=value, count=HOPS + 1),
             metric="string_match_all", max_new_tokens=30,
