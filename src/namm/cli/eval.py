@@ -104,20 +104,15 @@ def _show(summary: Summary, out: Path) -> None:
 
     for group in summary.groups:
         table = Table(box=None, pad_edge=False, title=f"{group.setting}, {group.allowance}", title_justify="left")
-        for heading in ("policy", "n", "NLL", "normalised", "exact", "gap closed", "bytes"):
+        unfinished = any(line.overall.missing for line in group.lines)
+        for heading in ("policy", *(["n"] if unfinished else []), "NLL", "normalised", "exact", "gap closed", "bytes"):
             table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
         for line in group.lines:
             s = line.overall
+            cells = [f"{s.n}/{s.n + s.missing}"] if unfinished else []
             gap = number(s.gap_closed.mean) if s.gap_closed else "-"
-            table.add_row(
-                label(line.policy),
-                f"{s.n} of {s.n + s.missing}" if s.missing else f"{s.n}",
-                number(s.nll),
-                estimate(s.normalised),
-                number(s.exact),
-                gap,
-                share(s.bytes_share),
-            )
+            cells += [number(s.nll), estimate(s.normalised), number(s.exact), gap, share(s.bytes_share)]
+            table.add_row(label(line.policy), *cells)
         console.print(table)
         console.print()
     console.print(
