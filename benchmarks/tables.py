@@ -127,9 +127,10 @@ def in_short() -> str:
     """The normalised scores, for the README."""
     groups = [group for group in evaluation().groups if group.budget is not None]
     headings = ["normalised score", *(f"{group.tokens:,} tokens, {group.budget:.0%}" for group in groups)]
+    found = [{line.policy: line for line in group.lines} for group in groups]
     lines = [
-        [label(line.policy), *(estimate(group.lines[i].overall.normalised) for group in groups)]
-        for i, line in enumerate(groups[0].lines)
+        [label(policy), *(estimate(of_group[policy].overall.normalised) for of_group in found)]
+        for policy, line in found[0].items()
         if line.kind not in ("full", "floor")
     ]
     return (
