@@ -126,15 +126,21 @@ def embedded() -> str:
 def in_short() -> str:
     """The normalised scores, for the README."""
     groups = [group for group in evaluation().groups if group.budget is not None]
-    headings = ["normalised score", *(f"{group.tokens:,} tokens, {group.budget:.0%}" for group in groups)]
+    headings = [
+        "normalised score",
+        *(f"{group.tokens:,} tokens, {group.budget:.0%} of the bytes".replace("%", " %") for group in groups),
+    ]
     found = [{line.policy: line for line in group.lines} for group in groups]
     lines = [
         [label(policy), *(estimate(of_group[policy].overall.normalised) for of_group in found)]
         for policy, line in found[0].items()
         if line.kind not in ("full", "floor")
     ]
+    counts = {group.tokens: len(group.tasks) for group in groups}
+    tasks = ", ".join(f"{count} tasks at {tokens:,} tokens" for tokens, count in counts.items())
     return (
-        table(headings, lines) + "\n1: the full cache; 0: its first four tokens only; in brackets the 95 % interval.\n"
+        table(headings, lines) + "\n1: the full cache; 0: its first four tokens only; in brackets the 95 % interval. "
+        f"{evaluation().config['config']['samples']} samples of each task; {tasks}.\n"
     )
 
 
