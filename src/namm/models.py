@@ -50,6 +50,11 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most tokens the model was made for; None if its configuration does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -28,11 +28,11 @@ def demo(
     """A language model reads a novel with a hidden fact, under several memories of the same size."""
     from namm import demo as stage
     from namm.models import load_model
-    from namm.policies import NAMMPolicy, resolve
+    from namm.policies import own_interval, resolve
 
     quiet()
     learned = resolve(memory)
-    interval = learned.network.config.update_interval if isinstance(learned, NAMMPolicy) else 512
+    interval = own_interval(learned)
     rows = stage.contenders(budget, learned, interval)
     started = time.perf_counter()
     with console.status(f"loading {model}"):
@@ -65,7 +65,7 @@ def demo(
 
 def _demo_table(outcomes: list[Outcome]) -> Table:
     full = outcomes[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     left = ("memory", "answer", "")
     for heading in (*left, "slots", "held MB", "of full", "peak MB", "prefill", "decode"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)

@@ -48,9 +48,9 @@ def inspect(
 ) -> None:
     """Show what a memory forgets of a text: which tokens, of which class, in which layer."""
     from namm.models import load_model
-    from namm.policies import resolve
+    from namm.policies import own_interval, resolve
     from namm.report.class_plot import class_heatmap
-    from namm.report.forgetting import forgetting, own_interval
+    from namm.report.forgetting import forgetting
     from namm.report.inspect_page import Setting, inspect_page
 
     quiet()

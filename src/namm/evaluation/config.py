@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from namm.errors import ConfigurationError, nearest
 from namm.models import DEFAULT
 from namm.tasks.base import TEMPLATES
 from namm.tasks.text import check_split
 
-Protocol = Literal["context-first", "whole"]
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+PROTOCOLS = ("context-first", "whole")
 OWN = "own"
 SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
 DEFAULT_POLICIES = ("h2o", "observed-max", "tova", "snapkv", "knorm", f"builtin:{DEFAULT}")

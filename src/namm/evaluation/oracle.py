@@ -1,6 +1,6 @@
 """The oracle: a memory that knows how much attention each token will receive from everything read later.
 
-No policy can know that; what it keeps is the ceiling for whatever reads attention. A first pass with the full cache
+No policy can know that; it is the ceiling to aim at for whatever reads attention. A first pass with the full cache
 records, for each layer and kv head, the largest attention every token receives after each update; a second pass keeps
 the tokens with the most.
 """

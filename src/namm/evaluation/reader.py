@@ -26,15 +26,11 @@ from namm.memory.sequence import Plan
 from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
 from namm.selection import Budget
 from namm.tasks.base import Encoded
-from namm.tasks.metrics import METRICS
+from namm.tasks.metrics import metric
 
 FIRST = 4  # tokens of the floor
-GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}  # whatever the model's own
+# whatever the model's own generation settings are
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @dataclass(frozen=True)
@@ -139,14 +135,11 @@ class Reader:
     @torch.no_grad()
     def ask_oracle(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
         """As `ask`, by a memory that has seen what will be asked; it is another one for each sample."""
-        plan = Plan(StreamingLLM(), Budget(tokens=1), self.interval, last=len(group.text))
-        updates, seen = [], 0
-        while (due := plan.next_update(seen)) is not None:
-            updates.append(seen := due)
+        updates = (*range(self.interval, len(group.text), self.interval), len(group.text))
         answers = []
         for sample in group.samples:
             start = time.perf_counter()
-            oracle = foresee(self.model, self._ids(sample.prompt + sample.answer), tuple(updates))
+            oracle = foresee(self.model, self._ids(sample.prompt + sample.answer), updates)
             extra = (time.perf_counter() - start) / len(contenders)
             alone = replace(group, samples=(sample,))
             for contender in contenders:
@@ -207,8 +200,8 @@ class Reader:
             prompt = (group.text if text is None else text) + rest
             official = prompt[: len(prompt) - sample.moved]  # decoding must not profit from how the answer begins
             predictions = self._generated(cache.fork(), official, sample, rows)
-            metric = METRICS[sample.sample.metric]
-            scores = [metric(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
+            measure = metric(sample.sample.metric)
+            scores = [measure(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
         seconds = reading + (time.perf_counter() - start) / rows
         return [
             Answer(contenders[i], sample, held[i], nll[i], exact[i], scores[i], predictions[i], seconds)

@@ -22,8 +22,8 @@ from namm.evaluation.config import OWN, EvaluationConfig, alignment
 from namm.evaluation.folder import check_folder, identity, start_folder, write
 from namm.evaluation.reader import Contender, Group, Reader
 from namm.evaluation.rows import RowFile, common_fields, keys, read_rows, row_of
-from namm.models import load_model
-from namm.policies import MemoryPolicy, NAMMPolicy, resolve
+from namm.models import context_length, load_model
+from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve
 from namm.report.evaluation_page import to_html
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
@@ -57,7 +57,7 @@ def evaluate(
     Args:
         model: a loaded model and tokenizer, instead of loading `config.model`.
         part: `(k, n)`: only every n-th text, from the k-th. n processes or machines that share `out` do it all
-            together, each with its own file of rows; on a CPU, processes of one thread beat one process of many.
+            together, each with its own file of rows.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a sample that cannot be read.
@@ -81,12 +81,13 @@ def evaluate(
     with RowFile(out, part, groups) as file:
         for group in groups:
             missing = [batch for batch in batches if not keys(group, batch) <= file.known]
-            prefix = reader.prefix(group) if missing else None
+            if not missing:
+                continue
+            prefix = reader.prefix(group)
             for batch in missing:
                 if on_progress:
                     reading = f"{group.samples[0].sample.task}: {batch[0].name}"
                     on_progress(Progress(len(wanted & file.known), len(wanted), reading))
-                assert prefix is not None
                 ask = {"truncated": reader.ask_truncated, "oracle": reader.ask_oracle}.get(batch[0].name, reader.ask)
                 file.add([row_of(group, answer) | common for answer in ask(group, prefix, batch)])
     if on_progress:
@@ -114,8 +115,7 @@ def _policies(config: EvaluationConfig) -> dict[str, MemoryPolicy]:
     special = ("full", "floor", "truncated", "oracle")
     policies = {name: resolve(name) for name in config.all_policies if name not in special}
     for name, policy in policies.items():
-        if isinstance(policy, NAMMPolicy) and policy.network.config.update_interval != config.update_interval:
-            evolved = policy.network.config.update_interval
+        if isinstance(policy, NAMMPolicy) and (evolved := own_interval(policy)) != config.update_interval:
             log.warning("%s was evolved with an update each %d tokens, not %d.", name, evolved, config.update_interval)
     return policies
 
@@ -140,7 +140,7 @@ def _chunks(items: list[Contender], size: int) -> list[list[Contender]]:
 
 def _longest(config: EvaluationConfig, model: PreTrainedModel) -> int:
     """Most tokens of a sample."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    limit = context_length(model) or 2**31
     return min(limit, config.longest) if config.longest else limit
 
 

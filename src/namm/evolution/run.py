@@ -8,7 +8,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -229,16 +230,14 @@ def _fitness(config: EvolutionConfig, model: PreTrainedModel, memory: NAMM, batc
     return float(np.mean(scores))
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class _Recorder(NAMMPolicy):
-    """A NAMM of zeros, which keeps everything, and the statistics of what it saw (spec 5)."""
+    """A NAMM of zeros, which keeps everything, and the statistics of each update it saw (spec 5)."""
 
-    def __init__(self, network: NAMM) -> None:
-        super().__init__(network)
-        object.__setattr__(self, "seen", Statistics.empty(network.feature_set.channels))
+    seen: list[Statistics] = field(default_factory=list)
 
     def score(self, view: View) -> torch.Tensor:
-        state = view.state.transpose(-1, -2).flatten(0, 2)
-        object.__setattr__(self, "seen", self.seen.merge(Statistics.of(state.cpu())))  # type: ignore[attr-defined]
+        self.seen.append(Statistics.of(view.state.transpose(-1, -2).flatten(0, 2).cpu()))
         return super().score(view)
 
 
@@ -260,7 +259,8 @@ def _base(config: EvolutionConfig, model: PreTrainedModel, pool: _Pool, samples:
     with torch.no_grad(), attach(model, recorder, update_interval=config.update_interval):
         for prompt in ids:
             model(torch.tensor([prompt], device=model.device), logits_to_keep=1)
-    return network.with_statistics(recorder.seen.mean, recorder.seen.var)  # type: ignore[attr-defined]
+    seen = reduce(Statistics.merge, recorder.seen, Statistics.empty(network.feature_set.channels))
+    return network.with_statistics(seen.mean, seen.var)
 
 
 def _restore(config: EvolutionConfig, out: Path, resume: bool) -> tuple[list[np.ndarray], dict[str, list[float]]]:

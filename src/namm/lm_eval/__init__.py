@@ -22,7 +22,7 @@ from namm.memory import attach
 from namm.memory.cache import make_plan
 from namm.models import DEFAULT, load_model
 from namm.network import NAMM
-from namm.policies import MemoryPolicy, NAMMPolicy, resolve
+from namm.policies import MemoryPolicy, own_interval, resolve
 from namm.selection import Budget, Selection
 
 try:
@@ -72,7 +72,7 @@ class MemoryLM(HFLM):
             raise ConfigurationError("a memory", "none", "Add memory=h2o; memory=full forgets nothing.")
         self.policy = resolve(memory)
         self.selection = _selection(budget, self.policy)
-        self.update_interval = _own_interval(self.policy) if update_interval is None else update_interval
+        self.update_interval = own_interval(self.policy) if update_interval is None else update_interval
         make_plan(self.policy, self.selection, self.update_interval)  # raises where they do not fit
         self.calls = self.calls_that_forgot = 0
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
@@ -139,10 +139,6 @@ def _selection(budget: object, policy: MemoryPolicy) -> Selection | None:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
         raise ConfigurationError('a budget: a number above 0, or "own"', repr(budget), _TRY)
     return Budget(tokens=budget) if isinstance(budget, int) else Budget(fraction=budget)
-
-
-def _own_interval(policy: MemoryPolicy) -> int:
-    return policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else 512
 
 
 def _source(pretrained: str | PreTrainedModel) -> str | PreTrainedModel:

@@ -43,6 +43,7 @@ __all__ = [
     "StreamingLLM",
     "View",
     "builtin_memories",
+    "own_interval",
     "resolve",
 ]
 
@@ -55,6 +56,11 @@ _BUILTIN = Path(__file__).parents[1] / "data" / "memories"
 def builtin_memories() -> dict[str, Path]:
     """Memories shipped with the package: name to folder."""
     return {f"builtin:{path.name}": path for path in sorted(_BUILTIN.glob("*")) if (path / "config.json").exists()}
+
+
+def own_interval(policy: MemoryPolicy) -> int:
+    """The update interval a NAMM was evolved with; 512 for every other policy."""
+    return policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else 512
 
 
 def resolve(memory: NAMM | MemoryPolicy | str | Path) -> MemoryPolicy:

@@ -22,12 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import attach, find_decoder
+from namm.models import context_length
 from namm.network import NAMM
-from namm.policies import MemoryPolicy, NAMMPolicy, resolve
+from namm.policies import MemoryPolicy, own_interval, resolve
 from namm.report.token_classes import CLASSES, Classes, Language, Span, classify
 from namm.selection import Selection
-
-DEFAULT_INTERVAL = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +135,6 @@ def forgetting(
     )  # fmt: skip
 
 
-def own_interval(policy: MemoryPolicy) -> int:
-    """The update interval a NAMM was evolved with; 512 for every other policy."""
-    return policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else DEFAULT_INTERVAL
-
-
 def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
     """The interval the memory was evolved with, or 512; for a shorter text the largest that gives one update.
 
@@ -171,7 +165,7 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
 
 def check_context(model: PreTrainedModel, tokens: int) -> None:
     """Raise if the model was not made for so many tokens."""
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = context_length(model)
     if longest is not None and tokens > longest:
         raise ConfigurationError(
             f"a text of at most {longest:,} tokens, the context of this model", f"{tokens:,} tokens",

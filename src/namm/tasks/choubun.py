@@ -42,17 +42,8 @@ KINDS = {
 
 def sample(name: str, row: Row) -> Sample:
     """The sample of a record with the fields context, input, answers and _id."""
-    kind = KINDS[name]
-    context, question = row.prompt(kind.prompt, input=row.text("input") if "{input}" in kind.prompt else "")
-    return Sample(
-        task=f"choubun/{name}",
-        id=str(row.fields.get("_id") or row.number),
-        context=context,
-        question=question,
-        answers=row.texts("answers"),
-        metric=kind.metric,
-        max_new_tokens=kind.max_new_tokens,
-    )
+    prompt, metric, max_new_tokens, _ = KINDS[name]
+    return row.sample(f"choubun/{name}", prompt, metric, max_new_tokens)
 
 
 TASKS = tasks("choubun", PUBLISHED, {name: kind.description for name, kind in KINDS.items()}, sample)

@@ -77,6 +77,14 @@ class Row:
         before, after = template.split("{context}")
         return before.format(**fields) + self.text("context"), after.format(**fields)
 
+    def sample(self, task: str, template: str, metric: str, max_new_tokens: int, **more: Any) -> Sample:
+        """The sample of a record in LongBench's layout: context, input, answers and _id."""
+        context, question = self.prompt(template, input=self.text("input") if "{input}" in template else "")
+        return Sample(
+            task=task, id=str(self.fields.get("_id") or self.number), context=context, question=question,
+            answers=self.texts("answers"), metric=metric, max_new_tokens=max_new_tokens, **more,
+        )  # fmt: skip
+
     def _refusal(self, expected: str, value: object, name: str) -> ConfigurationError:
         got = repr(value)[:80] if name in self.fields else f"only {', '.join(self.fields) or 'no field'}"
         return ConfigurationError(expected, f"{got} in {self.place}", "Repair or drop this record.")

@@ -54,18 +54,10 @@ KINDS = {
 
 def sample(name: str, row: Row) -> Sample:
     """The sample of a record with the fields context, input, answers, all_classes and _id."""
-    context, question = row.prompt(PROMPTS[name], input=row.text("input") if "{input}" in PROMPTS[name] else "")
     metric, max_new_tokens, _ = KINDS[name]
-    return Sample(
-        task=f"longbench/{name}",
-        id=str(row.fields.get("_id") or row.number),
-        context=context,
-        question=question,
-        answers=row.texts("answers"),
-        metric=metric,
-        max_new_tokens=max_new_tokens,
-        completion=name in COMPLETIONS,
-        classes=row.texts("all_classes") if metric == "classification" else (),
+    classes = row.texts("all_classes") if metric == "classification" else ()
+    return row.sample(
+        f"longbench/{name}", PROMPTS[name], metric, max_new_tokens, completion=name in COMPLETIONS, classes=classes
     )
 
 

@@ -27,7 +27,7 @@ SPLITS = {
 }
 _SHARES = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}  # of the modules, in tenths
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "encodings", "pydoc_data"}
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z])")
+SENTENCE = re.compile(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)\s+(?=[\"'A-Z])")  # where one ends
 
 
 @lru_cache(maxsize=8)
@@ -52,7 +52,7 @@ def sentences(name: str) -> tuple[str, ...]:
     return tuple(
         sentence + ("\n\n" if last else " ")
         for paragraph in paragraphs(name)
-        for parts in (_SENTENCE.split(paragraph),)
+        for parts in (SENTENCE.split(paragraph),)
         for sentence, last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True)
     )
 

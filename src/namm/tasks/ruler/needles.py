@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from namm.errors import ConfigurationError
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.ruler.shared import NOISE, adjectives, longest, name_of, nouns, numbered, stream
-from namm.tasks.text import SPLITS, check_split, paragraphs
+from namm.tasks.text import SENTENCE, SPLITS, check_split, paragraphs
 
 CONTEXT = (
     "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
@@ -25,7 +24,6 @@ REPLY = " The special magic {kind} for {query} mentioned in the provided text ar
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 DEPTHS = tuple(round(100 * step / 39) for step in range(40))  # per cent of the sentences before a needle in prose
 ESSAYS = "PaulGrahamEssays.json"
-_SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.)\s+(?=[\"'(]?[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ def _singular(template: str) -> str:
 @lru_cache(maxsize=3)
 def _novels(split: str) -> tuple[str, ...]:
     """The sentences of the split's novels."""
-    return tuple(_SENTENCE.split(" ".join(block for book in SPLITS[split] for block in paragraphs(book))))
+    return tuple(SENTENCE.split(" ".join(block for book in SPLITS[split] for block in paragraphs(book))))
 
 
 def _essays(path: Path) -> tuple[str, ...]:
@@ -158,7 +156,7 @@ def _essays(path: Path) -> tuple[str, ...]:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     if not words:
         raise _unreadable(path, "no text")
-    return tuple(_SENTENCE.split(" ".join(words)))
+    return tuple(SENTENCE.split(" ".join(words)))
 
 
 def _unreadable(path: Path, reason: str) -> ConfigurationError:
