@@ -1,6 +1,7 @@
 """The network against a plain reading of the spec, its vector, and its artefact."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 import namm
 from namm import NAMM, NAMMConfig
-from namm.features import FEATURE_SETS, PaperFeatures
+from namm.features import FAINT, FEATURE_SETS, Channel, FeatureSet
 from namm.reference_checkpoint import import_checkpoint
 from tests.memory.test_equivalence import random_namm
 from tests.zoo import causal_model, ids
@@ -146,28 +147,56 @@ def test_vectors_of_another_length(size: int) -> None:
         NAMM.from_vector(torch.zeros(size))
 
 
-def test_another_feature_set_joins_without_touching_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    class WithMaximum(PaperFeatures):
-        """The paper's features and the running maximum of attention."""
+def scoring(config: NAMMConfig, signal: int) -> NAMM:
+    """A memory whose score is one signal."""
+    theta = torch.zeros(config.size)
+    theta[-1 - config.feature_set.signals + signal] = 1.0
+    return NAMM.from_vector(theta, config=config)
 
-        channels, features = PaperFeatures.channels + 1, PaperFeatures.features + 1
+
+def kept(memory: NAMM | str, **options: object) -> list[list[list[int]]]:
+    model = causal_model("llama")
+    with torch.no_grad(), namm.attach(model, memory, namm.Budget(fraction=0.5, **options), 32) as handle:
+        model(ids(1, 100))
+        return handle.kept_positions(1)
+
+
+def test_the_peak_is_the_observed_maximum() -> None:
+    assert kept(scoring(NAMMConfig(features="extended"), 17)) == kept("observed-max")
+    assert kept(scoring(NAMMConfig(features="compact"), 1)) == kept("observed-max")
+
+
+def test_another_feature_set_joins_without_touching_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Total(Channel):
+        """The sum of attention."""
 
         def observe(self, state: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-            most = torch.maximum(state[..., 17:, :], attention.amax(-2, keepdim=True))
-            return torch.cat([super().observe(state[..., :17, :], attention), most], dim=-2)
+            return state + attention.sum(-2, keepdim=True)
 
-    monkeypatch.setitem(FEATURE_SETS, "paper+max", WithMaximum())
-    config = NAMMConfig(features="paper+max")
-    theta = torch.zeros(config.size)
-    theta[-2] = 1.0  # score = the last feature
-    model = causal_model("llama")
-    budget = namm.Budget(fraction=0.5)
-    kept = []
-    for memory in (NAMM.from_vector(theta, config=config), "observed-max"):
-        with torch.no_grad(), namm.attach(model, memory, budget, update_interval=32) as handle:
-            model(ids(1, 100))
-            kept.append(handle.kept_positions(1))
-    assert kept[0] == kept[1]
+    monkeypatch.setitem(FEATURE_SETS, "total", FeatureSet(Total()))
+    assert kept(scoring(NAMMConfig(features="total"), 0)) == kept(scoring(NAMMConfig(features="compact"), 0))
+
+
+def test_signals_are_the_channels_the_peaks_together_and_their_neighbours() -> None:
+    features = FEATURE_SETS["compact-rehearsed"]
+    assert (features.channels, features.signals, features.features) == (3, 7, 15)
+    attention = torch.tensor([[0.5, 0.1, 0.0, 0.0], [0.2, 0.3, 0.1, 0.0]])[None]
+    state = features.rehearse(features.observe(torch.zeros(1, 3, 4), attention), attention[:, :1, :])
+    mass, peak, echo, both, near_peak, near_echo, near_both = ((features.read(state)[0].T.exp() - 1) * FAINT).tolist()
+    approx = functools.partial(pytest.approx, abs=1e-5)
+    assert mass == approx([0.7, 0.4, 0.1, 0.0])
+    assert peak == approx([0.5, 0.3, 0.1, 0.0])
+    assert echo == approx([0.5, 0.1, 0.0, 0.0])
+    assert both == approx([1.0, 0.4, 0.1, 0.0])
+    assert near_peak == approx([0.5, 0.5, 0.5, 0.3])  # two slots to each side
+    assert near_echo == approx([0.5, 0.5, 0.5, 0.1])
+    assert near_both == approx([1.0, 1.0, 1.0, 0.4])
+
+
+def test_a_memory_says_how_its_budget_is_spent() -> None:
+    layer = scoring(NAMMConfig(features="compact", per="layer"), 1)
+    assert kept(layer) == kept(layer, per="layer") != kept(layer, per="head")
+    assert sum(map(len, kept(layer)[0])) == sum(map(len, kept("observed-max")[0]))
 
 
 def reference_checkpoint(file: Path, **changes: object) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from safetensors.torch import load_file, save_file
 from namm.errors import ArtefactError, NotFoundError
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
 
+_RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "features": ("text", lambda value: type(value) is str),
+    "trained_on": ("text", lambda value: type(value) is str),
+    "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
+    "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
+    "per": ('"head" or "layer"', lambda value: value in ("head", "layer")),
+    "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
+}
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 _CARD = """---
@@ -127,11 +136,10 @@ def _read_config(path: Path) -> tuple[NAMMConfig, str]:
     if version != FORMAT_VERSION:
         raise ArtefactError(f"format version {FORMAT_VERSION}", version, "Use the version of namm that saved it.")
     checksum = values.pop("sha256")
-    for name, kind in (("features", str), ("width", int), ("update_interval", int), ("trained_on", str)):
-        value: Any = values.get(name, kind(1))
-        if type(value) is not kind or (isinstance(value, int) and value < 1):
-            what = "a positive whole number" if kind is int else "text"
-            raise ArtefactError(f"{what} for {name} in {file}", repr(value), "Fetch or save the memory again.")
+    for name, right in _RIGHT.items():
+        value = values.get(name, getattr(NAMMConfig, name))
+        if not right[1](value):
+            raise ArtefactError(f"{right[0]} for {name} in {file}", repr(value), "Fetch or save the memory again.")
     unknown = set(values) - known
     if unknown:
         raise ArtefactError(f"the fields {sorted(known)}", sorted(unknown), "Use the version of namm that saved it.")

@@ -1,71 +1,174 @@
 """The feature sets a NAMM may read, by name.
 
-A feature set says what is observed of each cached token (`channels` numbers of state, updated as queries arrive) and
-how state and age become the network's input. The memory stores and moves state without knowing what it means, so a
-new set joins by being registered here.
+A feature set is made of channels: numbers that are observed of each cached token and carried along with it, updated as
+queries arrive. When an update is due they become signals, which are normalised and, with the token's age, are what the
+network reads. The memory stores and moves channels without knowing what they mean, so a new set joins by being
+registered here.
+
+| name | channels (numbers a token) | the network reads, besides age |
+| --- | --- | --- |
+| paper | spectrogram (17) | the spectrogram (spec 3-6) |
+| extended | spectrogram, peak (18) | and the largest attention received, by the token and around it |
+| rehearsed | spectrogram, peak, echo (19) | and that of rehearsals, and the two together |
+| compact | mass, peak (2) | no spectrogram: total and largest attention, at a ninth of the bytes |
+| compact-rehearsed | mass, peak, echo (3) | and that of rehearsals, and the two together |
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from namm import kernels, spectrogram
 from namm.errors import ConfigurationError, nearest
 
+FAINT = 1e-4  # attention below this is as good as none
+AROUND = 5  # slots, the token's own in their middle, over which the neighbourhood of a token is taken
 
-@runtime_checkable
-class FeatureSet(Protocol):
-    """What a NAMM sees of a token.
+
+class Channel:
+    """Numbers observed of a token.
 
     Attributes:
-        channels: numbers of state per token, normalised by the statistics of the artefact.
-        features: numbers the network reads per token.
+        size: how many.
+        overlap: queries seen before whose attention is given once more.
+        peak: whether it is a largest attention, of which the neighbours' is read too.
+        rehearses: whether it watches rehearsals, in place of the reading itself.
+    """
+
+    size: ClassVar[int] = 1
+    overlap: ClassVar[int] = 0
+    peak: ClassVar[bool] = False
+    rehearses: ClassVar[bool] = False
+
+    def observe(
+        self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
+    ) -> Float[Tensor, "*lead channel slot"]:
+        """State after the queries of `attention`, whose first `overlap` rows were given before."""
+        raise NotImplementedError
+
+
+class Spectrogram(Channel):
+    """Moving average of the magnitudes of a short-time Fourier transform (spec 3, 4)."""
+
+    size = spectrogram.BINS
+    overlap = spectrogram.HOP
+
+    def observe(self, state: Tensor, attention: Tensor) -> Tensor:
+        return kernels.observe_spectrogram(state, attention)
+
+
+class Mass(Channel):
+    """log(1 + s / FAINT), s the sum of attention from all queries."""
+
+    def observe(self, state: Tensor, attention: Tensor) -> Tensor:
+        return _log(_attention(state) + attention.sum(-2, keepdim=True))
+
+
+class Peak(Channel):
+    """log(1 + m / FAINT), m the largest attention from any one query: what an average over queries levels out."""
+
+    peak = True
+
+    def observe(self, state: Tensor, attention: Tensor) -> Tensor:
+        return torch.maximum(state, _log(attention.amax(-2, keepdim=True)))
+
+
+class Echo(Peak):
+    """The peak over the queries of rehearsals."""
+
+    rehearses = True
+
+
+def _log(attention: Tensor) -> Tensor:
+    return torch.log1p(attention / FAINT)
+
+
+def _attention(logarithm: Tensor) -> Tensor:
+    return logarithm.expm1() * FAINT
+
+
+class FeatureSet:
+    """What a NAMM sees of a token: its age, its channels, and what follows from them.
+
+    Attributes:
+        channels: numbers of state per token.
+        signals: numbers made of them, normalised by the statistics of the artefact.
+        features: numbers the network reads per token: its age, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
+        rehearses: whether it watches rehearsals.
         half_scale: in half precision the state is held as float16 times this, a power of two that keeps small
             averages out of float16's subnormal range.
     """
 
-    channels: int
-    features: int
-    hop: int
-    overlap: int
-    half_scale: float
+    hop = spectrogram.HOP
+    half_scale = 2.0**11
+
+    def __init__(self, *parts: Channel) -> None:
+        self.parts = parts
+        self.sizes = [part.size for part in parts]
+        self.channels = sum(self.sizes)
+        self.overlap = max(part.overlap for part in parts)
+        self.rehearses = any(part.rehearses for part in parts)
+        self._peaks = [sum(self.sizes[:i]) for i, part in enumerate(parts) if part.peak]
+        joint = len(self._peaks) > 1
+        self.signals = self.channels + joint + len(self._peaks) + joint
+        self.features = spectrogram.RECENCY_DIMS + self.signals
 
     def observe(
         self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
     ) -> Float[Tensor, "*lead channel slot"]:
         """State after the queries of `attention`, whose first `overlap` rows were seen before."""
-        ...
+        return self._noted(state, attention, self.overlap, rehearsal=False)
+
+    def rehearse(
+        self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
+    ) -> Float[Tensor, "*lead channel slot"]:
+        """State after a rehearsal's queries."""
+        return self._noted(state, attention, 0, rehearsal=True)
+
+    def _noted(self, state: Tensor, attention: Tensor, given: int, rehearsal: bool) -> Tensor:
+        held = state.split(self.sizes, dim=-2)
+        following = [
+            part.observe(old, attention[..., given - part.overlap :, :]) if part.rehearses == rehearsal else old
+            for part, old in zip(self.parts, held, strict=True)
+        ]
+        return following[0] if len(following) == 1 else torch.cat(following, dim=-2)
+
+    def read(self, state: Float[Tensor, "*lead channel slot"]) -> Float[Tensor, "*lead slot signal"]:
+        """The signals: the channels; if there are several peaks, their sum; then the neighbourhood of each of these."""
+        peaks = [state[..., place, :] for place in self._peaks]
+        if len(peaks) > 1:
+            peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
+        rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
+        return torch.cat([state, *(signal.unsqueeze(-2) for signal in rest)], dim=-2).transpose(-1, -2)
 
     def assemble(
-        self, normalised: Float[Tensor, "*lead slot channel"], age: Int[Tensor, "*lead slot"]
+        self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"]
     ) -> Float[Tensor, "*lead slot feature"]:
-        """The network's input."""
-        ...
-
-
-class PaperFeatures:
-    """8 recency dimensions, then the 17 normalised spectrogram bins (spec 3-6)."""
-
-    channels = spectrogram.BINS
-    features = spectrogram.RECENCY_DIMS + spectrogram.BINS
-    hop = spectrogram.HOP
-    overlap = spectrogram.HOP
-    half_scale = 2.0**11
-
-    def observe(self, state: Tensor, attention: Tensor) -> Tensor:
-        return kernels.observe_spectrogram(state, attention)
-
-    def assemble(self, normalised: Tensor, age: Tensor) -> Tensor:
+        """The network's input: recency first (spec 6)."""
         return torch.cat([spectrogram.recency(age), normalised], dim=-1)
 
 
-FEATURE_SETS: dict[str, FeatureSet] = {"paper": PaperFeatures()}
+def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
+    """The largest value among the neighbours of each slot: digits of a number, words of a name stay together."""
+    if values.shape[-1] == 0:
+        return values
+    return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
+
+
+FEATURE_SETS: dict[str, FeatureSet] = {
+    "paper": FeatureSet(Spectrogram()),
+    "extended": FeatureSet(Spectrogram(), Peak()),
+    "rehearsed": FeatureSet(Spectrogram(), Peak(), Echo()),
+    "compact": FeatureSet(Mass(), Peak()),
+    "compact-rehearsed": FeatureSet(Mass(), Peak(), Echo()),
+}
 
 
 def feature_set(name: str) -> FeatureSet:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from namm.errors import ArtefactError, ConfigurationError
 from namm.features import FeatureSet, feature_set
+from namm.selection import Per
 
 FORMAT_VERSION = 1
 
@@ -30,19 +31,28 @@ class NAMMConfig:
         features: name of the feature set; "paper" is the 25 features of the paper (spec 6).
         width: width of the attention head of the scoring network.
         update_interval: tokens between two updates this memory was evolved with.
+        per: how a budget is spent unless it says so itself: the same number of tokens in every "head", or those of a
+            "layer" on whichever heads score highest.
+        rehearsal: part of each block that is read again, for feature sets that watch rehearsals.
         trained_on: free text for the model card: model, tasks, evaluations.
     """
 
     features: str = "paper"
     width: int = 32
     update_interval: int = 512
+    per: Per = "head"
+    rehearsal: float = 1.0
     trained_on: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
+    def feature_set(self) -> FeatureSet:
+        return feature_set(self.features)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each parameter tensor, in the order of the flat vector (spec 7)."""
-        n, w = feature_set(self.features).features, self.width
+        n, w = self.feature_set.features, self.width
         return {
             "w_qkv": (n, 3 * w),
             "b_qkv": (3 * w,),
@@ -63,7 +73,7 @@ class NAMM:
     """A Neural Attention Memory Model: parameters and normalisation statistics, frozen.
 
     `theta` is one flat vector `[parameter]`, or one per candidate, `[candidate, parameter]`: row `b` of a batch is then
-    scored with `theta[b]`. `mean` and `var` are `[channel]`. Shapes and values are checked here, with clear errors.
+    scored with `theta[b]`. `mean` and `var` are `[signal]`. Shapes and values are checked here, with clear errors.
     """
 
     config: NAMMConfig
@@ -73,21 +83,21 @@ class NAMM:
     _on_device: dict[torch.device, NAMM] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
-        channels = self.feature_set.channels
+        signals = self.feature_set.signals
         _check_tensor("parameters", self.theta, (*self.theta.shape[:-1], self.config.size))
         if self.theta.ndim > 2:
             raise ArtefactError(
                 "parameters of shape [parameter] or [candidate, parameter]", tuple(self.theta.shape),
                 "Flatten the candidates into one axis.",
             )  # fmt: skip
-        _check_tensor("normalisation mean", self.mean, (channels,))
-        _check_tensor("normalisation variance", self.var, (channels,))
+        _check_tensor("normalisation mean", self.mean, (signals,))
+        _check_tensor("normalisation variance", self.var, (signals,))
         if bool((self.var < 0).any()):
             raise ArtefactError("variances >= 0", "a negative variance", "Save the memory again from its source.")
 
     @property
     def feature_set(self) -> FeatureSet:
-        return feature_set(self.config.features)
+        return self.config.feature_set
 
     # -- construction ------------------------------------------------------------------------------------------
 
@@ -103,13 +113,13 @@ class NAMM:
 
         Args:
             theta: `[parameter]` or `[candidate, parameter]`, float32.
-            mean, var: normalisation statistics per channel; 0 and 1 if left out.
+            mean, var: normalisation statistics per signal; 0 and 1 if left out.
             config: the paper's configuration if left out.
         """
         config = config or NAMMConfig()
-        channels = feature_set(config.features).channels
-        mean = torch.zeros(channels) if mean is None else mean
-        var = torch.ones(channels) if var is None else var
+        signals = config.feature_set.signals
+        mean = torch.zeros(signals) if mean is None else mean
+        var = torch.ones(signals) if var is None else var
         return cls(config, *(torch.as_tensor(t).detach().float().clone() for t in (theta, mean, var)))
 
     @classmethod
@@ -150,7 +160,7 @@ class NAMM:
     ) -> Float[Tensor, "*lead slot feature"]:
         """Token features from the observed state and the tokens' age (spec 5, 6)."""
         scale = self.var.sqrt().clamp(min=1e-7).reciprocal()
-        normalised = (state.transpose(-1, -2) - self.mean) * scale
+        normalised = (self.feature_set.read(state) - self.mean) * scale
         return self.feature_set.assemble(normalised, age)
 
     def scores(

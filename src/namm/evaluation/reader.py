@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
+from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
 from namm.memory.prefix import Prefix
+from namm.memory.rehearsal import rehearsing
 from namm.memory.sequence import Plan
 from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
 from namm.selection import Budget
@@ -91,10 +93,12 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int) -> None:
         self.model, self.tokenizer, self.interval = model, tokenizer, update_interval
+        self.decoder = find_decoder(model)
 
-    def prefix(self, group: Group) -> Prefix:
-        """The tokens before the first update."""
-        return Prefix.of(self.model, self._ids(group.text[: self.interval]))
+    def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = ()) -> Prefix:
+        """The tokens before the first update, rehearsed as the policies want it."""
+        rehearsals = {policy.rehearsal: None for policy in policies if policy.rehearsal is not None}
+        return Prefix.of(self.model, self._ids(group.text[: self.interval]), rehearsals)
 
     @torch.no_grad()
     def ask(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
@@ -103,7 +107,8 @@ class Reader:
         plans = [self._plan(group, prefix, contender) for contender in contenders]
         cache = prefix.start(tuple(plans))
         if left := group.text[prefix.tokens :]:
-            self.model(self._ids(left, len(plans)), past_key_values=cache, logits_to_keep=1)
+            with rehearsing(self.decoder):
+                self.model(self._ids(left, len(plans)), past_key_values=cache, logits_to_keep=1)
         held = [self._held(group, prefix, cache, row, plan) for row, plan in enumerate(plans)]
         for contender, got in zip(contenders, held, strict=True):
             _check(contender, got)
@@ -166,7 +171,7 @@ class Reader:
                 f"{contender.budget:.0%} of {length} tokens",
                 "Allow more bytes, or longer texts.",
             )
-        return Plan(contender.policy, Budget(fraction=slots / length), self.interval, last=length)
+        return Plan(contender.policy, Budget(fraction=slots / length, per=contender.policy.per), self.interval, last=length)
 
     def _held(self, group: Group, prefix: Prefix, cache: MemoryCache, row: int, plan: Plan) -> Held:
         costs = prefix.footprint(plan)

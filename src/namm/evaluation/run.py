@@ -83,7 +83,7 @@ def evaluate(
             missing = [batch for batch in batches if not keys(group, batch) <= file.known]
             if not missing:
                 continue
-            prefix = reader.prefix(group)
+            prefix = reader.prefix(group, policies.values())
             for batch in missing:
                 if on_progress:
                     reading = f"{group.samples[0].sample.task}: {batch[0].name}"

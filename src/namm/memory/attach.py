@@ -6,7 +6,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
 from namm.memory.layer import MemoryLayer
+from namm.memory.rehearsal import rehearsing
 from namm.memory.routing import check_mask, route, unroute
 from namm.memory.sequence import Plan
 from namm.network import NAMM
@@ -96,12 +97,16 @@ def attach(
         _attached.add(decoder)
     hooks = []
     route(decoder.config)
+    stack = ExitStack()
     try:
+        if plan.policy.rehearsal is not None:
+            stack.enter_context(rehearsing(decoder))
         for holder in _holders(model):  # outer models may build masks before the decoder is called
             hooks.append(holder.register_forward_pre_hook(_before(handle, holder, decoder), with_kwargs=True))
         hooks.append(decoder.register_forward_hook(_after, with_kwargs=True))
         yield handle
     finally:
+        stack.close()
         for hook in hooks:
             hook.remove()
         unroute(decoder.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from namm.memory.routing import route, unroute
 from namm.memory.sequence import Meter, Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
-from namm.selection import Selection
+from namm.selection import Budget, Selection
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | N
             f"a budget for {policy!r}, whose scores have no zero", repr(selection),
             "Pass selection=namm.Budget(fraction=0.25) or namm.Budget(tokens=1024).",
         )  # fmt: skip
+    if isinstance(selection, Budget) and selection.per is None:
+        selection = replace(selection, per=policy.per)
     return Plan(policy, selection, update_interval)
 
 
@@ -119,7 +121,13 @@ class MemoryCache(Cache):
         selection: Selection | None = None,
         update_interval: int = 512,
     ) -> None:
-        self._start(memory_layers(config, (make_plan(memory, selection, update_interval),)))
+        plan = make_plan(memory, selection, update_interval)
+        if plan.policy.rehearsal is not None:
+            raise ConfigurationError(
+                f"a memory that only watches, for a cache passed by hand, not {plan.policy!r}", "one that rehearses",
+                "Use namm.attach(model, ...), which lets the model read each block again.",
+            )  # fmt: skip
+        self._start(memory_layers(config, (plan,)))
 
     @classmethod
     def planned(

@@ -8,6 +8,7 @@ it without a global: two threads, two caches and two models never meet.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,20 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.errors import ModelError
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
+from namm.policies.base import MemoryPolicy, Rehearsal
 
 _ATTRIBUTE = "_namm_layer"
 PREFIX = "namm:"  # of the attention implementation of a routed config
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one layer's attention was given: `[1, head, token, dim]` each."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: Scaling
 
 
 class SeenLength(int):
@@ -49,6 +61,8 @@ class MemoryLayer(CacheLayerMixin):
         self._padded = False
         self._pending: tuple[Tensor, Tensor] | None = None
         self._real: Bool[Tensor, "batch column"] | None = None  # kept only while an overlay mask needs it
+        self.rehearsing: tuple[bool, ...] | None = None  # while a rehearsal is read: the rows it is for
+        self.heard: tuple[Tensor, Tensor] | None = None  # tokens not rehearsed yet, see `rehearsal`
 
     # -- transformers' side ------------------------------------------------------------------------------------
 
@@ -81,7 +95,8 @@ class MemoryLayer(CacheLayerMixin):
                 f"{key_states.shape[0]} rows",
                 "Use a new MemoryCache for a new batch.",
             )
-        self.columns += key_states.shape[2]
+        if self.rehearsing is None:
+            self.columns += key_states.shape[2]
         self._pending = (key_states, value_states)
         setattr(key_states, _ATTRIBUTE, self)
         return key_states, value_states
@@ -101,6 +116,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.columns, self.sequences, self._padded, self._pending, self._real = 0, [], False, None, None
+        self.heard = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -128,6 +144,8 @@ class MemoryLayer(CacheLayerMixin):
         self.sequences = [self.sequences[old].clone(row, self.meter) for row, old in enumerate(order)]
         if self._real is not None:
             self._real = self._real[order]
+        if self.heard is not None:
+            self.heard = (self.heard[0][order], self.heard[1][order])
 
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         if tokens_to_remove:
@@ -180,8 +198,37 @@ class MemoryLayer(CacheLayerMixin):
             if overlay is not None:
                 assert self._real is not None
                 visible = overlay[row % len(overlay), 0][here][:, self._real[row]]
-            out[row, here] = sequence.read(q, k, v, scaling, visible).transpose(0, 1).to(out.dtype)
+            if self.rehearsing is None:
+                mixed = sequence.read(q, k, v, scaling, visible, hold=sequence.plan.policy.rehearsal is not None)
+            elif self.rehearsing[row]:
+                mixed = sequence.rehearse(q, k, v, scaling)
+                sequence.update()
+            else:
+                continue
+            out[row, here] = mixed.transpose(0, 1).to(out.dtype)
         return out
+
+    def start(self, read: Read, rehearsed: dict[Rehearsal, Read]) -> None:
+        """Read the same tokens in every row, and rehearse them where a policy wants that; updates that fall due are made.
+
+        Rows of one policy observe once.
+        """
+        self.lazy_initialization(read.key.expand(len(self.plans), -1, -1, -1), read.value)
+        self.columns += read.key.shape[2]
+        first: dict[MemoryPolicy, Sequence] = {}
+        for row, sequence in enumerate(self.sequences):
+            twin = first.get(sequence.plan.policy)
+            if twin is None:
+                first[sequence.plan.policy] = sequence
+                sequence.read(read.query[0], read.key[0], read.value[0], read.scaling, hold=True)
+                if sequence.plan.policy.rehearsal is not None and sequence.due:
+                    again = rehearsed[sequence.plan.policy.rehearsal]
+                    sequence.rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
+            else:
+                self.sequences[row] = twin.clone(row, self.meter, sequence.plan)
+        for sequence in self.sequences:
+            if sequence.due:
+                sequence.update()
 
     def _real_tokens(self, mask: Tensor | None, batch: int, tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """Which of the new columns are real tokens (None: all), and the overlay mask if there is one."""
@@ -216,7 +263,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def tensors(self) -> list[Tensor]:
         held = [tensor for sequence in self.sequences for tensor in sequence.tensors()]
-        return held if self._real is None else [*held, self._real]
+        return held + [t for t in (self._real, *(self.heard or ())) if t is not None]
 
     def full_bytes(self) -> int:
         """Bytes of keys and values if every column had been kept."""

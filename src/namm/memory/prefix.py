@@ -7,8 +7,9 @@ letting each layer read them again, without the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,24 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from namm.errors import ModelError
+from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, Read
+from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.sequence import Plan, Scaling
 from namm.policies import KeepAll
-
-
-@dataclass(frozen=True)
-class Read:
-    """What one layer's attention was given for the prefix: `[1, head, token, dim]` each."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: Scaling
+from namm.policies.base import Rehearsal
 
 
 class _Recorder(MemoryLayer):
-    """Keeps everything, and remembers what attention was asked."""
+    """Keeps everything but rehearsals, and remembers what attention was asked last."""
 
     read: Read | None = None
 
@@ -41,7 +35,10 @@ class _Recorder(MemoryLayer):
         assert self._pending is not None
         keys, values = self._pending
         self.read = Read(query, keys.view_as(keys), values, scaling)  # a view, which does not know this layer
-        return super().attend(query, scaling, mask)
+        if self.rehearsing is None:
+            return super().attend(query, scaling, mask)
+        self._pending = None
+        return self.sequences[0].rehearse(query[0], keys[0], values[0], scaling).transpose(0, 1)[None]
 
 
 @dataclass(frozen=True)
@@ -66,25 +63,27 @@ class Prefix:
     Attributes:
         tokens: how many.
         reads: for each layer what its attention was given, or the layer itself where it has a cache of its own kind.
+        rehearsed: the same for rehearsals of these tokens.
     """
 
     config: PreTrainedConfig
     tokens: int
     reads: tuple[Any, ...]
+    rehearsed: dict[Rehearsal, tuple[Any, ...]] = field(default_factory=dict)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, ids: Tensor) -> Prefix:
-        """Read `ids` `[1, token]` with the model, forgetting nothing."""
+    def of(cls, model: PreTrainedModel, ids: Tensor, rehearsals: Iterable[Rehearsal] = ()) -> Prefix:
+        """Read `ids` `[1, token]` with the model, forgetting nothing, and rehearse them in each of these ways."""
         cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Recorder)
         model(ids, past_key_values=cache, logits_to_keep=1)
-        reads = []
-        for layer in cache.layers:
-            if isinstance(layer, _Recorder):
-                layer.check_served()
-                assert layer.read is not None
-            reads.append(layer.read if isinstance(layer, _Recorder) else layer)
-        return cls(model.config, ids.shape[1], tuple(reads))
+        prefix = cls(model.config, ids.shape[1], _reads(cache))
+        for rehearsal in rehearsals:
+            again = rehearsed(rehearsal, ids[0])[None]
+            everything = torch.ones_like(again, dtype=torch.bool)
+            rehearse(find_decoder(model).forward, cache, (False,), again, everything)
+            prefix.rehearsed[rehearsal] = _reads(cache)
+        return prefix
 
     def footprint(self, plan: Plan) -> Footprint:
         """What a memory with this plan costs in bytes."""
@@ -107,6 +106,8 @@ class Prefix:
     def start(self, plans: tuple[Plan, ...]) -> MemoryCache:
         """A memory that has read the prefix, with a row for each plan. An update that falls due at its end is done.
 
+        Rows of one policy observe once. For rows that rehearse, the prefix must have been rehearsed.
+
         Raises:
             ModelError: an update would have been due before the end of the prefix.
         """
@@ -119,12 +120,21 @@ class Prefix:
         cache = MemoryCache.planned(self.config, plans)
         for i, (layer, read) in enumerate(zip(cache.layers, self.reads, strict=True)):
             if isinstance(layer, MemoryLayer):
-                key, value, query = (t.expand(len(plans), -1, -1, -1) for t in (read.key, read.value, read.query))
-                layer.update(key, value)
-                layer.attend(query, read.scaling, None)
+                layer.start(read, {rehearsal: reads[i] for rehearsal, reads in self.rehearsed.items()})
             else:
                 cache.layers[i] = _repeated(read, len(plans))
         return cache
+
+
+def _reads(cache: MemoryCache) -> tuple[Any, ...]:
+    """What the layers were asked last."""
+    reads: list[Any] = []
+    for layer in cache.layers:
+        if isinstance(layer, _Recorder):
+            layer.check_served()
+            assert layer.read is not None
+        reads.append(layer.read if isinstance(layer, _Recorder) else layer)
+    return tuple(reads)
 
 
 def _repeated(layer: Any, rows: int) -> Any:

@@ -97,6 +97,11 @@ class Sequence:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
+    @property
+    def due(self) -> bool:
+        """Whether an update has fallen due that was not made yet."""
+        return self.updates < self.plan.updates(self.seen)
+
     def read(
         self,
         query: Float[Tensor, "head token dim"],
@@ -104,11 +109,13 @@ class Sequence:
         values: Float[Tensor, "kv_head token value_dim"],
         scaling: Scaling,
         visible: Bool[Tensor, "token column"] | None = None,
+        hold: bool = False,
     ) -> Float[Tensor, "head token value_dim"]:
         """Attention output for new tokens, which are remembered; forgets whenever an update falls due.
 
         Args:
             visible: which tokens of the whole sequence each new token may attend to, in place of causality.
+            hold: leave an update that falls due at the end of these tokens to a later call of `update`.
         """
         if not self.blocks:
             dtype = self.plan.state_dtype(keys.dtype)
@@ -128,10 +135,39 @@ class Sequence:
                 )  # fmt: skip
             piece = slice(start, stop)
             pieces.append(self._attend(grouped[:, :, piece], keys[:, piece], values[:, piece], scaling, here))
-            if self.seen == due:
-                self._update()
+            if self.seen == due and not (hold and stop == tokens):
+                self.update()
             start = stop
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)).flatten(0, 1)
+
+    def rehearse(
+        self,
+        query: Float[Tensor, "head token dim"],
+        keys: Float[Tensor, "kv_head token dim"],
+        values: Float[Tensor, "kv_head token value_dim"],
+        scaling: Scaling,
+    ) -> Float[Tensor, "head token value_dim"]:
+        """Attention output for tokens that nobody will remember; what they attend to is observed."""
+        policy = self.plan.policy
+        grouped = query.unflatten(0, (keys.shape[0], -1))
+        outputs = []
+        for block in self.blocks:
+            held_keys, held_values, _, state = block.used()
+
+            def note(attention: Tensor, state: Tensor = state) -> None:
+                seen = policy.rehearse(self._decode(state), attention[..., : state.shape[-1]])
+                state.copy_(self._encode(seen))
+
+            out, _ = kernels.attend_and_observe(
+                grouped[block.heads],
+                torch.cat([held_keys, keys[block.heads]], 1),
+                torch.cat([held_values, values[block.heads]], 1),
+                scaling.scale,
+                softcap=scaling.softcap,
+                observe=note if policy.channels else None,
+            )
+            outputs.append(out)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(0, 1)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, visible: Tensor | None
@@ -202,7 +238,7 @@ class Sequence:
 
     # -- forgetting --------------------------------------------------------------------------------------------
 
-    def _update(self) -> None:
+    def update(self) -> None:
         """Score every slot, select, and keep only what was selected."""
         selection = self.plan.selection
         assert selection is not None
@@ -254,9 +290,9 @@ class Sequence:
     def nbytes(self) -> int:
         return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
 
-    def clone(self, row: int, meter: Meter) -> Sequence:
-        """A copy that goes its own way from here, as row `row` of a batch."""
-        twin = Sequence(self.plan, row, self.layer, meter)
+    def clone(self, row: int, meter: Meter, plan: Plan | None = None) -> Sequence:
+        """A copy that goes its own way from here, as row `row` of a batch; by another plan of the same policy if given."""
+        twin = Sequence(plan or self.plan, row, self.layer, meter)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
         twin.seen, twin.updates = self.seen, self.updates

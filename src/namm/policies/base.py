@@ -14,7 +14,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from namm.selection import Selection
+from namm.selection import Per, Selection
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Before each update the model reads the tokens since the last one again, as queries that nobody will remember.
+
+    What a text asks of its own past is a witness of what a later question may ask. The rehearsal's keys and values are
+    discarded; its price is that every token is read twice (`share` of them, if less).
+
+    Attributes:
+        share: part of the block that is read again, its newest tokens.
+        every: of these each `every`-th token.
+    """
+
+    share: float = 1.0
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,8 @@ class MemoryPolicy(ABC):
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
         half_scale: if set, state is held as float16 times this when the model runs in half precision.
+        rehearsal: what the model reads again before each update; None for policies that only watch.
+        per: how a budget is spent that does not say so itself, see `Budget`.
     """
 
     name: ClassVar[str]
@@ -69,6 +87,8 @@ class MemoryPolicy(ABC):
     hop: int = 16
     overlap: int = 0
     half_scale: float | None = None
+    rehearsal: Rehearsal | None = None
+    per: Per = "head"
 
     def default_selection(self) -> Selection | None:
         """The selection used if the caller gives none; None if one must be given."""
@@ -81,6 +101,15 @@ class MemoryPolicy(ABC):
 
         The first `overlap` rows were given before; then comes a multiple of `hop` new ones. New slots enter with
         zeros. Only policies with `channels` observe.
+        """
+        return state
+
+    def rehearse(
+        self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
+    ) -> Float[Tensor, "*lead channel slot"]:
+        """State after a rehearsal's queries, of which `attention` is the part that falls on held slots.
+
+        Called with a few queries at a time. Only policies with `channels` and a `rehearsal` are asked.
         """
         return state
 

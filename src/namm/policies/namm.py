@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from namm.network import NAMM
-from namm.policies.base import MemoryPolicy, View
-from namm.selection import Selection, Threshold
+from namm.policies.base import MemoryPolicy, Rehearsal, View
+from namm.selection import Per, Selection, Threshold
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -38,8 +38,19 @@ class NAMMPolicy(MemoryPolicy):
     def default_selection(self) -> Selection:
         return Threshold(0.0)
 
+    @property
+    def per(self) -> Per:  # type: ignore[override]
+        return self.network.config.per
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:  # type: ignore[override]
+        return Rehearsal(self.network.config.rehearsal) if self.network.feature_set.rehearses else None
+
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return self.network.feature_set.observe(state, attention)
+
+    def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
+        return self.network.feature_set.rehearse(state, attention)
 
     def score(self, view: View) -> Tensor:
         network = self.network.to(view.state.device)

@@ -1,0 +1,206 @@
+"""Rehearsal: before each update the model reads the tokens since the last one again, so that a policy sees what the
+text asks of its own past.
+
+The decoder is called piece by piece, each piece ending where an update falls due. There the block's tokens are given to
+it once more, at the positions that follow; every memory layer answers them from what it holds, lets its policy observe
+that, keeps none of them, and then updates. Layers with a cache of another kind are put back as they were.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from namm.errors import ModelError
+from namm.memory.layer import MemoryLayer
+from namm.policies.base import Rehearsal
+
+_PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids")
+
+
+@contextmanager
+def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
+    """Inside the block `decoder` rehearses for the rows of a memory whose policy asks for it; other calls are as before."""
+    own = decoder.forward
+    placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
+    decoder.forward = partial(_forward, own)
+    try:
+        yield
+    finally:
+        if placed is None:
+            del decoder.forward
+        else:
+            decoder.forward = placed
+
+
+def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
+    """What the rows of a memory rehearse; None if no row does.
+
+    Raises:
+        ModelError: rows that rehearse in different ways.
+    """
+    layer = next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, MemoryLayer)), None)
+    if layer is None:
+        return None
+    wanted = {plan.policy.rehearsal for plan in layer.plans if plan.policy.evicts} - {None}
+    if len(wanted) > 1:
+        raise ModelError("rows that rehearse in one way", sorted(map(str, wanted)), "Read them one after another.")
+    return wanted.pop() if wanted else None
+
+
+def _forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
+    cache = kwargs.get("past_key_values")
+    rehearsal = rehearsal_of(cache)
+    if rehearsal is None:
+        return own(**kwargs)
+    assert cache is not None
+    name = "inputs_embeds" if kwargs.get("inputs_embeds") is not None else "input_ids"
+    tokens, mask = kwargs[name], kwargs.get("attention_mask")
+    _check(kwargs, tokens, mask)
+    real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if mask is not None:
+        real = mask[:, mask.shape[1] - tokens.shape[1] :].bool()
+    past, start, states = cache.get_seq_length(), 0, []
+    layer = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+    for stop in _ends(layer, real):
+        piece = kwargs | {key: kwargs[key][..., start:stop] for key in _PER_TOKEN[2:] if kwargs.get(key) is not None}
+        piece |= {name: tokens[:, start:stop], "attention_mask": None if mask is None else mask[:, : past + stop]}
+        out = own(**piece)
+        states.append(out.last_hidden_state)
+        _hear(layer, tokens[:, start:stop], real[:, start:stop])
+        due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
+        if any(due):
+            last = kwargs.get("position_ids")
+            rehearse(
+                own, cache, due, *_block(layer, rehearsal, due),
+                None if mask is None else mask[:, : past + stop], None if last is None else last[..., stop - 1 : stop],
+            )  # fmt: skip
+        start = stop
+    return BaseModelOutputWithPast(last_hidden_state=torch.cat(states, dim=1), past_key_values=cache)
+
+
+def rehearse(
+    forward: Callable[..., Any],
+    cache: Cache,
+    due: tuple[bool, ...],
+    tokens: Tensor,
+    real: Bool[Tensor, "batch token"],
+    mask: Tensor | None = None,
+    last: Tensor | None = None,
+) -> None:
+    """Read `tokens` as a rehearsal: the rows that are `due` observe and update, and nobody remembers them.
+
+    Args:
+        forward: of the decoder.
+        tokens: ids `[batch, token]` or embeddings `[batch, token, dim]`, left-padded.
+        real: which of them are no padding.
+        mask: of the columns read so far, if there is one.
+        last: position of the token before, `[.., batch, 1]`; if left out, columns count as the model counts them.
+    """
+    others = {i: deepcopy(layer) for i, layer in enumerate(cache.layers) if not isinstance(layer, MemoryLayer)}
+    ours = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    if mask is not None or not bool(real.all()):
+        before = mask if mask is not None else real.new_ones(len(real), cache.get_seq_length())
+        mask = torch.cat([before.bool(), real], dim=1)
+    more: dict[str, Any] = {}
+    if last is not None:
+        more["position_ids"] = last + real.cumsum(1).clamp(min=1)
+    for layer in ours:
+        layer.rehearsing = due
+    try:
+        name = "input_ids" if tokens.ndim == 2 else "inputs_embeds"
+        forward(**{name: tokens}, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
+    finally:
+        for layer in ours:
+            layer.rehearsing = None
+    for i, layer in others.items():
+        cache.layers[i] = layer
+
+
+def rehearsed(rehearsal: Rehearsal, block: Tensor) -> Tensor:
+    """What is read again of one block, given as ids `[token]` or embeddings `[token, dim]`."""
+    return block[len(block) - math.ceil(rehearsal.share * len(block)) :][:: rehearsal.every]
+
+
+def _check(kwargs: dict[str, Any], tokens: Tensor, mask: Any) -> None:
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise ModelError(
+            "an attention mask of shape [batch, tokens seen] for a memory that rehearses",
+            list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
+            "Use a memory without rehearsal for this model.",
+        )
+    strange = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _PER_TOKEN]
+    asked = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
+    if unknown := sorted(set(strange) - {"attention_mask"}) + asked:
+        raise ModelError(
+            "ids, embeddings, positions and a mask for a memory that rehearses", ", ".join(unknown),
+            "Use a memory without rehearsal here.",
+        )  # fmt: skip
+
+
+def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
+    """Where the pieces of a call end: after each column in which a row that rehearses reaches an update."""
+    rows, columns = real.shape
+    ends = {columns}
+    plans = layer.plans * rows if len(layer.plans) == 1 else layer.plans
+    for row, plan in enumerate(plans):
+        if plan.policy.rehearsal is None:
+            continue
+        seen = layer.sequences[row].seen if layer.sequences else 0
+        read = (real[row].cumsum(0) + seen).tolist()
+        due = plan.next_update(seen)
+        while due is not None and due <= read[-1]:
+            ends.add(read.index(due) + 1)
+            due = plan.next_update(due)
+    return sorted(ends)
+
+
+def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor) -> None:
+    """Keep the tokens of the block that is being read, and no older ones."""
+    if layer.heard is not None:
+        tokens, real = (torch.cat(parts, dim=1) for parts in zip(layer.heard, (tokens, real), strict=True))
+    needed = tokens.shape[1]
+    for row, sequence in enumerate(layer.sequences):
+        if count := _unread(sequence):
+            needed = min(needed, int(real[row].nonzero()[-count]))
+    layer.heard = (tokens[:, needed:], real[:, needed:])
+
+
+def _unread(sequence: Any) -> int:
+    """Real tokens of a sequence that were not rehearsed, since its last update that was made."""
+    plan = sequence.plan
+    if plan.policy.rehearsal is None or (plan.next_update(sequence.seen) is None and not sequence.due):
+        return 0
+    end = sequence.updates * plan.update_interval
+    return sequence.seen - (end if plan.last is None else min(end, plan.last))
+
+
+def _block(layer: MemoryLayer, rehearsal: Rehearsal, due: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
+    """What the rows that are due read again, left-padded, and which of it is real."""
+    assert layer.heard is not None
+    tokens, real = layer.heard
+    blocks = [
+        rehearsed(rehearsal, tokens[row][real[row]][-_unread(sequence) :]) if due[row] else tokens[row, :0]
+        for row, sequence in enumerate(layer.sequences)
+    ]
+    longest = max(map(len, blocks))
+    padded = tokens.new_zeros(len(blocks), longest, *tokens.shape[2:])
+    there = real.new_zeros(len(blocks), longest)
+    for row, block in enumerate(blocks):
+        padded[row, longest - len(block) :] = block
+        there[row, longest - len(block) :] = True
+    there[:, -1] = True  # rows that are not due ask something too, and are not answered
+    return padded, there
