@@ -2,8 +2,10 @@
 
     NammError
     ├── ConfigurationError   an option, budget, interval or combination that cannot be met
+    │   └── ScoreError       scores of a policy that are no numbers
     ├── ModelError           a model, cache or attention mask that a memory cannot serve
     ├── ArtefactError        a saved memory that is truncated, altered or of another layout
+    ├── RunError             a run that cannot go on: a full disk, workers that die, a fitness that tells nothing
     └── NotFoundError        a name, file or optional package that is not there
 
 A message says what was expected, what came, and the way out.
@@ -30,12 +32,20 @@ class ConfigurationError(NammError):
     """An option, budget, interval or combination that cannot be met."""
 
 
+class ScoreError(ConfigurationError):
+    """Scores of a policy that are no numbers."""
+
+
 class ModelError(NammError):
     """A model, cache or attention mask that a memory cannot serve."""
 
 
 class ArtefactError(NammError):
     """A saved memory that is truncated, altered or of another layout."""
+
+
+class RunError(NammError):
+    """A run that cannot go on: a full disk, workers that die, a fitness that tells nothing."""
 
 
 class NotFoundError(NammError):

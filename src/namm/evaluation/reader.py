@@ -88,11 +88,34 @@ class Answer:
     seconds: float
 
 
-class Reader:
-    """Reads texts with one model."""
+def text_before(encoded: Encoded, step: int, whole: bool = False) -> tuple[int, ...]:
+    """The tokens up to the boundary: whole steps of the context, or of the whole prompt, one token of it left at least.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int) -> None:
-        self.model, self.tokenizer, self.interval = model, tokenizer, update_interval
+    Raises:
+        ConfigurationError: they are too few to forget any.
+    """
+    read = len(encoded.prompt) if whole else len(encoded.context)
+    length = min(read, len(encoded.prompt) - encoded.moved - 1) // step * step
+    if length < 2 * step:
+        raise ConfigurationError(
+            f"a text of at least {2 * step} tokens before the question",
+            f"{read} in sample {encoded.sample.id!r} of {encoded.sample.task}",
+            "There is nothing to forget in it; drop it or use a longer text.",
+        )
+    return encoded.prompt[:length]
+
+
+class Reader:
+    """Reads texts with one model.
+
+    Args:
+        decode: whether answers are generated for tasks whose metric needs it; without, only likelihoods count.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int, decode: bool = True
+    ) -> None:
+        self.model, self.tokenizer, self.interval, self.decode = model, tokenizer, update_interval, decode
         self.decoder = find_decoder(model)
 
     def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = ()) -> Prefix:
@@ -104,7 +127,7 @@ class Reader:
     def ask(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
         """Read the text under several memories side by side, and ask about it: for each of them all samples."""
         start = time.perf_counter()
-        plans = [self._plan(group, prefix, contender) for contender in contenders]
+        plans = [self.plan(group, prefix, contender) for contender in contenders]
         cache = prefix.start(tuple(plans))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.decoder):
@@ -152,7 +175,7 @@ class Reader:
                 answers.append(replace(answer, seconds=answer.seconds + extra))
         return answers
 
-    def _plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
+    def plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
         """The contender's plan: its budget in bytes, met at the boundary, and in the same proportion before."""
         length = len(group.text)
         if contender.name == "full":
@@ -198,7 +221,7 @@ class Reader:
         rows, rest = len(contenders), group.rest(sample)
         nll, chosen = self._likelihood(cache.fork(), rest, sample.answer, rows)
         exact = [reply == sample.answer for reply in chosen]
-        if sample.sample.metric == "exact":
+        if sample.sample.metric == "exact" or not self.decode:
             predictions = [self.tokenizer.decode(_greedy(reply, sample.answer)) for reply in chosen]
             scores = [float(same) for same in exact]
         else:

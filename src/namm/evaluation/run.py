@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.errors import ConfigurationError
 from namm.evaluation.config import OWN, EvaluationConfig, alignment
 from namm.evaluation.folder import check_folder, identity, start_folder, write
-from namm.evaluation.reader import Contender, Group, Reader
+from namm.evaluation.reader import Contender, Group, Reader, text_before
 from namm.evaluation.rows import RowFile, common_fields, keys, read_rows, row_of
 from namm.models import context_length, load_model
 from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve
@@ -159,7 +159,7 @@ def _groups(
         texts: dict[tuple[int, ...], list[Encoded]] = {}
         for sample in samples:
             encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
-            texts.setdefault(_text(config, encoded, step), []).append(encoded)
+            texts.setdefault(text_before(encoded, step, config.protocol == "whole"), []).append(encoded)
         for text, of_text in texts.items():
             yield Group(tokens, text, tuple(of_text))
 
@@ -184,16 +184,3 @@ def _encoded(
             "Ask for shorter contexts with --tokens.",
         )
     return encoded
-
-
-def _text(config: EvaluationConfig, encoded: Encoded, step: int) -> tuple[int, ...]:
-    """The tokens up to the boundary: whole hops of what the protocol lets the memory read, one token left at least."""
-    read = len(encoded.context) if config.protocol == "context-first" else len(encoded.prompt)
-    length = min(read, len(encoded.prompt) - encoded.moved - 1) // step * step
-    if length < 2 * step:
-        raise ConfigurationError(
-            f"a text of at least {2 * step} tokens before the question",
-            f"{read} in sample {encoded.sample.id!r} of {encoded.sample.task}",
-            "There is nothing to forget in it; drop it or use a longer text.",
-        )
-    return encoded.prompt[:length]

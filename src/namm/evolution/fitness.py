@@ -1,72 +1,219 @@
-"""How good a memory is: the likelihood of the right answer after the memory has read the text.
+"""How good a memory is: how likely the right answer stays after the memory has read the text.
 
-For each sample the negative log-likelihood of the answer (teacher-forced, per token) is put between two references:
+For each sample the negative log-likelihood of the answer (teacher-forced, per token) is put between two references,
 
-    fitness = (floor - nll) / (floor - full)
+    score = (floor - nll) / (floor - full)
 
-`full` is the untouched model, `floor` a memory of the first tokens only; 1 is as good as forgetting nothing.
+where `full` is the untouched model and `floor` a memory of the first tokens only: 1 is as good as forgetting nothing.
+Candidates hold as many bytes as each other, their state included, exactly as `namm eval` measures them.
+
+Everything before the first update is computed once for each sample, and observed once for all candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import islice
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.memory import attach
-from namm.network import NAMM
-from namm.policies import MemoryPolicy
-from namm.selection import Budget, Selection
-from namm.tasks import Encoded
+from namm.errors import ConfigurationError, ScoreError
+from namm.evaluation.config import OWN
+from namm.evaluation.reader import Contender, Group, Reader, text_before
+from namm.evolution.config import EvolutionConfig
+from namm.evolution.problem import Item, Outcome
+from namm.memory.prefix import Prefix
+from namm.memory.rehearsal import rehearsing
+from namm.memory.sequence import Plan
+from namm.models import context_length, load_model
+from namm.network import NAMM, NAMMConfig
+from namm.policies import NAMMPolicy, View
+from namm.selection import Threshold
+from namm.spectrogram import HOP, Statistics
+from namm.tasks import Encoded, encode
+from namm.tasks.base import Request, Sample
+from namm.tasks.embedded import TASKS as EMBEDDED
+from namm.tasks.embedded import make_sample
+from namm.tasks.registry import find_tasks
+
+SPAN = 0.5  # nats between the references, at least: where forgetting costs nothing, noise must not count
+HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
+FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
+_ROOM = 0.4  # of the free memory of a GPU, for the rows of one batch
 
 
 @dataclass(frozen=True)
-class Referenced:
-    """A sample with the likelihoods that its fitness is measured between."""
+class Ready:
+    """A sample with what is the same for all candidates."""
 
-    sample: Encoded
+    group: Group
+    prefix: Prefix
     full: float
     floor: float
+    best: float
+    """The task's own score with nothing forgotten."""
 
 
-@torch.no_grad()
-def answer_scores(model: PreTrainedModel, sample: Encoded) -> tuple[float, bool]:
-    """Negative log-likelihood per token of the answer after the prompt, nats; and whether greedy decoding gives it.
+class LanguageProblem:
+    """Memories of a language model on tasks, see above.
 
-    Teacher-forced: the answer is greedy exactly if each of its tokens is the most likely after the ones before.
+    Args:
+        config: of the run; the same configuration measures alike in every process.
+        model: a loaded model and tokenizer, instead of loading `config.model`.
     """
-    ids = torch.tensor([[*sample.prompt, *sample.answer]], device=model.device)
-    count = len(sample.answer)
-    logits = model(ids, logits_to_keep=count + 1).logits[0, :-1].float()
-    gold = ids[0, -count:]
-    return float(torch.nn.functional.cross_entropy(logits, gold)), bool((logits.argmax(-1) == gold).all())
+
+    def __init__(
+        self, config: EvolutionConfig, model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+    ) -> None:
+        self.config = config
+        if model is None:
+            auto = {name: None if value == "auto" else value for name, value in config.model if name != "name"}
+            model = load_model(config.model.name, **auto)
+        self.model, self.tokenizer = model
+        self.reader = Reader(*model, config.memory.update_interval, decode=config.objective.score == "metric")
+        self._loaded: dict[str, list[Sample]] = {}
+        self._references: dict[Item, tuple[float, float, float]] = {}
+        self._latest: tuple[Item, NAMMConfig, Ready] | None = None
+
+    # -- samples -----------------------------------------------------------------------------------------------
+
+    def encoded(self, item: Item) -> Encoded:
+        """The sample of an item.
+
+        Raises:
+            ConfigurationError: its task has no sample for this split.
+            NotFoundError: there is no such task.
+        """
+        if item.task in EMBEDDED:
+            sample = make_sample(item.task, item.split, item.index, item.tokens, self.tokenizer, self.config.seed)
+        else:
+            known = self._samples(item)
+            sample = known[item.index % len(known)]
+        return encode(sample, self.tokenizer, longest=context_length(self.model))
+
+    def _samples(self, item: Item) -> list[Sample]:
+        """Samples of a task that is no part of the embedded suite; of loaded ones the split has its share."""
+        key = f"{item.split}/{item.task}/{item.tokens}"
+        if key not in self._loaded:
+            (task,) = find_tasks([item.task])
+            count = self.config.search.pool
+            request = Request(self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed)
+            found = list(islice(task.samples(request), count * HELD_OUT))
+            if not task.generated:
+                held_out = item.split == "validation"
+                found = [sample for i, sample in enumerate(found) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+            if not found:
+                raise ConfigurationError(
+                    f"a sample of {item.task} for {item.split} at least", "none",
+                    f"Each {HELD_OUT}th sample of a file is held out for validation: give {HELD_OUT} or more.",
+                )  # fmt: skip
+            self._loaded[key] = found
+        return self._loaded[key]
+
+    def group(self, item: Item) -> Group:
+        """The text of an item up to the boundary, and what is asked about it."""
+        encoded = self.encoded(item)
+        return Group(item.tokens, text_before(encoded, HOP), (encoded,))
+
+    def ready(self, item: Item, policy: NAMMPolicy) -> Ready:
+        """An item with its text read and its references measured; the latest one is kept."""
+        sample = replace(item, budget=None)
+        key = policy.network.config
+        if self._latest is None or self._latest[:2] != (sample, key):
+            self._latest = None
+            group = self.group(item)
+            prefix = self.reader.prefix(group, [policy])
+            if sample not in self._references:
+                full, floor = (self.reader.ask(group, prefix, [Contender(name, None)])[0] for name in ("full", "floor"))
+                self._references[sample] = (full.nll, floor.nll, full.score)
+            self._latest = (sample, key, Ready(group, prefix, *self._references[sample]))
+        return self._latest[2]
+
+    # -- measuring ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
+        """See `Problem.measure`. Scores that are no numbers make a failed outcome, and nothing else does."""
+        ready = self.ready(item, NAMMPolicy(networks))
+        thetas = networks.theta if networks.theta.ndim == 2 else networks.theta[None]
+        outcomes: list[Outcome] = []
+        for chunk in thetas.split(self._rows(ready)):
+            try:
+                outcomes += self._ask(item, ready, networks, chunk)
+            except ScoreError:
+                outcomes += [self._alone(item, ready, networks, theta) for theta in chunk]
+        return outcomes
+
+    def _alone(self, item: Item, ready: Ready, networks: NAMM, theta: Tensor) -> Outcome:
+        try:
+            return self._ask(item, ready, networks, theta[None])[0]
+        except ScoreError:
+            return FAILED
+
+    def _ask(self, item: Item, ready: Ready, networks: NAMM, thetas: Tensor) -> list[Outcome]:
+        policy = NAMMPolicy(replace(networks, theta=thetas))
+        contender = Contender("candidate", OWN if item.budget is None else item.budget, policy)
+        answers = self.reader.ask(ready.group, ready.prefix, [contender] * len(thetas))
+        objective = self.config.objective
+        outcomes = []
+        for answer in answers:
+            share = answer.held.bytes_held / answer.held.bytes_full
+            if objective.score == "nll":
+                score = 1 - (answer.nll - ready.full) / max(ready.floor - ready.full, SPAN)
+            else:
+                score = 1 + answer.score - ready.best
+            outcomes.append(Outcome(score - objective.pressure * share, answer.nll, share))
+        return outcomes
+
+    def _rows(self, ready: Ready) -> int:
+        """Candidates that are read side by side: one on a CPU, whose cores are busy with one, else as fit into memory."""
+        device = self.model.device
+        if device.type != "cuda":
+            return 1
+        free, _ = torch.cuda.mem_get_info(device)
+        length = len(ready.group.samples[0].prompt) + len(ready.group.samples[0].answer)
+        config = self.model.config.get_text_config(decoder=True)
+        held = sum(read.key[0].numel() + read.value[0].numel() for read in ready.prefix.reads if hasattr(read, "key"))
+        cache = 2 * held * self.model.dtype.itemsize * length // ready.prefix.tokens
+        activations = 8 * length * config.hidden_size * self.model.dtype.itemsize
+        return max(1, int(free * _ROOM) // (cache + activations))
+
+    # -- normalisation -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+        """Of the signals of all tokens at each update of a memory of zeros, which forgets nothing (spec 5)."""
+        recorder = Recorder(NAMM.zeros(layout))
+        for item in items:
+            self.read(self.group(item), recorder)
+        return reduce(Statistics.merge, recorder.seen, Statistics.empty(layout.feature_set.signals))
+
+    @torch.no_grad()
+    def read(self, group: Group, policy: NAMMPolicy, budget: float | None = None) -> None:
+        """Let a policy read a text, for what it notes on the way; everything stays if there is no budget."""
+        prefix = self.reader.prefix(group, [policy])
+        if budget is None:
+            plan = Plan(policy, Threshold(0.0), self.reader.interval, last=len(group.text))
+        else:
+            plan = self.reader.plan(group, prefix, Contender("reader", budget, policy))
+        cache = prefix.start((plan,))
+        if left := group.text[prefix.tokens :]:
+            with rehearsing(self.reader.decoder):
+                self.model(torch.tensor([left], device=self.model.device), past_key_values=cache, logits_to_keep=1)
 
 
-def answer_nll(model: PreTrainedModel, sample: Encoded) -> float:
-    """Negative log-likelihood per token of the answer, see `answer_scores`."""
-    return answer_scores(model, sample)[0]
+@dataclass(frozen=True, repr=False, eq=False)
+class Recorder(NAMMPolicy):
+    """A memory of zeros, which keeps everything under a threshold, and the statistics of each update it saw."""
 
+    seen: list[Statistics] = field(default_factory=list)
 
-def memory_nll(
-    model: PreTrainedModel,
-    sample: Encoded,
-    memory: NAMM | MemoryPolicy | str,
-    selection: Selection | None,
-    update_interval: int,
-) -> float:
-    """`answer_nll` of the model under a memory."""
-    with attach(model, memory, selection, update_interval):
-        return answer_nll(model, sample)
-
-
-def reference(model: PreTrainedModel, sample: Encoded, update_interval: int) -> Referenced:
-    """Measure a sample's references."""
-    floor = memory_nll(model, sample, "streaming", Budget(tokens=4), update_interval)
-    return Referenced(sample, answer_nll(model, sample), floor)
-
-
-def normalised(nll: float, sample: Referenced) -> float:
-    """Fitness of one sample, see above. A sample on which forgetting costs nothing counts 1 whatever happens."""
-    span = sample.floor - sample.full
-    return (sample.floor - nll) / span if span > 0.05 else 1.0
+    def score(self, view: View) -> Tensor:
+        signals = self.network.feature_set.read(view.state)
+        self.seen.append(Statistics.of(signals.flatten(0, -2).cpu()))
+        return super().score(view)

@@ -7,6 +7,7 @@ it without a global: two threads, two caches and two models never meet.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.errors import ModelError
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
-from namm.policies.base import MemoryPolicy, Rehearsal
 
 _ATTRIBUTE = "_namm_layer"
 PREFIX = "namm:"  # of the attention implementation of a routed config
@@ -208,24 +208,13 @@ class MemoryLayer(CacheLayerMixin):
             out[row, here] = mixed.transpose(0, 1).to(out.dtype)
         return out
 
-    def start(self, read: Read, rehearsed: dict[Rehearsal, Read]) -> None:
-        """Read the same tokens in every row, and rehearse them where a policy wants that; updates that fall due are made.
-
-        Rows of one policy observe once.
-        """
-        self.lazy_initialization(read.key.expand(len(self.plans), -1, -1, -1), read.value)
-        self.columns += read.key.shape[2]
-        first: dict[MemoryPolicy, Sequence] = {}
-        for row, sequence in enumerate(self.sequences):
-            twin = first.get(sequence.plan.policy)
-            if twin is None:
-                first[sequence.plan.policy] = sequence
-                sequence.read(read.query[0], read.key[0], read.value[0], read.scaling, hold=True)
-                if sequence.plan.policy.rehearsal is not None and sequence.due:
-                    again = rehearsed[sequence.plan.policy.rehearsal]
-                    sequence.rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
-            else:
-                self.sequences[row] = twin.clone(row, self.meter, sequence.plan)
+    def follow(self, bases: dict[Hashable, Sequence]) -> None:
+        """Every row goes on from the sequence that observed as its policy does; updates that have fallen due are made."""
+        for row, plan in enumerate(self.plans):
+            base = bases[plan.policy.observer]
+            keys = base.blocks[0].keys
+            self.columns, self.dtype, self.device, self.is_initialized = base.seen, keys.dtype, keys.device, True
+            self.sequences.append(base.clone(row, self.meter, plan))
         for sequence in self.sequences:
             if sequence.due:
                 sequence.update()

@@ -7,7 +7,7 @@ letting each layer read them again, without the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +21,8 @@ from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer, Read
 from namm.memory.rehearsal import rehearse, rehearsed
-from namm.memory.sequence import Plan, Scaling
-from namm.policies import KeepAll
+from namm.memory.sequence import Meter, Plan, Scaling, Sequence
+from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
 
 
@@ -70,6 +70,7 @@ class Prefix:
     tokens: int
     reads: tuple[Any, ...]
     rehearsed: dict[Rehearsal, tuple[Any, ...]] = field(default_factory=dict)
+    _bases: dict[Hashable, dict[int, Sequence]] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.no_grad()
@@ -106,7 +107,7 @@ class Prefix:
     def start(self, plans: tuple[Plan, ...]) -> MemoryCache:
         """A memory that has read the prefix, with a row for each plan. An update that falls due at its end is done.
 
-        Rows of one policy observe once. For rows that rehearse, the prefix must have been rehearsed.
+        Rows that observe alike observe once. For rows that rehearse, the prefix must have been rehearsed.
 
         Raises:
             ModelError: an update would have been due before the end of the prefix.
@@ -118,12 +119,28 @@ class Prefix:
                 "Shorten the prefix to the first update.",
             )  # fmt: skip
         cache = MemoryCache.planned(self.config, plans)
-        for i, (layer, read) in enumerate(zip(cache.layers, self.reads, strict=True)):
-            if isinstance(layer, MemoryLayer):
-                layer.start(read, {rehearsal: reads[i] for rehearsal, reads in self.rehearsed.items()})
-            else:
-                cache.layers[i] = _repeated(read, len(plans))
+        for i, layer in enumerate(cache.layers):
+            if not isinstance(layer, MemoryLayer):
+                cache.layers[i] = _repeated(self.reads[i], len(plans))
+                continue
+            bases = {plan.policy.observer: plan.policy for plan in plans}
+            layer.follow({observer: self._observed(policy, i) for observer, policy in bases.items()})
         return cache
+
+    def _observed(self, policy: MemoryPolicy, index: int) -> Sequence:
+        """Layer `index` after the prefix and its rehearsal, with an update due; kept for those that observe alike."""
+        if policy.observer not in self._bases:
+            self._bases.clear()  # one observer at a time: this is as large as the prefix itself
+            self._bases[policy.observer] = {}
+        bases = self._bases[policy.observer]
+        if index not in bases:
+            read = self.reads[index]
+            bases[index] = Sequence(Plan(policy, None, self.tokens), 0, index, Meter())
+            bases[index].read(read.query[0], read.key[0], read.value[0], read.scaling, hold=True)
+            if policy.rehearsal is not None:
+                again = self.rehearsed[policy.rehearsal][index]
+                bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
+        return bases[index]
 
 
 def _reads(cache: MemoryCache) -> tuple[Any, ...]:

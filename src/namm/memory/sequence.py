@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from namm import kernels
-from namm.errors import ConfigurationError, ModelError
+from namm.errors import ModelError, ScoreError
 from namm.memory.slots import Block, Tail, aligned, compact
 from namm.policies.base import MemoryPolicy, View
 from namm.selection import Selection
@@ -246,7 +246,7 @@ class Sequence:
         positions = aligned((b.used()[2] for b in self.blocks), width, -1)
         scores = aligned((self._score(b, selection) for b in self.blocks), width, -torch.inf)
         if bool(torch.isnan(scores).any()):
-            raise ConfigurationError(
+            raise ScoreError(
                 "finite scores", f"NaN from {self.plan.policy!r} in layer {self.layer} after {self.seen} tokens",
                 "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
             )  # fmt: skip

@@ -7,6 +7,7 @@ slots, which lives in the cache layer and is handed in and out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -89,6 +90,11 @@ class MemoryPolicy(ABC):
     half_scale: float | None = None
     rehearsal: Rehearsal | None = None
     per: Per = "head"
+
+    @property
+    def observer(self) -> Hashable:
+        """The same for policies that observe alike: what one has seen, the other may go on with."""
+        return self
 
     def default_selection(self) -> Selection | None:
         """The selection used if the caller gives none; None if one must be given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,6 +38,10 @@ class NAMMPolicy(MemoryPolicy):
 
     def default_selection(self) -> Selection:
         return Threshold(0.0)
+
+    @property
+    def observer(self) -> Hashable:
+        return self.network.config.features, self.rehearsal
 
     @property
     def per(self) -> Per:  # type: ignore[override]

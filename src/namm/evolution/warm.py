@@ -1,0 +1,164 @@
+"""A warm start: the network fitted, by gradient, to how much attention each token will receive later.
+
+To keep or to forget has no gradient, but what makes a token worth keeping can be measured: the largest attention that any
+later query pays it, under the full cache, as the oracle of `namm eval` knows it. The score of a token is fitted to the
+logarithm of that. States come from the full cache first, then from the caches that the fitted memory itself leaves behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from namm.errors import ConfigurationError
+from namm.evaluation.oracle import foresee
+from namm.evolution.config import WarmStart
+from namm.evolution.fitness import LanguageProblem
+from namm.evolution.problem import Item
+from namm.features import FAINT
+from namm.network import NAMM, NAMMConfig
+from namm.policies import NAMMPolicy, View
+from namm.spectrogram import Statistics
+
+log = logging.getLogger(__name__)
+BATCH = 12  # layers at an update that make a gradient step
+SHARE = 0.35  # of the tokens that a fitted memory keeps at its own threshold
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Kv heads of one layer that hold equally many slots, at an update.
+
+    Attributes:
+        signals: unnormalised.
+        worth: log(1 + a / FAINT), a the largest attention that will come.
+    """
+
+    signals: Float[Tensor, "kv_head slot signal"]
+    age: Int[Tensor, "kv_head slot"]
+    worth: Float[Tensor, "kv_head slot"]
+
+
+Layer = list[Seen]
+"""All heads of a layer at an update."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Witness(NAMMPolicy):
+    """A memory that notes what it is shown, by layer and update."""
+
+    noted: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
+
+    def score(self, view: View) -> Tensor:
+        signals = self.network.feature_set.read(view.state)[0].float().cpu()
+        shown = (signals, view.positions[0].cpu(), view.heads.cpu())
+        self.noted.setdefault((view.layer, view.seen), []).append(shown)
+        return super().score(view)
+
+
+def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], config: WarmStart) -> NAMM:
+    """A network that scores tokens by the attention they will receive.
+
+    Raises:
+        ConfigurationError: no item to fit to.
+    """
+    if not items:
+        raise ConfigurationError("an item at least to fit the start to", "none", "Give stages with tasks and samples.")
+    generator = np.random.default_rng(problem.config.seed)
+    network, layers = NAMM.zeros(layout), list[Layer]()
+    for turn in range(config.rounds):
+        for item in items:
+            layers += observe(problem, item, network if turn else None, layout, config.question_weight)
+        if not turn:
+            network = _started(layout, layers, generator)
+        network = descend(network, layers, config.steps, config.learning_rate, generator)
+    return _thresholded(network, layers)
+
+
+@torch.no_grad()
+def observe(
+    problem: LanguageProblem, item: Item, network: NAMM | None, layout: NAMMConfig, question_weight: float
+) -> list[Layer]:
+    """What the memory sees of each layer at each update of a text; the full cache if there is no network yet.
+
+    Args:
+        question_weight: how much more the attention of what follows the text counts.
+    """
+    group = problem.group(item)
+    (sample,) = group.samples
+    interval, length = problem.reader.interval, len(group.text)
+    updates = (*range(interval, length, interval), length)
+    future = foresee(problem.model, torch.tensor([[*sample.prompt, *sample.answer]], device=problem.model.device), updates)
+    witness = Witness(network or NAMM.zeros(layout))
+    problem.read(group, witness, item.budget if network else None)
+    layers = []
+    for (layer, seen), shown in witness.noted.items():
+        later = future.future[layer]
+        asked = later[-1][:, :seen] * question_weight
+        worth = torch.log1p(torch.maximum(later[updates.index(seen)], asked) / FAINT).cpu()
+        layers.append([
+            Seen(signals, seen - 1 - positions, worth[heads].gather(1, positions.long()))
+            for signals, positions, heads in shown
+        ])  # fmt: skip
+    return layers
+
+
+def descend(network: NAMM, layers: Sequence[Layer], steps: int, rate: float, generator: np.random.Generator) -> NAMM:
+    """Adam on the squared difference of score and worth, each centred over those that compete for the same slots."""
+    theta = network.theta.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
+    for step in range(steps):
+        loss = torch.zeros(())
+        for chosen in generator.choice(len(layers), size=min(BATCH, len(layers)), replace=False):
+            loss = loss + misfit(replace(network, theta=theta), layers[chosen]) / BATCH
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0:
+            log.info("warm start: step %d of %d, misfit %.3f", step, steps, loss.item())
+    return replace(network, theta=theta.detach())
+
+
+def misfit(network: NAMM, layer: Layer) -> Float[Tensor, ""]:
+    """Mean squared difference in one layer at one update."""
+    apart = [scores(network, seen) - seen.worth for seen in layer]
+    if network.config.per == "layer":
+        return torch.cat([part.flatten() for part in apart]).var(correction=0)
+    return torch.cat([part.var(-1, correction=0) for part in apart]).mean()
+
+
+def scores(network: NAMM, seen: Seen) -> Float[Tensor, "kv_head slot"]:
+    """As the policy computes them."""
+    normalised = (seen.signals - network.mean) / network.var.sqrt().clamp(min=1e-7)
+    return network.scores(network.feature_set.assemble(normalised, seen.age)[None])[0]
+
+
+def _started(layout: NAMMConfig, layers: Sequence[Layer], generator: np.random.Generator) -> NAMM:
+    """Small random weights, and the statistics of what was seen."""
+    parts = (Statistics.of(seen.signals.flatten(0, 1)) for layer in layers for seen in layer)
+    statistics = reduce(Statistics.merge, parts, Statistics.empty(layout.feature_set.signals))
+    weights = []
+    for name, shape in layout.shapes.items():
+        scale = 0.0 if name.startswith("b_") else 1 / math.sqrt(shape[0])
+        weights.append(generator.normal(0.0, scale, math.prod(shape)))
+    theta = torch.as_tensor(np.concatenate(weights), dtype=torch.float32)
+    return NAMM.from_vector(theta, statistics.mean, statistics.var, layout)
+
+
+@torch.no_grad()
+def _thresholded(network: NAMM, layers: Sequence[Layer]) -> NAMM:
+    """The same memory with its bias set such that a `SHARE` of the tokens seen scores above zero."""
+    given = torch.cat([scores(network, seen).flatten() for layer in layers for seen in layer])
+    theta = network.theta.clone()
+    theta[-1] -= torch.from_numpy(np.asarray(np.quantile(given.numpy(), 1 - SHARE), dtype=np.float32))
+    return replace(network, theta=theta)
