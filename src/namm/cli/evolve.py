@@ -3,59 +3,99 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from namm.cli.shared import console, quiet
+from namm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from namm.evolution import EvolutionConfig
+    from namm.evolution import Progress as Generation
+
+_INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 
 
 def evolve(
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log and the memory.")],
-    model: Annotated[str, typer.Option(help="Model whose cache is to be managed.")] = "smollm2-135m-instruct",
-    task: Annotated[
-        list[str] | None, typer.Option(help="Task, several times; passkey and niah_multikey if left out.")
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, curves and the memory.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML, YAML or JSON file; also the run.json of a saved memory.")
     ] = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="Tokens of text in a sample, several times; 512.")] = None,
-    budget: Annotated[float, typer.Option(help="Share of the tokens that candidates may keep.")] = 0.3,
-    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 64,
-    space: Annotated[str, typer.Option(help='"scoring" (26 dimensions) or "all" (4,172).')] = "scoring",
-    initial: Annotated[
-        str | None, typer.Option(help="Memory to start at; zeros, as in the paper, if left out.")
+    preset: Annotated[
+        str | None, typer.Option(help='A configuration of ours: "embedded" (if left out) or "paper".')
     ] = None,
-    generations: Annotated[int, typer.Option(help="Generations in all, those of a resumed run included.")] = 40,
-    population: Annotated[int, typer.Option(help="Candidates in a generation.")] = 12,
-    samples: Annotated[int, typer.Option(help="Common samples for the candidates of a generation.")] = 6,
-    sigma: Annotated[float, typer.Option(help="First step size.")] = 0.065,
-    validation: Annotated[int, typer.Option(help="Samples on which the mean is validated.")] = 12,
-    validate_every: Annotated[int, typer.Option(help="Generations between two validations.")] = 4,
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = 0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any value, several times: --set search.sigma=0.1"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    generations: Annotated[int | None, typer.Option(help="Generations of the last stage.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes, here or on the cluster.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Torch threads of each worker.")] = None,
+    ray: Annotated[str | None, typer.Option(help='Ray cluster: "auto", HOST:PORT, ray://HOST:PORT or "local".')] = None,
 ) -> None:
-    """Evolve a memory by CMA-ES on hidden facts in novels; the fitness is the likelihood of the right answer."""
-    from namm.evolution import EvolutionConfig
-    from namm.evolution import Progress as Generation
+    """Evolve a memory by CMA-ES; the fitness is how well the model answers after the memory has forgotten."""
     from namm.evolution import evolve as run
 
     quiet()
-    config = EvolutionConfig(
-        model=model, tasks=tuple(task or ("passkey", "niah_multikey")), tokens=tuple(tokens or (512,)), fraction=budget,
-        update_interval=update_interval, space=space, initial=initial, generations=generations, population=population,
-        samples=samples, sigma=sigma, validation=validation, validate_every=validate_every, threads=threads, seed=seed,
-    )  # fmt: skip
+    given = _config(out, config, preset, resume)
+    flags = {
+        f"stages.{len(given.stages) - 1}.generations": generations, "seed": seed, "workers.count": workers,
+        "workers.threads": threads, "workers.ray": ray,
+    }  # fmt: skip
+    given = given.changed(*(settings or ()), *(f"{n}={value}" for n, value in flags.items() if value is not None))
     columns = [
         TextColumn("generation"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     ]  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        line = bar.add_task("loading the model", total=generations)
+    last = None
+    try:
+        with Progress(*columns, console=console) as bar:
+            line = bar.add_task("starting", total=given.generations)
 
-        def show(g: Generation) -> None:
-            validated = "" if g.best_validation is None else f"  best validation {g.best_validation:.3f}"
-            text = f"fitness best {g.best:.3f} mean {g.mean:.3f}  sigma {g.sigma:.3f}{validated}"
-            bar.update(line, completed=g.generation, description=f"{text}  {g.evaluations:,} evaluations")
+            def show(g: Generation) -> None:
+                nonlocal last
+                if last is None:
+                    bar.reset(line, completed=g.generation - 1)  # what a resumed run had done took no time now
+                last = g
+                bar.update(line, completed=g.generation, description=describe(g))
 
-        run(config, out, resume, show)
-    console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing, 0.0 the first tokens only)")
+            run(given, out, resume, show)
+    except KeyboardInterrupt:
+        _interrupted(out)
+    console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing)")
+
+
+def describe(g: Generation) -> str:
+    """One generation in a line."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+
+    validated = "" if g.best_validation is None else f"  validated {number(g.best_validation)}"
+    share = "–" if g.share is None else f"{g.share:.0%}"  # noqa: RUF001
+    fitness = f"fitness of mean {number(g.mean)} best {number(g.best)}"
+    return f"{g.stage}: {fitness}{validated}  kept {share}  sigma {g.sigma:.3f}  {g.rate:.2g} evaluations/s"
+
+
+def _config(out: Path, config: Path | None, preset: str | None, resume: bool) -> EvolutionConfig:
+    """What the run starts from: a file, a preset, or, when it goes on, what it was."""
+    from namm.evolution import EvolutionConfig
+
+    if config is not None and preset is not None:
+        raise ConfigurationError("--config or --preset", "both", "Give one and change values by --set.")
+    if config is not None:
+        return EvolutionConfig.load(config)
+    if preset is None and resume and (out / "run.json").exists():
+        return EvolutionConfig.load(out / "run.json")
+    return EvolutionConfig.preset(preset or "embedded")
+
+
+def _interrupted(out: Path) -> None:
+    saved = (out / "checkpoint.json").exists()
+    kept = "every finished generation is kept" if saved else "no generation was finished"
+    console.print(f"Stopped; {kept}. Go on with:  namm evolve --out {out} --resume", highlight=False, soft_wrap=True)
+    raise typer.Exit(_INTERRUPTED)

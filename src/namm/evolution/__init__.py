@@ -1,5 +1,11 @@
-"""Evolution of memories: CMA-ES over the parameters of a NAMM."""
+"""Evolution of memories: CMA-ES over the parameters of a NAMM.
 
-from namm.evolution.run import EvolutionConfig, Progress, evolve
+config = EvolutionConfig.preset("embedded").changed("search.population=16")
+memory = evolve(config, "runs/mine")
+"""
 
-__all__ = ["EvolutionConfig", "Progress", "evolve"]
+from namm.evolution.config import EvolutionConfig
+from namm.evolution.problem import Item, Outcome, Problem
+from namm.evolution.run import Progress, evolve
+
+__all__ = ["EvolutionConfig", "Item", "Outcome", "Problem", "Progress", "evolve"]

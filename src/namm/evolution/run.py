@@ -1,131 +1,68 @@
-"""An evolution run: ask candidates, measure them on common samples, tell, checkpoint."""
+"""An evolution run: ask candidates, measure them on common samples, tell, validate, checkpoint."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import random
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import reduce
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from namm.errors import ConfigurationError, nearest
-from namm.evolution.fitness import Referenced, memory_nll, normalised, reference
-from namm.evolution.strategy import CMAES
-from namm.memory import attach
-from namm.models import DEFAULT, load_model
-from namm.network import NAMM, NAMMConfig
-from namm.policies import NAMMPolicy, View
-from namm.selection import Budget
-from namm.spectrogram import HOP, Statistics
-from namm.tasks import Encoded, encode, make_sample
-from namm.tasks.embedded import SHORTEST, TASKS
+from namm.errors import RunError
+from namm.evolution.checkpoint import MEMORY, Checkpoint, Folder, Record, as_told
+from namm.evolution.config import EvolutionConfig
+from namm.evolution.curves import Curves
+from namm.evolution.draw import training_items, validation_items
+from namm.evolution.executors import Executor, Factory, make_executor
+from namm.evolution.problem import Item, Outcome, Problem
+from namm.evolution.space import make_space
+from namm.evolution.start import start_memory
+from namm.evolution.strategy import Strategy, paired_ranks
+from namm.network import NAMM
 
-SPACES = ("scoring", "all")
-
-
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """One run, complete: the same values give the same memory.
-
-    Attributes:
-        model: name for `load_model`.
-        tasks: tasks whose samples make the fitness, in equal parts.
-        tokens: tokens of text in a sample; several lengths take turns.
-        fraction: budget under which candidates are compared.
-        update_interval: tokens between two updates while reading.
-        space: "scoring" evolves the 26 numbers of the scoring layer and leaves the rest at zero, so that the score
-            is linear in the features; "all" evolves every parameter.
-        initial: a memory to start the search at, with its normalisation; zeros, as in the paper, if left out.
-        generations, population, sigma: of CMA-ES.
-        samples: common samples for all candidates of a generation, drawn from `pool` ones.
-        validation: samples of the validation split on which the mean is measured every `validate_every` generations.
-        threads: torch threads; 0 leaves them as they are.
-    """
-
-    model: str = DEFAULT
-    tasks: tuple[str, ...] = ("passkey", "niah_multikey")
-    tokens: tuple[int, ...] = (512,)
-    fraction: float = 0.35
-    update_interval: int = 64
-    space: str = "scoring"
-    initial: str | None = None
-    generations: int = 40
-    population: int = 12
-    sigma: float = 0.065
-    samples: int = 8
-    pool: int = 48
-    validation: int = 16
-    validate_every: int = 5
-    seed: int = 0
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for task in self.tasks:
-            if task not in TASKS:
-                raise ConfigurationError("a task", repr(task), nearest(task, TASKS))
-        if self.space not in SPACES:
-            raise ConfigurationError("a search space", repr(self.space), nearest(self.space, SPACES))
-        if not self.tokens or min(self.tokens) < SHORTEST:
-            raise ConfigurationError(f"tokens >= {SHORTEST}", self.tokens, "Give the length of the text in a sample.")
-        Budget(fraction=self.fraction)  # raises for what is no fraction
-        if self.update_interval < HOP or self.update_interval % HOP:
-            raise ConfigurationError(f"an update interval that is a multiple of {HOP}", self.update_interval, "Try 64.")
-        for name in ("generations", "population", "samples", "pool", "validate_every", "validation"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} >= 1", getattr(self, name), "Give a positive number.")
-        if self.population < 4:
-            raise ConfigurationError("a population >= 4", self.population, "CMA-ES ranks half of it as parents.")
-        if self.samples > self.pool:
-            raise ConfigurationError(f"samples <= pool ({self.pool})", self.samples, "Draw fewer or enlarge the pool.")
-        if not self.sigma > 0:
-            raise ConfigurationError("sigma > 0", self.sigma, "The paper uses 0.065.")
+_STANDSTILL = 3  # generations in a row that told nothing
+MEAN, BEST = "mean", "best"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one generation showed."""
+    """What one generation showed.
+
+    Attributes:
+        generation: told so far, over all stages, out of `generations`.
+        stage: its name.
+        mean: fitness of the mean of the search before this generation moved it, on this generation's samples.
+        best: fitness of the best candidate, on the same samples. None where none could be measured.
+        share: bytes held over those of a full cache, mean over candidates and samples.
+        sigma: step size.
+        evaluations: candidates times samples so far, validation included.
+        rate: evaluations per second in this generation.
+        seconds: that it took.
+        validation: fitness of the mean on the validation samples, in generations that are validated.
+        best_validation: of the best memory of this stage so far, which is what the run returns.
+    """
 
     generation: int
-    best: float
-    mean: float
+    generations: int
+    stage: str
+    mean: float | None
+    best: float | None
+    share: float | None
     sigma: float
     evaluations: int
+    rate: float
     seconds: float
     validation: float | None
     best_validation: float | None
-
-
-class Search:
-    """The part of a NAMM's parameters that evolution changes."""
-
-    def __init__(self, base: NAMM, space: str) -> None:
-        scoring = sum(torch.Size(base.config.shapes[name]).numel() for name in ("w_s", "b_s"))
-        size = base.config.size
-        self.origin = base.theta
-        self.free = slice(size - scoring, size) if space == "scoring" else slice(0, size)
-
-    @property
-    def dimensions(self) -> int:
-        return self.free.stop - self.free.start
-
-    def vector(self, point: np.ndarray) -> torch.Tensor:
-        """The full parameter vector of a point of the search space."""
-        theta = self.origin.clone()
-        theta[self.free] = torch.as_tensor(point, dtype=torch.float32)
-        return theta
-
-    def point(self, theta: torch.Tensor) -> np.ndarray:
-        """The place of a parameter vector in the search space."""
-        return theta[self.free].double().numpy()
 
 
 def evolve(
@@ -134,176 +71,219 @@ def evolve(
     resume: bool = False,
     on_generation: Callable[[Progress], None] | None = None,
     model: tuple[PreTrainedModel, Any] | None = None,
+    problem: Factory | None = None,
+    curves: bool = True,
 ) -> NAMM:
-    """Evolve a memory; returns the mean that did best on the validation split.
+    """Evolve a memory; returns the one that did best on the validation samples of the last stage.
 
-    The folder `out` holds `run.json` (the configuration and the fitness of every generation, enough to resume),
-    `log.jsonl` (one line for each generation) and `memory/`, the artefact, best so far.
+    `out` is a folder that can be resumed after any end, see `namm.evolution.checkpoint` for what it holds.
 
     Args:
-        resume: go on with the run in `out`; its configuration must be the same, but for `generations`.
-        model: a loaded model and tokenizer, instead of loading `config.model`.
+        resume: go on with the run in `out`; its configuration must be the same, but for the workers, a longer last
+            stage and further stages.
+        on_generation: called after each generation's checkpoint, the place for a tracker.
+        model: a loaded model and tokenizer; candidates are then measured in this process.
+        problem: makes what candidates are measured on, instead of the language model; importable where workers run.
+        curves: write TensorBoard curves.
 
     Raises:
         ConfigurationError: `out` holds another run, or none to resume.
+        RunError: the disk is full, workers die, or fitness tells candidates apart no more. What was done is kept.
     """
-    out = Path(out)
-    told, references = _restore(config, out, resume)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    lm, tokenizer = model or load_model(config.model)
-    train = _Pool(config, "train", config.pool, lm, tokenizer, references)
-    held_out = _Pool(config, "validation", config.validation, lm, tokenizer, references)
-    base = _base(config, lm, train)
-    search = Search(base, config.space)
-    strategy = CMAES(
-        search.point(base.theta), config.sigma, config.population, config.seed, search.dimensions > 500, told
-    )
-    best_validation, best = _best_so_far(out), None
-    out.mkdir(parents=True, exist_ok=True)
+    folder = Folder(Path(out), config, resume)
+    factory = problem or _language_problem(config, model)
+    with ExitStack() as stack:
+        todo = len(folder.state.told) < config.generations
+        executor = stack.enter_context(make_executor(config.workers, factory, here=model is not None)) if todo else None
+        run = _Run(config, folder, executor)
+        writer = stack.enter_context(Curves(folder.path, folder.rows())) if curves else None
+        while run.strategy.generation < config.generations:
+            progress, row = run.step()
+            if writer:
+                writer.add(row)
+            if on_generation:
+                on_generation(progress)
+            run.check_standstill()
+    return NAMM.from_pretrained(folder.path / MEMORY)
 
-    def network(point: np.ndarray) -> NAMM:
-        return NAMM.from_vector(search.vector(point), base.mean, base.var, base.config)
 
-    while strategy.generation < config.generations:
-        start = time.perf_counter()
-        batch = train.draw(config.samples, strategy.generation)
-        candidates = strategy.ask()
-        fitness = np.array([_fitness(config, lm, network(c), batch) for c in candidates])
-        strategy.tell(candidates, fitness)
-        validation = None
-        if strategy.generation % config.validate_every == 0 or strategy.generation == config.generations:
-            card = f"{base.config.trained_on}; generation {strategy.generation}"
-            settings = replace(base.config, trained_on=card)
-            best = NAMM.from_vector(search.vector(strategy.mean), base.mean, base.var, settings)
-            validation = _fitness(config, lm, best, held_out.draw(config.validation, 0))
-            if best_validation is None or validation > best_validation:
-                best_validation = validation
-                best.save_pretrained(out / "memory")
+def _language_problem(config: EvolutionConfig, model: tuple[PreTrainedModel, Any] | None) -> Factory:
+    from namm.evolution.fitness import LanguageProblem
+    from namm.tasks.registry import find_tasks
+
+    find_tasks(task for stage in config.stages for task in stage.tasks)  # a mistake here need not wait for a model
+    return partial(LanguageProblem, config) if model is None else partial(LanguageProblem, config, model)
+
+
+class _Run:
+    """The state of a run between two generations."""
+
+    def __init__(self, config: EvolutionConfig, folder: Folder, executor: Executor | None) -> None:
+        self.config, self.folder, self.executor = config, folder, executor
+        start = folder.load_start()
+        if start is None:
+            assert executor is not None
+            start = start_memory(config, executor)
+            folder.save_start(start)
+        self.start = start
+        search = config.search
+        self.space = make_space(search.space, start, search.rank, search.directions, config.seed, search.scaled)
+        self.strategy = Strategy(search.strategy, self.space.dimensions, search.sigma, search.population, config.seed)
+        self.records = dict(folder.state.records)
+        self.evaluations = folder.state.evaluations
+        self.standstill = 0
+        self._replay(folder.state)
+
+    def _replay(self, state: Checkpoint) -> None:
+        """Bring the strategy to where it was, and write again the memories that it passes on the way."""
+        found: dict[str, np.ndarray] = {}
+        for told in (*state.told, None):
+            done = self.strategy.generation
+            records = [(name, r) for name, r in self.records.items() if r.generation == done]
+            found |= {name: self.strategy.mean for name, r in records if r.candidate is None}
+            if told is None:
+                break
+            candidates = self.strategy.ask()
+            found |= {name: candidates[r.candidate] for name, r in records if r.candidate is not None}
+            moved = self.strategy.tell(candidates, [math.nan if x is None else x for x in told])
+            self.standstill = 0 if moved else self.standstill + 1
+        for name, point in found.items():  # being killed may have left a folder half done
+            self._keep(name, point)
+
+    # -- one generation ----------------------------------------------------------------------------------------
+
+    def step(self) -> tuple[Progress, dict[str, Any]]:
+        """One generation, up to its checkpoint; what it showed, and its row of the log."""
+        began, spent = time.perf_counter(), self.evaluations
+        generation = self.strategy.generation
+        stage, first, last = self._stage(generation)
+        validated = {}
+        if generation == first:
+            self.records = {}
+            (validated["start"],) = self._validate(stage, [(MEAN, self.strategy.mean, None)])
+        mean = self.strategy.mean
+        candidates = self.strategy.ask()
+        outcomes = self._measure(training_items(self.config, stage, generation), np.stack([mean, *candidates]))
+        fitness = self._fitness(outcomes)
+        told = paired_ranks(self._scores(outcomes)[:, 1:]) if self.config.search.ranks else fitness[1:]
+        moved = self.strategy.tell(candidates, told)
+        self.standstill = 0 if moved else self.standstill + 1
+        after = generation + 1
+        if (after - first) % self.config.validation.every == 0 or after == last:
+            named: list[tuple[str, np.ndarray, int | None]] = [(MEAN, self.strategy.mean, None)]
+            if not np.isnan(fitness[1:]).all():
+                best = int(np.nanargmax(fitness[1:]))
+                named.append((BEST, candidates[best], best))
+            validated |= dict(zip([n for n, _, _ in named], self._validate(stage, named), strict=True))
+        seconds = time.perf_counter() - began
         progress = Progress(
-            strategy.generation, float(fitness.max()), float(fitness.mean()), strategy.step_size,
-            strategy.generation * config.population * config.samples, time.perf_counter() - start,
-            validation, best_validation,
+            after, self.config.generations, self.config.stages[stage].name, _number(fitness[0]),
+            _number(np.nanmax(fitness[1:])) if not np.isnan(fitness[1:]).all() else None,
+            _number(np.mean([o.share for row in outcomes for o in row])), self.strategy.step_size, self.evaluations,
+            (self.evaluations - spent) / seconds, seconds,
+            validated[MEAN]["fitness"] if MEAN in validated else None,
+            self.records[self._winner()].fitness if self.records else None,
         )  # fmt: skip
-        _checkpoint(config, out, strategy, references, progress)
-        if on_generation:
-            on_generation(progress)
-    return NAMM.from_pretrained(out / "memory")
+        row = asdict(progress) | {"time": time.time(), "validated": validated}
+        done = (*self.folder.state.told, as_told(told))
+        self.folder.write(Checkpoint(done, self.records, self.evaluations), row)
+        return progress, row
+
+    def check_standstill(self) -> None:
+        """Whether fitness still tells candidates apart.
+
+        Raises:
+            RunError: it did not for three generations.
+        """
+        if self.standstill < _STANDSTILL:
+            return
+        told = self.strategy.told[-1]
+        if np.isnan(told).all():
+            raise RunError(
+                "candidates that can be measured", f"NaN for all of them in {_STANDSTILL} generations",
+                "Check the model in its dtype on these tasks; what was done is kept.",
+            )  # fmt: skip
+        raise RunError(
+            "candidates that differ in fitness", f"the same for all in {_STANDSTILL} generations",
+            "Nothing that matters is forgotten, or everything: change objective.budgets, the texts' length against "
+            "memory.update_interval, or start.bias; or raise search.sigma.",
+        )  # fmt: skip
+
+    def _stage(self, generation: int) -> tuple[int, int, int]:
+        """Index of the stage that `generation` belongs to, its first generation, and that of the next stage."""
+        ends = list(accumulate(stage.generations for stage in self.config.stages))
+        index = next(i for i, end in enumerate(ends) if generation < end)
+        return index, ends[index] - self.config.stages[index].generations, ends[index]
+
+    # -- measuring ---------------------------------------------------------------------------------------------
+
+    def _measure(self, items: list[Item], points: np.ndarray) -> list[list[Outcome]]:
+        """Outcome of each point on each item, `[item][point]`."""
+        assert self.executor is not None
+        theta = self.space.theta(points)
+        networks = NAMM.from_vector(theta, self.start.mean, self.start.var, self.start.config)
+        self.evaluations += len(items) * len(points)
+        return self.executor.map(_measured, [(item, networks) for item in items])
+
+    def _scores(self, outcomes: list[list[Outcome]]) -> np.ndarray:
+        """What is maximised, `[item, candidate]`."""
+        pressure = self.config.objective.pressure
+        return np.array([[o.score - pressure * o.share for o in row] for row in outcomes])
+
+    def _fitness(self, outcomes: list[list[Outcome]]) -> np.ndarray:
+        """Fitness of each candidate; NaN for one that failed on any item. Tasks have equal numbers of items."""
+        return self._scores(outcomes).mean(0)
+
+    # -- validation --------------------------------------------------------------------------------------------
+
+    def _validate(self, stage: int, named: list[tuple[str, np.ndarray, int | None]]) -> list[dict[str, Any]]:
+        """Measure memories on the validation items, and keep those that are better than their kind has been."""
+        outcomes = self._measure(validation_items(self.config, stage), np.stack([point for _, point, _ in named]))
+        generation = self.strategy.generation
+        rows = []
+        for index, (name, point, candidate) in enumerate(named):
+            mine = [row[index] for row in outcomes]
+            fitness = _number(self._fitness(outcomes)[index])
+            found = generation if candidate is None else generation - 1
+            if name not in self.records or _better(fitness, self.records[name].fitness):
+                self.records[name] = Record(stage, found, candidate, fitness)
+                self._keep(name, point)
+            rows.append(
+                {
+                    "fitness": fitness, "nll": _number(np.mean([o.nll for o in mine])),
+                    "share": _number(np.mean([o.share for o in mine])), "scores": [_number(o.score) for o in mine],
+                }
+            )  # fmt: skip
+        return rows
+
+    def _winner(self) -> str:
+        """The kind of memory that validated best."""
+        best = self.records.get(BEST)
+        return BEST if best is not None and _better(best.fitness, self.records[MEAN].fitness) else MEAN
+
+    def _keep(self, name: str, point: np.ndarray) -> None:
+        """Save a memory under its kind and, if it is the best of both, as the run's result."""
+        record = self.records[name]
+        which = "the mean" if record.candidate is None else f"candidate {record.candidate}"
+        trained_on = f"{self.start.config.trained_on}; {which} at generation {record.generation}"
+        config = replace(self.start.config, trained_on=trained_on)
+        memory = NAMM.from_vector(self.space.theta(point[None])[0], self.start.mean, self.start.var, config)
+        self.folder.save_memory(memory, name)
+        if self._winner() == name:
+            self.folder.save_memory(memory)
 
 
-class _Pool:
-    """Samples of one split with their references, measured when first drawn and kept in the checkpoint."""
-
-    def __init__(
-        self, config: EvolutionConfig, split: str, size: int, model: PreTrainedModel, tokenizer: Any,
-        references: dict[str, list[float]],
-    ) -> None:  # fmt: skip
-        self.config, self.split, self.size = config, split, size
-        self.model, self.tokenizer, self.references = model, tokenizer, references
-
-    def draw(self, count: int, generation: int) -> list[Referenced]:
-        """The common samples of a generation."""
-        rng = random.Random(f"{self.config.seed}/{self.split}/{generation}")
-        return [self[index] for index in rng.sample(range(self.size), count)]
-
-    def __getitem__(self, index: int) -> Referenced:
-        sample = self.sample(index)
-        key = f"{self.split}/{index}"
-        if key not in self.references:
-            measured = reference(self.model, sample, self.config.update_interval)
-            self.references[key] = [measured.full, measured.floor]
-        full, floor = self.references[key]
-        return Referenced(sample, full, floor)
-
-    def sample(self, index: int) -> Encoded:
-        task = self.config.tasks[index % len(self.config.tasks)]
-        length = self.config.tokens[index // len(self.config.tasks) % len(self.config.tokens)]
-        sample = make_sample(task, self.split, index, length, self.tokenizer, self.config.seed)
-        return encode(sample, self.tokenizer)
+def _measured(problem: Problem, unit: tuple[Item, NAMM]) -> list[Outcome]:
+    item, networks = unit
+    with torch.no_grad():
+        return problem.measure(item, networks)
 
 
-def _fitness(config: EvolutionConfig, model: PreTrainedModel, memory: NAMM, batch: list[Referenced]) -> float:
-    budget = Budget(fraction=config.fraction)
-    scores = [
-        normalised(memory_nll(model, item.sample, memory, budget, config.update_interval), item) for item in batch
-    ]
-    return float(np.mean(scores))
+def _better(new: float | None, old: float | None) -> bool:
+    """What could not be measured is no better than anything, and anything is better than it."""
+    return new is not None and (old is None or new > old)
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class _Recorder(NAMMPolicy):
-    """A NAMM of zeros, which keeps everything, and the statistics of each update it saw (spec 5)."""
-
-    seen: list[Statistics] = field(default_factory=list)
-
-    def score(self, view: View) -> torch.Tensor:
-        self.seen.append(Statistics.of(view.state.transpose(-1, -2).flatten(0, 2).cpu()))
-        return super().score(view)
-
-
-def _base(config: EvolutionConfig, model: PreTrainedModel, pool: _Pool, samples: int = 4) -> NAMM:
-    """Where the search starts: the initial memory, or zeros with the statistics of the first training samples."""
-    lengths = ", ".join(str(n) for n in config.tokens)
-    described = (
-        f"{config.model}; {', '.join(config.tasks)} in novels of {lengths} tokens, budget {config.fraction:.0%}; "
-        f"{config.population} candidates x {config.samples} samples a generation, seed {config.seed}"
-    )
-    if config.initial is not None:
-        start = NAMM.from_pretrained(config.initial)
-        described += f"; started at: {start.config.trained_on}"
-        settings = replace(start.config, update_interval=config.update_interval, trained_on=described)
-        return NAMM.from_vector(start.theta, start.mean, start.var, settings)
-    network = NAMM.zeros(NAMMConfig(update_interval=config.update_interval, trained_on=described))
-    recorder = _Recorder(network)
-    ids = (pool.sample(index).prompt for index in range(min(samples, pool.size)))
-    with torch.no_grad(), attach(model, recorder, update_interval=config.update_interval):
-        for prompt in ids:
-            model(torch.tensor([prompt], device=model.device), logits_to_keep=1)
-    seen = reduce(Statistics.merge, recorder.seen, Statistics.empty(network.feature_set.channels))
-    return network.with_statistics(seen.mean, seen.var)
-
-
-def _restore(config: EvolutionConfig, out: Path, resume: bool) -> tuple[list[np.ndarray], dict[str, list[float]]]:
-    file = out / "run.json"
-    if not file.exists():
-        if resume:
-            raise ConfigurationError(f"a run to resume in {out}", "no run.json there", "Start it without resume.")
-        return [], {}
-    if not resume:
-        raise ConfigurationError(
-            f"a folder without a run, for {out}", "one that holds a run", "Pass resume, or another folder."
-        )
-    saved = json.loads(file.read_text())
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
-    changed = [k for k, v in now.items() if saved["config"].get(k) != v and k not in ("generations", "threads")]
-    if changed:
-        raise ConfigurationError(
-            "the configuration of the run to resume", f"other values of {changed}", "Use another folder."
-        )
-    return [np.array(f) for f in saved["fitness"]][: config.generations], saved["references"]
-
-
-def _log(out: Path) -> Iterator[dict[str, Any]]:
-    file = out / "log.jsonl"
-    if file.exists():
-        yield from (json.loads(line) for line in file.read_text().splitlines())
-
-
-def _best_so_far(out: Path) -> float | None:
-    return max((row["validation"] for row in _log(out) if row["validation"] is not None), default=None)
-
-
-def _checkpoint(
-    config: EvolutionConfig, out: Path, strategy: CMAES, references: dict[str, list[float]], progress: Progress
-) -> None:
-    state = {
-        "config": dataclasses.asdict(config),
-        "fitness": [[None if np.isnan(x) else x for x in f.tolist()] for f in strategy.told],
-        "references": references,
-    }
-    scratch = out / "run.json.new"
-    scratch.write_text(json.dumps(state))
-    rows = [row for row in _log(out) if row["generation"] < progress.generation]
-    rows.append(dataclasses.asdict(progress))
-    (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(scratch, out / "run.json")
+def _number(value: float | np.floating[Any] | Tensor) -> float | None:
+    """As JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)

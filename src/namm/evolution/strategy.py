@@ -1,79 +1,123 @@
 """CMA-ES by pycma behind three verbs: ask, tell, state.
 
+    strategy = Strategy("full", 26, sigma=0.065, population=12, seed=0)
+    while strategy.generation < 100:
+        candidates = strategy.ask()
+        strategy.tell(candidates, [fitness(c) for c in candidates])
+    strategy.mean
+
 The state of a strategy is what it was told: replaying it gives the same strategy to the bit, without a pickle.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from namm.errors import NotFoundError
+from namm.errors import ConfigurationError, nearest
+from namm.packages import package
 
-try:
-    import cma
-except ImportError as error:  # named extra, not a bare traceback
-    raise NotFoundError("the package cma", "it is not installed", "Run: pip install 'namm[evolve]'") from error
+VARIANTS = ("full", "diagonal", "vd", "vkd")
+_FEWEST_DIMENSIONS = 10  # that the restricted samplers are made for
 
 
-@dataclass
-class CMAES:
-    """Covariance matrix adaptation (Hansen, 2016, arXiv 1604.00772), maximising.
-
-        strategy = CMAES(np.zeros(26), sigma=0.065, population=12, seed=0)
-        while strategy.generation < 100:
-            candidates = strategy.ask()
-            strategy.tell(candidates, [fitness(c) for c in candidates])
-        strategy.mean
+class Strategy:
+    """Covariance matrix adaptation (Hansen, 2016, arXiv 1604.00772), maximising; the first mean is the origin.
 
     Args:
-        start: mean of the first generation.
-        diagonal: adapt variances only; needed in thousands of dimensions.
+        variant: what is adapted of the covariance. "full": all of it, O(d^2) numbers. "diagonal": variances (sep-CMA,
+            Ros and Hansen, 2008). "vd": a diagonal and one direction (Akimoto, Auger and Hansen, 2014). "vkd": a
+            diagonal and k directions, k adapted (Akimoto and Hansen, 2016).
+        dimensions: d, of the search space.
+        sigma: standard deviation of the first generation.
+        population: candidates in a generation.
+        seed: the same seed gives the same candidates; numpy's global generator is not touched.
+
+    Raises:
+        ConfigurationError: no such variant, or "vd" and "vkd" in fewer than 10 dimensions.
+        NotFoundError: the package cma is missing.
     """
 
-    start: np.ndarray
-    sigma: float
-    population: int
-    seed: int
-    diagonal: bool = False
-    told: list[np.ndarray] = field(default_factory=list)  # fitness of each generation, higher is better
+    def __init__(self, variant: str, dimensions: int, sigma: float, population: int, seed: int) -> None:
+        if variant not in VARIANTS:
+            raise ConfigurationError("a variant of CMA-ES", repr(variant), nearest(variant, VARIANTS))
+        cma = package("cma", "evolve")
+        rng = np.random.default_rng(seed)
 
-    def __post_init__(self) -> None:
-        history, self.told = self.told, []
-        rng = np.random.default_rng(self.seed)
-        options = {
-            "popsize": self.population,
-            "randn": lambda *shape: rng.standard_normal(shape),
-            "seed": np.nan,  # pycma must not touch numpy's global state
+        def randn(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape)
+
+        options: dict[str, Any] = {
+            "popsize": population,
+            "randn": randn,
+            "seed": np.nan,  # pycma must not seed numpy's global generator
             "verbose": -9,
-            "CMA_diagonal": self.diagonal,
+            "CMA_diagonal": variant == "diagonal",
         }
-        self._es = cma.CMAEvolutionStrategy(self.start, self.sigma, options)
-        for fitness in history:
-            self.tell(self.ask(), fitness)
+        if variant in ("vd", "vkd"):
+            if dimensions < _FEWEST_DIMENSIONS:
+                raise ConfigurationError(
+                    f"{_FEWEST_DIMENSIONS} dimensions or more for {variant!r}", dimensions, 'Use the strategy "full".'
+                )
+            samplers = package("cma.restricted_gaussian_sampler", "evolve")
+            sampler = samplers.GaussVDSampler if variant == "vd" else samplers.GaussVkDSampler
+            options = sampler.extend_cma_options(options)
+            options["CMA_sampler_options"] = {"randn": randn}  # or it would draw from numpy's global generator
+        self._es = cma.CMAEvolutionStrategy(np.zeros(dimensions), sigma, options)
+        self.population = population
+        self.told: list[np.ndarray] = []
 
     @property
     def generation(self) -> int:
+        """Generations told."""
         return len(self.told)
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean of the search distribution; the paper's result."""
-        return np.asarray(self._es.mean).copy()
+        """The mean of the search distribution, `[dimension]`; the paper's result."""
+        return np.asarray(self._es.mean, dtype=float).copy()
 
     @property
     def step_size(self) -> float:
-        return float(self._es.sigma)
+        """Sigma; VkD keeps a factor of it in its sampler."""
+        return float(self._es.sigma * getattr(self._es.sm, "sigma", 1.0))
 
     def ask(self) -> np.ndarray:
-        """Candidates of this generation, `[population, dimension]`."""
-        return np.asarray(self._es.ask())
+        """Candidates of this generation, `[candidate, dimension]`."""
+        return np.asarray(self._es.ask(), dtype=float)
 
-    def tell(self, candidates: np.ndarray, fitness: np.ndarray) -> None:
-        """Fitness of the candidates, higher is better; what is not a number ranks last."""
-        fitness = np.asarray(fitness, dtype=float)
-        worst = np.nanmin(fitness) if np.isfinite(fitness).any() else 0.0
-        ranked = np.where(np.isfinite(fitness), fitness, worst - 1.0)
-        self._es.tell(list(candidates), list(-ranked))
+    def tell(self, candidates: np.ndarray, fitness: Sequence[float] | np.ndarray) -> bool:
+        """Fitness of each candidate, higher is better.
+
+        What is not a number ranks last. Where fewer candidates were measured than become parents, or all are equal,
+        nothing was learned: the generation counts and the search stays where it is.
+
+        Returns:
+            whether the search moved.
+        """
+        fitness = np.array(fitness, dtype=float)
         self.told.append(fitness)
+        finite = np.isfinite(fitness)
+        parents = int(self._es.sp.weights.mu)
+        if int(finite.sum()) < parents or len(np.unique(fitness[finite])) == 1:
+            return False
+        ranked = np.where(finite, fitness, fitness[finite].min() - 1.0)
+        self._es.tell(list(candidates), list(-ranked))
+        return True
+
+
+def paired_ranks(scores: np.ndarray) -> np.ndarray:
+    """Utility of each candidate from its rank on each sample, in [0, 1].
+
+    Candidates are compared sample by sample, so that a sample with a wide range of scores weighs no more than one
+    with a narrow range. Equal scores share the mean of their ranks.
+
+    Args:
+        scores: `[sample, candidate]`, higher is better; a candidate with a NaN gets NaN.
+    """
+    below = (scores[:, :, None] > scores[:, None, :]).sum(-1)
+    equal = (scores[:, :, None] == scores[:, None, :]).sum(-1) - 1
+    utility = ((below + equal / 2) / max(1, scores.shape[1] - 1)).mean(0)
+    return np.where(np.isnan(scores).any(0), np.nan, utility)

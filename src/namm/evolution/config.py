@@ -1,0 +1,365 @@
+"""One evolution run as one typed value, read from a file and saved with what it found.
+
+    config = EvolutionConfig.load("mine.toml").changed("search.sigma=0.1", "stages.0.tokens=[512, 1024]")
+
+A file is TOML, YAML or JSON. What is left out has the default given here; a preset is such a file in the package.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+
+from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.features import FEATURE_SETS
+from namm.models import DEFAULT
+from namm.spectrogram import HOP
+from namm.tasks.registry import SUITES
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+except ImportError as error:  # named extra, not a bare traceback
+    raise NotFoundError("the package pydantic", "it is not installed", "Run: pip install 'namm[evolve]'") from error
+
+FORMAT_VERSION = 1
+OWN = "own"
+ZEROS, WARM = "zeros", "warm"
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, no key is ignored, and mistakes are `ConfigurationError`s."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True,
+        protected_namespaces=(), allow_inf_nan=False,
+    )  # fmt: skip
+    section: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _explained(error, type(self)) from error
+
+
+class Model(Section):
+    """The model whose cache is to be managed."""
+
+    section = "model"
+    name: str = DEFAULT
+    """A name, folder, GGUF file or hub id, as `namm.models.load_model` takes it."""
+    dtype: str = "auto"
+    """"auto" is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = "auto"
+    """"auto" is a GPU if there is one."""
+
+
+class Memory(Section):
+    """What is evolved."""
+
+    section = "memory"
+    features: str = "paper"
+    """What the network sees, a name from `namm.features.FEATURE_SETS`."""
+    width: int = Field(default=32, ge=1)
+    """Width of the network's attention."""
+    update_interval: int = Field(default=512, ge=HOP, multiple_of=HOP)
+    """Tokens between two updates while reading. Evolve where you will deploy."""
+    rehearsal: float = Field(default=1.0, gt=0, le=1)
+    """Part of each block that is read again, for feature sets that watch rehearsals."""
+    per: Literal["head", "layer"] = "head"
+    """How a budget is spent, see `namm.Budget`."""
+
+    @field_validator("features")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in FEATURE_SETS:
+            raise ConfigurationError("a feature set for memory.features", repr(name), nearest(name, FEATURE_SETS))
+        return name
+
+
+class Objective(Section):
+    """What counts as good."""
+
+    section = "objective"
+    budgets: tuple[float | Literal["own"], ...] = (0.5, 0.35)
+    """Shares in (0, 1) of the full cache's bytes; "own" leaves the size to the memory's own threshold."""
+    score: Literal["nll", "metric"] = "nll"
+    """Likelihood of the right answer, or the task's metric (the paper's); 1 is as good as forgetting nothing."""
+    pressure: float = Field(default=0.0, ge=0)
+    """Fitness is the score minus this times the share of bytes held."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _shares(cls, budgets: tuple[float | str, ...]) -> tuple[float | str, ...]:
+        wrong = [b for b in budgets if not isinstance(b, str) and not 0 < b < 1]
+        if wrong or not budgets or len(set(budgets)) < len(budgets):
+            raise ConfigurationError(
+                f'objective.budgets that differ, above 0 and below 1 or "{OWN}"', list(budgets),
+                "0.25 is a quarter of the full cache.",
+            )  # fmt: skip
+        return budgets
+
+
+class WarmStart(Section):
+    """A fit by gradient to what the model will attend to later."""
+
+    section = "start.warm"
+    samples: int = Field(default=8, ge=1)
+    """Training samples of each task."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Length of their text; the first length of the first stage if left out."""
+    rounds: int = Field(default=2, ge=1)
+    """Rounds of gathering states; those after the first come from what the fitted memory itself kept."""
+    steps: int = Field(default=400, ge=1)
+    """Gradient steps in each round."""
+    learning_rate: float = Field(default=0.003, gt=0)
+    """Of Adam."""
+    question_weight: float = Field(default=1.0, ge=0)
+    """How much more the question's queries count than those of the text."""
+
+
+class Start(Section):
+    """Where the search begins."""
+
+    section = "start"
+    from_: str = Field(default=ZEROS, alias="from")
+    """"zeros" (the paper's), "warm" (see `start.warm`), or a saved memory: folder, `builtin:NAME` or hub id."""
+    bias: float = 0.0
+    """Added to the bias of the score: above 0, the first candidates keep rather than forget at their own threshold."""
+    statistics: int = Field(default=4, ge=1)
+    """Training samples of each task that the normalisation statistics are gathered from (spec 5)."""
+    warm: WarmStart = WarmStart()
+    """Of "warm"."""
+
+
+class Search(Section):
+    """How it searches."""
+
+    section = "search"
+    strategy: Literal["full", "diagonal", "vd", "vkd"] = "full"
+    """Variant of CMA-ES, see `namm.evolution.strategy`."""
+    space: Literal["all", "scoring", "head", "gains", "low-rank", "random"] = "all"
+    """What changes, see `namm.evolution.space`."""
+    rank: int = Field(default=4, ge=1)
+    """Of the space "low-rank"."""
+    directions: int = Field(default=64, ge=1)
+    """Of the space "random"."""
+    scaled: bool = True
+    """Measure sigma in units of the start's weights, matrix by matrix, where they are not zero."""
+    sigma: float = Field(default=0.065, gt=0)
+    """First step size."""
+    population: int = Field(default=32, ge=4)
+    """Candidates in a generation; half of them become parents."""
+    samples: int = Field(default=16, ge=1)
+    """Samples of each task in a generation, the same for all candidates, shared out over lengths and budgets."""
+    pool: int = Field(default=256, ge=1)
+    """Different training samples of each task that they are drawn from."""
+    ranks: bool = False
+    """Compare candidates by their mean rank over samples instead of their mean score."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.samples > self.pool:
+            raise ConfigurationError(
+                f"search.samples <= search.pool ({self.pool})", self.samples, "Draw fewer or enlarge the pool."
+            )
+        return self
+
+
+class Stage(Section):
+    """One stage of the curriculum; it goes on where the stage before it stopped."""
+
+    section = "stages"
+    name: str
+    """For the log."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks, suites or JSONL files."""
+    tokens: tuple[int, ...] = Field(default=(1024,), min_length=1)
+    """Lengths of text of generated tasks."""
+    generations: int = Field(ge=1)
+    """Generations in this stage."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _lengths(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if min(tokens) < 1:
+            raise ConfigurationError("stages.tokens >= 1", list(tokens), "Give the length of the text in a sample.")
+        return tokens
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks, suites taken apart, each once."""
+        names = [n for task in self.tasks for n in SUITES.get(task, (task,))]
+        return tuple(dict.fromkeys(names))
+
+
+class Validation(Section):
+    """On what, and how often, the search is checked."""
+
+    section = "validation"
+    samples: int = Field(default=8, ge=1)
+    """Validation samples of each task, the same every time."""
+    every: int = Field(default=5, ge=1)
+    """Generations between two validations."""
+
+
+class Workers(Section):
+    """Where candidates are measured. Not part of what a run is: any workers give the same results."""
+
+    section = "workers"
+    count: int = Field(default=1, ge=1)
+    """Worker processes; 1 measures in this process."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of each. Results are the same for any count, not for any number of threads."""
+    ray: str | None = None
+    """Address of a Ray cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" to start one here."""
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    """What Ray reserves for a worker."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """What Ray reserves for a worker; 0.5 puts two workers on a GPU."""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds within which the Ray address must answer."""
+
+
+class EvolutionConfig(Section):
+    """One run, complete: the same values give the same memory on the same machine."""
+
+    format: Literal[1] = 1
+    """Version of this layout."""
+    seed: int = Field(default=0, ge=0)
+    """The same seed gives the same run."""
+    model: Model = Model()
+    memory: Memory = Memory()
+    objective: Objective = Objective()
+    start: Start = Start()
+    search: Search = Search()
+    stages: tuple[Stage, ...] = Field(
+        default=(Stage(name="embedded", tasks=("embedded",), generations=50),), min_length=1
+    )
+    validation: Validation = Validation()
+    workers: Workers = Workers()
+
+    @property
+    def generations(self) -> int:
+        """Of all stages."""
+        return sum(stage.generations for stage in self.stages)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvolutionConfig:
+        """Read a `.toml`, `.yaml`, `.yml` or `.json` file. A start at a folder is looked for beside the file first.
+
+        Raises:
+            NotFoundError: there is no such file.
+            ConfigurationError: it cannot be read, or a value is wrong.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise NotFoundError("a configuration file", str(path), f"Check the path, or take a preset: {_names()}.")
+        values = _parse(path)
+        start = values.get("start")
+        if isinstance(start, dict) and isinstance(start.get("from"), str) and start["from"] not in (ZEROS, WARM):
+            beside = path.parent / start["from"]
+            if beside.is_dir():
+                start["from"] = str(beside.resolve())
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str) -> EvolutionConfig:
+        """A configuration that comes with the package."""
+        found = presets()
+        if name not in found:
+            raise NotFoundError("a preset", repr(name), nearest(name, found))
+        return cls.load(found[name])
+
+    def save(self, path: Path) -> None:
+        """Write everything, defaults included, as JSON."""
+        path.write_text(json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n")
+
+    def changed(self, *settings: str) -> EvolutionConfig:
+        """With other values: `changed("search.sigma=0.1", "stages.0.generations=20", "memory.features=extended")`.
+
+        A value is read as JSON where it is JSON, else as text.
+
+        Raises:
+            ConfigurationError: a setting is not NAME=VALUE, or names nothing.
+        """
+        values = self.model_dump(mode="json", by_alias=True)
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ConfigurationError(
+                    "a setting NAME=VALUE", repr(setting), "For example search.sigma=0.1 or stages.0.generations=20."
+                )
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError:
+                value = text
+            _put(values, name.strip(), value)
+        return EvolutionConfig(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run what it is, as JSON: everything but the workers."""
+        values = self.model_dump(mode="json", by_alias=True)
+        del values["workers"]
+        values["threads"] = self.workers.threads  # rounding depends on it
+        return values
+
+
+def presets() -> dict[str, Path]:
+    """Configurations that come with the package: name to file."""
+    folder = Path(str(files("namm.evolution"))) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _names() -> str:
+    return ", ".join(presets())
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    if path.suffix not in readers:
+        raise ConfigurationError("a .toml, .yaml or .json file", str(path), "Rename it to what it is.")
+    try:
+        values = readers[path.suffix](path.read_text())
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{path.suffix[1:].upper()} in {path}", reason, "Mend the file.") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"names and values in {path}", type(values).__name__, "See docs/evolve.md.")
+    return values
+
+
+def _put(values: Any, name: str, value: Any) -> None:
+    """Set the place called `a.b.0.c` in nested dictionaries and lists."""
+    *path, last = name.split(".")
+    for key in [*path, last]:
+        known = list(values) if isinstance(values, dict) else [str(i) for i in range(len(values or ()))]
+        if not isinstance(values, dict | list) or key not in known:
+            raise ConfigurationError("the name of a setting", repr(name), nearest(key, known))
+        at: Any = int(key) if isinstance(values, list) else key
+        if key is last:
+            values[at] = value
+        else:
+            values = values[at]
+
+
+def _explained(error: ValidationError, kind: type[Section]) -> ConfigurationError:
+    """The first mistake that pydantic found, in this package's words."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in (kind.section, *first["loc"]) if part != "")
+    if first["type"] == "extra_forbidden":
+        known = [field.alias or name for name, field in kind.model_fields.items()]
+        return ConfigurationError("the name of a setting", repr(where), nearest(str(first["loc"][-1]), known))
+    if first["type"] == "missing":
+        return ConfigurationError(f"a value for {where}", "none", "Give one.")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    name = str(first["loc"][0]) if first["loc"] else ""
+    described = [f.description for n, f in kind.model_fields.items() if name in (n, f.alias) and f.description]
+    return ConfigurationError(f"{where}: {expected}", repr(first["input"]), described[0] if described else "")

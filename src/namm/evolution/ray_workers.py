@@ -1,0 +1,152 @@
+"""Workers on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import namm
+from namm.errors import RunError
+from namm.evolution.config import Workers
+from namm.evolution.executors import Event, Factory, Failure, Pool, Worker
+from namm.packages import package
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds without any news before the log says what is being waited for
+_DRIVER_PORT, _CLIENT_PORT = 6379, 10001
+
+
+class _Actor(Worker):
+    """A Ray actor and the one call it is busy with."""
+
+    def __init__(self, ray: ModuleType, handle: Any) -> None:
+        self.ray, self.handle = ray, handle
+        self.call = handle.start.remote()
+
+    def submit(self, function: Callable[..., Any], unit: Any) -> None:
+        self.call = self.handle.work.remote(function, unit)
+
+    def stop(self) -> None:
+        self.ray.kill(self.handle)
+
+
+class RayWorkers(Pool[_Actor]):
+    """Actors on the cluster at `workers.ray`, which get this machine's code of `namm`.
+
+    Raises:
+        RunError: nothing answers at the address within `workers.timeout` seconds.
+        NotFoundError: the package ray is missing.
+    """
+
+    def __init__(self, workers: Workers, factory: Factory) -> None:
+        super().__init__(workers.count)
+        self._ray = package("ray", "ray")
+        self._workers_config, self._factory = workers, factory
+        self._connected = False
+
+    def __enter__(self) -> RayWorkers:
+        if not self._ray.is_initialized():
+            _connect(self._ray, self._workers_config)
+            self._connected = True
+        options = {"num_cpus": self._workers_config.cpus_per_worker, "num_gpus": self._workers_config.gpus_per_worker}
+        self._check_resources(options)
+        self._kind = self._ray.remote(**options)(_Measurer)
+        self._code = self._ray.put(self._factory)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        super().__exit__(*details)
+        if self._connected:
+            self._ray.shutdown()
+
+    def _hire(self) -> _Actor:
+        return _Actor(self._ray, self._kind.remote(self._code, self._workers_config.threads))
+
+    def _events(self) -> list[tuple[_Actor, Event]]:
+        busy = {w.call: w for w in self._workers if w.call is not None}
+        done: list[Any] = []
+        while not done:
+            done, _ = self._ray.wait(list(busy), num_returns=1, timeout=_PATIENCE)
+            if not done and not any(w.ready for w in self._workers):
+                log.warning("waiting for Ray to start workers; free: %s", self._ray.available_resources())
+        events = []
+        for call in done:
+            worker = busy[call]
+            worker.call = None
+            try:
+                event = self._ray.get(call)
+            except self._ray.exceptions.RayActorError as error:
+                event = Event("died", " ".join(str(error).split())[-300:])
+            events.append((worker, event))
+        return events
+
+    def _check_resources(self, options: dict[str, float]) -> None:
+        offered = self._ray.cluster_resources()
+        for name, wanted in (("CPU", options["num_cpus"]), ("GPU", options["num_gpus"])):
+            if wanted * self._count > offered.get(name, 0):
+                log.warning(
+                    "the Ray cluster offers %g %s, %d workers want %g each: those without wait for it to grow",
+                    offered.get(name, 0), name, self._count, wanted,
+                )  # fmt: skip
+
+
+class _Measurer:
+    """What runs on the cluster."""
+
+    def __init__(self, factory: Factory, threads: int) -> None:
+        self._factory, self._threads = factory, threads
+
+    def start(self) -> Event:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        try:
+            self._problem = self._factory()
+        except Exception as error:
+            return Event("failed", Failure.of(error, self._where()))
+        return Event("ready")
+
+    def work(self, function: Callable[..., Any], unit: Any) -> Event:
+        try:
+            return Event("done", function(self._problem, unit))
+        except Exception as error:
+            return Event("done", Failure.of(error, self._where()))
+
+    def _where(self) -> str:
+        return f"Ray worker {os.getpid()} on {socket.gethostname()}"
+
+
+def _connect(ray: ModuleType, workers: Workers) -> None:
+    address = workers.ray
+    assert address is not None
+    way_out = "Start one with `ray start --head`, check the address, or run without --ray."
+    if address not in ("auto", "local"):
+        _knock(address, workers.timeout, way_out)
+    code = {"py_modules": [str(Path(namm.__file__).parent)]}
+    try:
+        ray.init(
+            address=address, runtime_env=None if address == "local" else code, log_to_driver=False,
+            logging_level=logging.WARNING, include_dashboard=False if address == "local" else None,
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"a Ray cluster at {address!r}", reason, way_out) from error
+
+
+def _knock(address: str, timeout: float, way_out: str) -> None:
+    """Ray itself tries for minutes where nothing answers."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or (_CLIENT_PORT if parts.scheme == "ray" else _DRIVER_PORT)
+        socket.create_connection((parts.hostname or address, port), timeout=timeout).close()
+    except (OSError, ValueError) as error:
+        reason = f"{error} within {timeout:g} s"
+        raise RunError(f"a Ray cluster at {address!r}", reason, way_out) from error

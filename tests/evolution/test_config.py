@@ -1,0 +1,111 @@
+"""Configurations: read, changed, saved, and every mistake named."""
+
+from pathlib import Path
+
+import pytest
+
+import namm
+from namm.evolution import EvolutionConfig
+from namm.evolution.config import presets
+from namm.evolution.draw import first_items, training_items, validation_items
+from tests.evolution.planted import small
+
+
+def test_presets_say_what_they_are() -> None:
+    assert set(presets()) == {"embedded", "paper"}
+    paper = EvolutionConfig.preset("paper")
+    assert [(s.tasks[-1].split("/")[1], s.generations) for s in paper.stages] == [
+        ("passage_retrieval_en", 300), ("dureader", 250), ("narrativeqa", 120),
+    ]  # fmt: skip
+    assert (paper.search.sigma, paper.search.population, paper.search.samples) == (0.065, 32, 64)
+    assert (paper.search.strategy, paper.search.space, paper.start.from_) == ("full", "all", "zeros")
+    assert (paper.memory.features, paper.memory.update_interval) == ("paper", 512)
+    assert (paper.objective.budgets, paper.objective.score) == (("own",), "metric")
+    embedded = EvolutionConfig.preset("embedded")
+    assert "vartrack" in embedded.stages[0].task_names
+
+
+def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:
+    config = small("seed=3", "start.bias=0.5", 'objective.budgets=[0.25, "own"]', "model.name=a/b")
+    assert (config.seed, config.start.bias, config.model.name) == (3, 0.5, "a/b")
+    assert config.objective.budgets == (0.25, "own")
+    config.save(tmp_path / "c.json")
+    (tmp_path / "c.yaml").write_text((tmp_path / "c.json").read_text())  # JSON is YAML
+    assert EvolutionConfig.load(tmp_path / "c.json") == EvolutionConfig.load(tmp_path / "c.yaml") == config
+    (tmp_path / "start").mkdir()
+    (tmp_path / "c.toml").write_text('seed = 4\n[start]\nfrom = "start"\n[workers]\nray = "auto"\n')
+    loaded = EvolutionConfig.load(tmp_path / "c.toml")
+    assert loaded.start.from_ == str(tmp_path / "start")  # looked for beside the file
+    assert loaded.workers.ray == "auto"
+    assert "workers" not in loaded.identity()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.population=3", "search.population: greater than or equal to 4; got 3"),
+        ("search.sigma=0", "search.sigma: greater than 0"),
+        ("search.sigma=NaN", "search.sigma: a finite number"),
+        ("search.samples=99", "search.samples <= search.pool (8); got 99"),
+        ("search.space=everything", "search.space: 'all', 'scoring'"),
+        ("search.strategy=cma", "search.strategy: 'full'"),
+        ("search.sgma=1", "Did you mean 'sigma'"),
+        ("stages.7.tokens=1", "Known: 0, 1"),
+        ("stages.0.generations=0", "stages.generations: greater than or equal to 1"),
+        ("stages.0.tokens=[0]", "stages.tokens >= 1"),
+        ("stages.0.tasks=[]", "stages.tasks: Tuple should have at least 1 item"),
+        ("stages=[]", "stages: Tuple should have at least 1 item"),
+        ("memory.features=papr", "Did you mean 'paper'"),
+        ("memory.update_interval=60", "memory.update_interval: a multiple of 16"),
+        ("objective.budgets=[1.5]", "objective.budgets that differ, above 0 and below 1"),
+        ("objective.budgets=[0.5, 0.5]", "objective.budgets that differ"),
+        ("validation.samples=0", "validation.samples: greater than or equal to 1"),
+        ("workers.threads=0", "workers.threads: greater than or equal to 1"),
+        ("format=2", "format: 1; got 2"),
+        ("sigma", "a setting NAME=VALUE"),
+    ],
+)
+def test_mistakes(setting: str, message: str) -> None:
+    with pytest.raises(namm.ConfigurationError) as raised:
+        small(setting)
+    assert message in str(raised.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(namm.NotFoundError, match="take a preset: embedded, paper"):
+        EvolutionConfig.load(tmp_path / "none.toml")
+    with pytest.raises(namm.NotFoundError, match="Did you mean 'paper'"):
+        EvolutionConfig.preset("papr")
+    for name, text, message in (
+        ("a.toml", "seed = ", "TOML in"),
+        ("a.json", "{", "JSON in"),
+        ("a.yaml", "a: [", "YAML in"),
+        ("b.yaml", "- 1", "names and values"),
+        ("a.ini", "", "a .toml, .yaml or .json file"),
+        ("b.toml", "serch = 1", "Did you mean 'search'"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(namm.ConfigurationError, match=message):
+            EvolutionConfig.load(tmp_path / name)
+
+
+def test_items_are_common_fresh_and_in_equal_parts() -> None:
+    config = small("stages.1.tokens=[96, 128]", "search.samples=8")
+    items = training_items(config, 1, 5)
+    assert items == training_items(config, 1, 5)
+    assert items != training_items(config, 1, 6)
+    assert {i.split for i in items} == {"train"}
+    for task in ("march", "slow"):
+        mine = [i for i in items if i.task == task]
+        assert len(mine) == len({i.index for i in mine}) == 8  # different samples
+        cells = [(i.tokens, i.budget) for i in mine]
+        assert {cells.count(cell) for cell in set(cells)} == {2}
+        assert len(set(cells)) == 4
+    assert validation_items(config, 1) == validation_items(config, 1)
+    assert [i.index for i in validation_items(config, 0)] == [0, 1]
+    assert training_items(config.changed("seed=1"), 1, 5) != items
+    first = first_items(config, 2)
+    assert [(i.task, i.index) for i in first] == [("march", 0), ("slow", 0), ("march", 1), ("slow", 1)]
+    assert {i.budget for i in first} == {None}
+    own = validation_items(small('objective.budgets=["own"]'), 0)
+    assert {i.budget for i in own} == {None}
