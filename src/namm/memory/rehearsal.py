@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
@@ -35,7 +34,7 @@ def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
     """Inside the block `decoder` rehearses for the rows of a memory whose policy asks for it; other calls are as before."""
     own = decoder.forward
     placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
-    decoder.forward = partial(_forward, own)
+    decoder.forward = wraps(own)(partial(_forward, own))  # with the signature of the model's own
     try:
         yield
     finally:
@@ -78,9 +77,10 @@ def _forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     for stop in _ends(layer, real):
         piece = kwargs | {key: kwargs[key][..., start:stop] for key in _PER_TOKEN[2:] if kwargs.get(key) is not None}
         piece |= {name: tokens[:, start:stop], "attention_mask": None if mask is None else mask[:, : past + stop]}
-        out = own(**piece)
+        out = own(**piece | {"return_dict": True})
         states.append(out.last_hidden_state)
         _hear(layer, tokens[:, start:stop], real[:, start:stop])
+        _drop_old(layer)
         due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
         if any(due):
             last = kwargs.get("position_ids")
@@ -88,8 +88,10 @@ def _forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 own, cache, due, *_block(layer, rehearsal, due),
                 None if mask is None else mask[:, : past + stop], None if last is None else last[..., stop - 1 : stop],
             )  # fmt: skip
+            _drop_old(layer)
         start = stop
-    return BaseModelOutputWithPast(last_hidden_state=torch.cat(states, dim=1), past_key_values=cache)
+    out.last_hidden_state = torch.cat(states, dim=1)  # of what the model gives, the rest is about the cache
+    return out if kwargs.get("return_dict") is not False else out.to_tuple()
 
 
 def rehearse(
@@ -110,8 +112,9 @@ def rehearse(
         mask: of the columns read so far, if there is one.
         last: position of the token before, `[.., batch, 1]`; if left out, columns count as the model counts them.
     """
-    others = {i: deepcopy(layer) for i, layer in enumerate(cache.layers) if not isinstance(layer, MemoryLayer)}
-    ours = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    layers = list(cache.layers)
+    ours = [layer for layer in layers if isinstance(layer, MemoryLayer)]
+    cache.layers = [layer if isinstance(layer, MemoryLayer) else deepcopy(layer) for layer in layers]
     if mask is not None or not bool(real.all()):
         before = mask if mask is not None else real.new_ones(len(real), cache.get_seq_length())
         mask = torch.cat([before.bool(), real], dim=1)
@@ -124,10 +127,9 @@ def rehearse(
         name = "input_ids" if tokens.ndim == 2 else "inputs_embeds"
         forward(**{name: tokens}, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
     finally:
+        cache.layers = layers
         for layer in ours:
             layer.rehearsing = None
-    for i, layer in others.items():
-        cache.layers[i] = layer
 
 
 def rehearsed(rehearsal: Rehearsal, block: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def _check(kwargs: dict[str, Any], tokens: Tensor, mask: Any) -> None:
             "Use a memory without rehearsal for this model.",
         )
     strange = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _PER_TOKEN]
-    asked = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
+    asked = [name for name in ("output_hidden_states", "output_attentions", "output_router_logits") if kwargs.get(name)]
     if unknown := sorted(set(strange) - {"attention_mask"}) + asked:
         raise ModelError(
             "ids, embeddings, positions and a mask for a memory that rehearses", ", ".join(unknown),
@@ -169,14 +171,21 @@ def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
 
 
 def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor) -> None:
-    """Keep the tokens of the block that is being read, and no older ones."""
+    """Keep the tokens of the block that is being read."""
     if layer.heard is not None:
         tokens, real = (torch.cat(parts, dim=1) for parts in zip(layer.heard, (tokens, real), strict=True))
-    needed = tokens.shape[1]
+    layer.heard = (tokens, real)
+
+
+def _drop_old(layer: MemoryLayer) -> None:
+    """Keep no tokens of earlier blocks."""
+    assert layer.heard is not None
+    tokens, real = layer.heard
+    first = tokens.shape[1]
     for row, sequence in enumerate(layer.sequences):
         if count := _unread(sequence):
-            needed = min(needed, int(real[row].nonzero()[-count]))
-    layer.heard = (tokens[:, needed:], real[:, needed:])
+            first = min(first, int(real[row].nonzero()[-count]))
+    layer.heard = (tokens[:, first:].clone(), real[:, first:].clone())
 
 
 def _unread(sequence: Any) -> int:
