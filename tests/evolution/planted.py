@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+import namm
 from namm.evolution import EvolutionConfig, Item, Outcome
 from namm.evolution.planted import Planted
 from namm.network import NAMM
@@ -66,9 +68,20 @@ class ModelLess:
         raise FileNotFoundError("no weights in /nowhere")
 
 
-class Buggy(Planted):
-    def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
-        return [1 / 0]  # type: ignore[list-item]
+def pid_of(problem: Planted, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def work(problem: Planted, unit: int) -> int:
+    """A worker's way out of each kind."""
+    if unit == 100:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if unit == 200:
+        raise namm.ConfigurationError("a unit", unit, "Give another.")
+    if unit == 300:
+        raise ZeroDivisionError("a bug")
+    return unit
 
 
 def same(one: NAMM, other: NAMM) -> bool:

@@ -4,6 +4,9 @@ import errno
 import json
 import logging
 import os
+import random
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import namm
 from namm.evolution import EvolutionConfig, Progress, evolve
 from namm.evolution.checkpoint import CHECKPOINT, PREVIOUS, read_log
 from namm.evolution.planted import Planted
+from tests.evolution import killed
 from tests.evolution.planted import Broken, same, small
 
 
@@ -113,6 +117,12 @@ def test_a_run_may_start_at_a_memory_which_travels_with_it(whole: Path, tmp_path
         evolve(small("start.from=h2o"), tmp_path / "baseline", problem=Planted)
 
 
+@pytest.mark.parametrize("features", ["extended", "rehearsed"])
+def test_other_features(tmp_path: Path, features: str) -> None:
+    memory = evolve(small(f"memory.features={features}", "stages.1.generations=1"), tmp_path, problem=Planted)
+    assert memory.config.features == features
+
+
 def test_a_bias_and_the_own_threshold(tmp_path: Path) -> None:
     config = small("start.bias=0.25", 'objective.budgets=["own"]', "objective.pressure=0.5", "stages.0.generations=1")
     evolve(config, tmp_path, problem=Planted, curves=False)
@@ -181,7 +191,7 @@ def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pyt
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(namm.errors.RunError, match="No space left on device.*checkpoint before this one is intact"):
+    with pytest.raises(namm.errors.RunError, match=r"No space left on device.*checkpoint before this one is intact"):
         evolve(small(), tmp_path, problem=Planted)
     monkeypatch.undo()
     assert len(json.loads((tmp_path / CHECKPOINT).read_text())["state"]["told"]) >= 2
@@ -202,7 +212,7 @@ def test_folders_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
         evolve(small("stages.0.generations=4"), whole, resume=True, problem=Planted)
     evolve(small(), tmp_path, problem=Planted, curves=False)
     (tmp_path / "run.json").write_text('{"config": {}, "fitness": []}')
-    with pytest.raises(namm.ConfigurationError, match="a run folder of format 1; got .* of none"):
+    with pytest.raises(namm.ConfigurationError, match=r"a run folder of format 1; got .* of none"):
         evolve(small(), tmp_path, resume=True, problem=Planted)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(namm.ArtefactError, match="Mend it"):
@@ -241,3 +251,19 @@ def test_a_task_without_samples_is_found_before_the_first_generation(tmp_path: P
     with pytest.raises(namm.NotFoundError, match="Did you mean 'passkey'"):
         evolve(EvolutionConfig(stages=[{"name": "a", "tasks": ["passkeys"], "generations": 1}]), tmp_path / "named")
     evolve(small("stages.1.generations=1"), tmp_path, problem=Planted, curves=False)  # nothing had begun there
+
+
+# -- killed --------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_ten_moments_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    evolve(killed.config(), tmp_path / "whole", problem=Planted)
+    seed = random.SystemRandom().randrange(10**6)
+    command = [sys.executable, "-m", "tests.evolution.killed", str(tmp_path / "killed"), "10", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.split() == ["10", "0"], (seed, done.stderr)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole"), seed
+    for name in ("memory", "mean", "best"):
+        assert same(*(namm.NAMM.from_pretrained(tmp_path / run / name) for run in ("killed", "whole"))), seed
+    states = [json.loads((tmp_path / run / CHECKPOINT).read_text())["state"] for run in ("killed", "whole")]
+    assert states[0] == states[1], seed

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError
@@ -47,22 +50,24 @@ def evolve(
         "workers.threads": threads, "workers.ray": ray,
     }  # fmt: skip
     given = given.changed(*(settings or ()), *(f"{n}={value}" for n, value in flags.items() if value is not None))
-    columns = [
-        TextColumn("generation"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    ]  # fmt: skip
+    bar = Progress(
+        TextColumn("generation"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+    line = bar.add_task("", total=given.generations)
+    state = Text("starting")
     last = None
+
+    def show(g: Generation) -> None:
+        nonlocal last
+        if last is None:
+            bar.reset(line, completed=g.generation - 1)  # what a resumed run had done took no time now
+        last = g
+        bar.update(line, completed=g.generation)
+        state.plain = describe(g)
+
     try:
-        with Progress(*columns, console=console) as bar:
-            line = bar.add_task("starting", total=given.generations)
-
-            def show(g: Generation) -> None:
-                nonlocal last
-                if last is None:
-                    bar.reset(line, completed=g.generation - 1)  # what a resumed run had done took no time now
-                last = g
-                bar.update(line, completed=g.generation, description=describe(g))
-
+        with Live(Group(bar, state), console=console):
             run(given, out, resume, show)
     except KeyboardInterrupt:
         _interrupted(out)

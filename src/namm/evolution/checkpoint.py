@@ -76,22 +76,35 @@ class Folder:
     def __init__(self, path: Path, config: EvolutionConfig, resume: bool) -> None:
         self.path = path
         exists = (path / RUN).exists()
-        begun = exists and any((path / name).exists() for name in (CHECKPOINT, PREVIOUS, START))
         if resume and not exists:
             raise ConfigurationError(f"a run to resume in {path}", f"no {RUN} there", "Start it without resume.")
-        if exists and not resume and begun:
+        if exists and not resume:
             raise ConfigurationError(
                 f"a folder without a run, for {path}", "one that holds a run", "Pass resume, or another folder."
             )
+        self.config = config
         self.state = Checkpoint()
-        if begun:
+        if exists:
             self.state = self._read()
             check_same_run(_saved_identity(path / RUN), config.identity(), len(self.state.told))
             self._trim_log()
-        with _disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / RUN, json.dumps(config.model_dump(mode="json", by_alias=True), indent=2) + "\n")
-        self.config = config
+            self._write_run()
+
+    def begin(self, start: NAMM) -> None:
+        """Make the folder of a new run, with where its search begins, so that to resume does neither again."""
+        with _disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _swap_in(start, self.path / START)
+        self._write_run()  # last: a folder with it can be resumed
+
+    def load_start(self) -> NAMM | None:
+        """The start of a run that has begun."""
+        return NAMM.from_pretrained(self.path / START) if (self.path / RUN).exists() else None
+
+    def _write_run(self) -> None:
+        text = json.dumps(self.config.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+        with _disk(self.path):
+            write_atomically(self.path / RUN, text)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -134,14 +147,6 @@ class Folder:
         raise ArtefactError(f"a checkpoint in {self.path}", "; ".join(problems), "Start the run again in a new folder.")
 
     # -- memories ----------------------------------------------------------------------------------------------
-
-    def save_start(self, start: NAMM) -> None:
-        """Keep where the search began, so that to resume does not fit or gather again."""
-        with _disk(self.path):
-            _swap_in(start, self.path / START)
-
-    def load_start(self) -> NAMM | None:
-        return NAMM.from_pretrained(self.path / START) if (self.path / START).is_dir() else None
 
     def save_memory(self, memory: NAMM, name: str = MEMORY) -> None:
         """Save an artefact with the configuration that makes it again."""

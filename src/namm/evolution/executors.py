@@ -17,7 +17,7 @@ import signal
 import traceback
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -163,16 +163,26 @@ class Pool(ABC, Generic[W]):
         """Wait until something happens."""
 
     def __enter__(self) -> Self:
-        self._workers = [self._hire() for _ in range(self._count)]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+        self._dismiss(self._workers)
+
+    def _dismiss(self, workers: Iterable[W]) -> None:
+        for worker in list(workers):
             worker.stop()
-        self._workers = []
+            self._workers.remove(worker)
 
     def map(self, function: Callable[[Problem, T], R], units: Iterable[T]) -> list[R]:
-        todo: Sequence[T] = list(units)
+        while len(self._workers) < self._count:
+            self._workers.append(self._hire())
+        try:
+            return self._map(function, list(units))
+        except BaseException:
+            self._dismiss(w for w in self._workers if w.unit is not None or not w.ready)  # nobody waits for them now
+            raise
+
+    def _map(self, function: Callable[[Problem, T], R], todo: list[T]) -> list[R]:
         waiting = deque(range(len(todo)))
         results: dict[int, R] = {}
         deaths = [0] * len(todo)

@@ -38,12 +38,13 @@ class Planted:
     noise: float = 0.5
 
     def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+        known = layout.feature_set
         parts = [
-            Statistics.of(state[..., :seen].T)
+            Statistics.of(known.read(state[..., :seen]))
             for item in items
             for seen, state in _states(self._text(item), layout.features, layout.update_interval)
         ]
-        return reduce(Statistics.merge, parts, Statistics.empty(feature_set(layout.features).channels))
+        return reduce(Statistics.merge, parts, Statistics.empty(known.signals))
 
     def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
         text = self._text(item)

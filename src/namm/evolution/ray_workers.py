@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -59,7 +61,6 @@ class RayWorkers(Pool[_Actor]):
         self._check_resources(options)
         self._kind = self._ray.remote(**options)(_Measurer)
         self._code = self._ray.put(self._factory)
-        super().__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -127,26 +128,38 @@ class _Measurer:
 def _connect(ray: ModuleType, workers: Workers) -> None:
     address = workers.ray
     assert address is not None
-    way_out = "Start one with `ray start --head`, check the address, or run without --ray."
-    if address not in ("auto", "local"):
-        _knock(address, workers.timeout, way_out)
-    code = {"py_modules": [str(Path(namm.__file__).parent)]}
     try:
+        if address not in ("auto", "local"):
+            _knock(address, workers.timeout)
+        code = {"py_modules": [str(Path(namm.__file__).parent)]}
         ray.init(
             address=address, runtime_env=None if address == "local" else code, log_to_driver=False,
             logging_level=logging.WARNING, include_dashboard=False if address == "local" else None,
         )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
         reason = " ".join(str(error).split())[:300]
+        way_out = (
+            "Start one with `ray start --head`, check the address, or run without --ray. Where the cluster asks for a "
+            "token, set this side up as Ray's page on token authentication says."
+        )
         raise RunError(f"a Ray cluster at {address!r}", reason, way_out) from error
 
 
-def _knock(address: str, timeout: float, way_out: str) -> None:
-    """Ray itself tries for minutes where nothing answers."""
+def _knock(address: str, timeout: float) -> None:
+    """Find out in time whether anything answers, and whether it is Ray, which itself tries for minutes.
+
+    Raises:
+        OSError, ValueError: it does not.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    port = parts.port or (_CLIENT_PORT if parts.scheme == "ray" else _DRIVER_PORT)
+    socket.create_connection((parts.hostname or address, port), timeout=timeout).close()
+    if parts.scheme == "ray":
+        return  # Ray's client has a time limit of its own
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{parts.hostname}:{port}"]
     try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        port = parts.port or (_CLIENT_PORT if parts.scheme == "ray" else _DRIVER_PORT)
-        socket.create_connection((parts.hostname or address, port), timeout=timeout).close()
-    except (OSError, ValueError) as error:
-        reason = f"{error} within {timeout:g} s"
-        raise RunError(f"a Ray cluster at {address!r}", reason, way_out) from error
+        done = subprocess.run(check, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"something else answers there: no word of Ray within {timeout:g} s") from error
+    if done.returncode:
+        raise OSError((done.stderr.strip() or "unhealthy").splitlines()[-1])

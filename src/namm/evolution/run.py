@@ -90,8 +90,8 @@ def evolve(
         ConfigurationError: `out` holds another run, or none to resume.
         RunError: the disk is full, workers die, or fitness tells candidates apart no more. What was done is kept.
     """
-    folder = Folder(Path(out), config, resume)
     factory = problem or _language_problem(config, model)
+    folder = Folder(Path(out), config, resume)
     with ExitStack() as stack:
         todo = len(folder.state.told) < config.generations
         executor = stack.enter_context(make_executor(config.workers, factory, here=model is not None)) if todo else None
@@ -124,7 +124,7 @@ class _Run:
         if start is None:
             assert executor is not None
             start = start_memory(config, executor)
-            folder.save_start(start)
+            folder.begin(start)
         self.start = start
         search = config.search
         self.space = make_space(search.space, start, search.rank, search.directions, config.seed, search.scaled)
