@@ -170,6 +170,8 @@ def test_another_feature_set_joins_without_touching_the_memory(monkeypatch: pyte
     class Total(Channel):
         """The sum of attention."""
 
+        name = "total"
+
         def observe(self, state: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
             return state + attention.sum(-2, keepdim=True)
 

@@ -8,6 +8,7 @@ registered here.
 | name | channels (numbers a token) | the network reads, besides age |
 | --- | --- | --- |
 | paper | spectrogram (17) | the spectrogram (spec 3-6) |
+| log | spectrogram (17) | the logarithm of the spectrogram |
 | extended | spectrogram, peak (18) | and the largest attention received, by the token and around it |
 | rehearsed | spectrogram, peak, echo (19) | and that of rehearsals, and the two together |
 | compact | mass, peak (2) | no spectrogram: total and largest attention, at a ninth of the bytes |
@@ -34,14 +35,18 @@ class Channel:
     """Numbers observed of a token.
 
     Attributes:
+        name: what its signal is called.
         size: how many.
         overlap: queries seen before whose attention is given once more.
+        logarithm: whether the network reads log(1 + x / FAINT) of it; a peak and a mass are held as such already.
         peak: whether it is a largest attention, of which the neighbours' is read too.
         rehearses: whether it watches rehearsals, in place of the reading itself.
     """
 
+    name: ClassVar[str]
     size: ClassVar[int] = 1
     overlap: ClassVar[int] = 0
+    logarithm: ClassVar[bool] = False
     peak: ClassVar[bool] = False
     rehearses: ClassVar[bool] = False
 
@@ -55,6 +60,7 @@ class Channel:
 class Spectrogram(Channel):
     """Moving average of the magnitudes of a short-time Fourier transform (spec 3, 4)."""
 
+    name = "bin"
     size = spectrogram.BINS
     overlap = spectrogram.HOP
 
@@ -62,8 +68,16 @@ class Spectrogram(Channel):
         return kernels.observe_spectrogram(state, attention)
 
 
+class LogSpectrogram(Spectrogram):
+    """The same, read as logarithms: magnitudes span five decades, of which the network sees but the largest otherwise."""
+
+    logarithm = True
+
+
 class Mass(Channel):
     """log(1 + s / FAINT), s the sum of attention from all queries."""
+
+    name = "mass"
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return _log(_attention(state) + attention.sum(-2, keepdim=True))
@@ -72,6 +86,7 @@ class Mass(Channel):
 class Peak(Channel):
     """log(1 + m / FAINT), m the largest attention from any one query: what an average over queries levels out."""
 
+    name = "peak"
     peak = True
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
@@ -81,6 +96,7 @@ class Peak(Channel):
 class Echo(Peak):
     """The peak over the queries of rehearsals."""
 
+    name = "echo"
     rehearses = True
 
 
@@ -97,7 +113,8 @@ class FeatureSet:
 
     Attributes:
         channels: numbers of state per token.
-        signals: numbers made of them, normalised by the statistics of the artefact.
+        names: of the signals, which are made of the channels and normalised by the statistics of the artefact: "peak",
+            "echo", "both" (their sum), "around peak" (the largest among neighbours), "bin 0" and so on.
         features: numbers the network reads per token: its age, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
@@ -116,8 +133,11 @@ class FeatureSet:
         self.overlap = max(part.overlap for part in parts)
         self.rehearses = any(part.rehearses for part in parts)
         self._peaks = [sum(self.sizes[:i]) for i, part in enumerate(parts) if part.peak]
-        joint = len(self._peaks) > 1
-        self.signals = self.channels + joint + len(self._peaks) + joint
+        names = [f"{p.name} {i}" if p.size > 1 else p.name for p in parts for i in range(p.size)]
+        peaks = [part.name for part in parts if part.peak]
+        both = ["both"] if len(peaks) > 1 else []
+        self.names = (*names, *both, *(f"around {name}" for name in peaks + both))
+        self.signals = len(self.names)
         self.features = spectrogram.RECENCY_DIMS + self.signals
 
     def observe(
@@ -146,7 +166,11 @@ class FeatureSet:
         if len(peaks) > 1:
             peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
         rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
-        return torch.cat([state, *(signal.unsqueeze(-2) for signal in rest)], dim=-2).transpose(-1, -2)
+        channels = [
+            _log(held) if part.logarithm else held
+            for part, held in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
+        ]
+        return torch.cat([*channels, *(signal.unsqueeze(-2) for signal in rest)], dim=-2).transpose(-1, -2)
 
     def assemble(
         self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"]
@@ -164,8 +188,9 @@ def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
 
 FEATURE_SETS: dict[str, FeatureSet] = {
     "paper": FeatureSet(Spectrogram()),
-    "extended": FeatureSet(Spectrogram(), Peak()),
-    "rehearsed": FeatureSet(Spectrogram(), Peak(), Echo()),
+    "log": FeatureSet(LogSpectrogram()),
+    "extended": FeatureSet(LogSpectrogram(), Peak()),
+    "rehearsed": FeatureSet(LogSpectrogram(), Peak(), Echo()),
     "compact": FeatureSet(Mass(), Peak()),
     "compact-rehearsed": FeatureSet(Mass(), Peak(), Echo()),
 }

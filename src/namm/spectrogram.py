@@ -105,8 +105,8 @@ def recency(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
 class Statistics:
     """Running mean and variance per channel, merged without loss (spec 5)."""
 
-    mean: Float[Tensor, "17"]
-    var: Float[Tensor, "17"]
+    mean: Float[Tensor, " channel"]
+    var: Float[Tensor, " channel"]
     count: int
 
     @classmethod
@@ -114,7 +114,7 @@ class Statistics:
         return cls(torch.zeros(channels), torch.ones(channels), 0)
 
     @classmethod
-    def of(cls, values: Float[Tensor, "token 17"]) -> Statistics:
+    def of(cls, values: Float[Tensor, "token channel"]) -> Statistics:
         """Mean and biased variance of `values` over tokens."""
         return cls(values.mean(0), values.var(0, correction=0), len(values))
 
@@ -126,5 +126,5 @@ class Statistics:
         delta = other.mean - self.mean
         return Statistics(a * self.mean + b * other.mean, a * self.var + b * other.var + a * b * delta.square(), count)
 
-    def normalise(self, values: Float[Tensor, "*lead 17"]) -> Float[Tensor, "*lead 17"]:
+    def normalise(self, values: Float[Tensor, "*lead channel"]) -> Float[Tensor, "*lead channel"]:
         return (values - self.mean) / self.var.sqrt().clamp(min=1e-7)

@@ -121,6 +121,8 @@ class WarmStart(Section):
     """Of Adam."""
     question_weight: float = Field(default=1.0, ge=0)
     """How much more the question's queries count than those of the text."""
+    rehearsal: bool = True
+    """Whether the queries of a rehearsal count as later ones, also for a memory that does not rehearse itself."""
 
 
 class Start(Section):
@@ -129,6 +131,8 @@ class Start(Section):
     section = "start"
     from_: str = Field(default=ZEROS, alias="from")
     """"zeros" (the paper's), "warm" (see `start.warm`), or a saved memory: folder, `builtin:NAME` or hub id."""
+    scoring: dict[str, float] = {}
+    """First weights of signals in the score, by name: {"peak": 1.0} starts at the observed maximum. Zeros otherwise."""
     bias: float = 0.0
     """Added to the bias of the score: above 0, the first candidates keep rather than forget at their own threshold."""
     statistics: int = Field(default=4, ge=1)

@@ -32,7 +32,7 @@ from namm.memory.rehearsal import rehearsing
 from namm.memory.sequence import Plan
 from namm.models import context_length, load_model
 from namm.network import NAMM, NAMMConfig
-from namm.policies import NAMMPolicy, View
+from namm.policies import MemoryPolicy, NAMMPolicy, View
 from namm.selection import Threshold
 from namm.spectrogram import HOP, Statistics
 from namm.tasks import Encoded, encode
@@ -159,15 +159,14 @@ class LanguageProblem:
         policy = NAMMPolicy(replace(networks, theta=thetas))
         contender = Contender("candidate", OWN if item.budget is None else item.budget, policy)
         answers = self.reader.ask(ready.group, ready.prefix, [contender] * len(thetas))
-        objective = self.config.objective
         outcomes = []
         for answer in answers:
             share = answer.held.bytes_held / answer.held.bytes_full
-            if objective.score == "nll":
+            if self.config.objective.score == "nll":
                 score = 1 - (answer.nll - ready.full) / max(ready.floor - ready.full, SPAN)
             else:
                 score = 1 + answer.score - ready.best
-            outcomes.append(Outcome(score - objective.pressure * share, answer.nll, share))
+            outcomes.append(Outcome(score, answer.nll, share))
         return outcomes
 
     def _rows(self, ready: Ready) -> int:
@@ -194,7 +193,7 @@ class LanguageProblem:
         return reduce(Statistics.merge, recorder.seen, Statistics.empty(layout.feature_set.signals))
 
     @torch.no_grad()
-    def read(self, group: Group, policy: NAMMPolicy, budget: float | None = None) -> None:
+    def read(self, group: Group, policy: MemoryPolicy, budget: float | None = None) -> None:
         """Let a policy read a text, for what it notes on the way; everything stays if there is no budget."""
         prefix = self.reader.prefix(group, [policy])
         if budget is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from namm.errors import ConfigurationError
+from namm.errors import ConfigurationError, nearest
 from namm.evolution.config import WARM, ZEROS, EvolutionConfig, WarmStart
 from namm.evolution.draw import first_items
 from namm.evolution.executors import Executor
@@ -23,7 +23,7 @@ def start_memory(config: EvolutionConfig, executor: Executor) -> NAMM:
         network = NAMM.zeros(layout(config))
         items = first_items(config, config.start.statistics)
         parts = executor.map(_statistics, [(item, network.config) for item in items])
-        seen = reduce(Statistics.merge, parts, Statistics.empty(network.feature_set.channels))
+        seen = reduce(Statistics.merge, parts, Statistics.empty(network.feature_set.signals))
         network = network.with_statistics(seen.mean, seen.var)
     elif source == WARM:
         warm = config.start.warm
@@ -31,7 +31,7 @@ def start_memory(config: EvolutionConfig, executor: Executor) -> NAMM:
         (network,) = executor.map(_warm, [(layout(config), items, warm)])
     else:
         network = _saved(config)
-    return _biased(network, config.start.bias)
+    return _weighted(network, config.start.scoring, config.start.bias)
 
 
 def layout(config: EvolutionConfig) -> NAMMConfig:
@@ -72,9 +72,16 @@ def _saved(config: EvolutionConfig) -> NAMM:
     return NAMM.from_vector(start.theta, start.mean, start.var, wanted)
 
 
-def _biased(network: NAMM, bias: float) -> NAMM:
-    theta = network.vector()
-    theta[..., -1] += bias  # b_s is the last parameter (spec 7)
+def _weighted(network: NAMM, scoring: dict[str, float], bias: float) -> NAMM:
+    """With weights of signals, and a bias, added to the scoring layer: the last parameters (spec 7)."""
+    theta, names = network.vector(), network.feature_set.names
+    theta[..., -1] += bias
+    for name, weight in scoring.items():
+        if name not in names:
+            raise ConfigurationError(
+                f"signals of the features {network.config.features!r} in start.scoring", repr(name), nearest(name, names)
+            )
+        theta[..., -1 - len(names) + names.index(name)] += weight
     return NAMM.from_vector(theta, network.mean, network.var, network.config)
 
 

@@ -1,8 +1,10 @@
 """A warm start: the network fitted, by gradient, to how much attention each token will receive later.
 
 To keep or to forget has no gradient, but what makes a token worth keeping can be measured: the largest attention that any
-later query pays it, under the full cache, as the oracle of `namm eval` knows it. The score of a token is fitted to the
-logarithm of that. States come from the full cache first, then from the caches that the fitted memory itself leaves behind.
+later query pays it, under the full cache, as the oracle of `namm eval` knows it. A question asks for little of a text, and
+the next one for something else; so the queries of a rehearsal, which ask for every token once, count as later ones too.
+The score of a token is fitted to the logarithm of that. States come from the full cache first, then from the caches that
+the fitted memory itself leaves behind.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -19,13 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from namm.errors import ConfigurationError
+from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
 from namm.features import FAINT
 from namm.network import NAMM, NAMMConfig
-from namm.policies import NAMMPolicy, View
+from namm.policies import KVzip, NAMMPolicy, View
 from namm.spectrogram import Statistics
 
 log = logging.getLogger(__name__)
@@ -64,6 +68,18 @@ class Witness(NAMMPolicy):
         return super().score(view)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class Echoes(KVzip):
+    """Keeps everything, and notes what rehearsals attend to."""
+
+    absolute = True
+    noted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def score(self, view: View) -> Tensor:
+        self.noted[view.layer, view.seen] = view.state[0, :, 0].cpu()
+        return torch.zeros_like(view.positions, dtype=torch.float32)
+
+
 def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], config: WarmStart) -> NAMM:
     """A network that scores tokens by the attention they will receive.
 
@@ -75,8 +91,9 @@ def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], con
     generator = np.random.default_rng(problem.config.seed)
     network, layers = NAMM.zeros(layout), list[Layer]()
     for turn in range(config.rounds):
-        for item in items:
-            layers += observe(problem, item, network if turn else None, layout, config.question_weight)
+        for item, budget in zip(items, cycle(problem.config.objective.budgets)):
+            own = replace(item, budget=None if budget == OWN else budget)
+            layers += observe(problem, own, network if turn else None, layout, config)
         if not turn:
             network = _started(layout, layers, generator)
         network = descend(network, layers, config.steps, config.learning_rate, generator)
@@ -85,13 +102,9 @@ def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], con
 
 @torch.no_grad()
 def observe(
-    problem: LanguageProblem, item: Item, network: NAMM | None, layout: NAMMConfig, question_weight: float
+    problem: LanguageProblem, item: Item, network: NAMM | None, layout: NAMMConfig, config: WarmStart
 ) -> list[Layer]:
-    """What the memory sees of each layer at each update of a text; the full cache if there is no network yet.
-
-    Args:
-        question_weight: how much more the attention of what follows the text counts.
-    """
+    """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
     group = problem.group(item)
     (sample,) = group.samples
     interval, length = problem.reader.interval, len(group.text)
@@ -99,11 +112,16 @@ def observe(
     future = foresee(problem.model, torch.tensor([[*sample.prompt, *sample.answer]], device=problem.model.device), updates)
     witness = Witness(network or NAMM.zeros(layout))
     problem.read(group, witness, item.budget if network else None)
+    echoes = Echoes()
+    if config.rehearsal:
+        problem.read(group, echoes)
     layers = []
     for (layer, seen), shown in witness.noted.items():
         later = future.future[layer]
-        asked = later[-1][:, :seen] * question_weight
-        worth = torch.log1p(torch.maximum(later[updates.index(seen)], asked) / FAINT).cpu()
+        most = torch.maximum(later[updates.index(seen)], later[-1][:, :seen] * config.question_weight).cpu()
+        if config.rehearsal:
+            most = torch.maximum(most, echoes.noted[layer, seen])
+        worth = torch.log1p(most / FAINT)
         layers.append([
             Seen(signals, seen - 1 - positions, worth[heads].gather(1, positions.long()))
             for signals, positions, heads in shown
@@ -111,6 +129,7 @@ def observe(
     return layers
 
 
+@torch.enable_grad()
 def descend(network: NAMM, layers: Sequence[Layer], steps: int, rate: float, generator: np.random.Generator) -> NAMM:
     """Adam on the squared difference of score and worth, each centred over those that compete for the same slots."""
     theta = network.theta.clone().requires_grad_()

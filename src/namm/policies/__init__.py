@@ -9,6 +9,7 @@
 | tova | what the last query attends to | arXiv 2401.06104 |
 | snapkv | what the last 32 queries attend to, pooled | arXiv 2404.14469 |
 | knorm | shortest keys | arXiv 2406.11430 |
+| kvzip | what a second reading of the text attends to | arXiv 2505.23416 |
 | random | one random priority per token | |
 """
 
@@ -22,6 +23,7 @@ from namm.policies.base import MemoryPolicy, View
 from namm.policies.full import KeepAll
 from namm.policies.h2o import H2O
 from namm.policies.knorm import KNorm
+from namm.policies.kvzip import KVzip
 from namm.policies.namm import NAMMPolicy
 from namm.policies.observed_max import ObservedMax
 from namm.policies.random import Random
@@ -34,6 +36,7 @@ __all__ = [
     "H2O",
     "TOVA",
     "KNorm",
+    "KVzip",
     "KeepAll",
     "MemoryPolicy",
     "NAMMPolicy",
@@ -48,7 +51,7 @@ __all__ = [
 ]
 
 BASELINES: dict[str, type[MemoryPolicy]] = {
-    policy.name: policy for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, Random)
+    policy.name: policy for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, Random)
 }
 _BUILTIN = Path(__file__).parents[1] / "data" / "memories"
 
