@@ -11,9 +11,10 @@ import torch
 import namm
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache
+from namm.memory.layer import MemoryLayer
 from namm.memory.prefix import Prefix
 from namm.memory.sequence import Plan
-from namm.policies import H2O, KeepAll, ObservedMax, StreamingLLM
+from namm.policies import H2O, KeepAll, KVzip, ObservedMax, StreamingLLM
 from tests.zoo import causal_model
 
 PLANS = (
@@ -98,6 +99,23 @@ def test_a_cache_goes_when_nobody_holds_it() -> None:
         alive.append(weakref.ref(prefix))
         del cache, fork, prefix
         assert [one() for one in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_reading_a_prefix_leaves_nothing_to_the_collector() -> None:
+    model, policy = causal_model("llama"), KVzip()
+
+    def layers() -> int:
+        return sum(isinstance(found, MemoryLayer) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = layers()
+        prefix = Prefix.of(model, torch.arange(5, 37)[None], [policy.rehearsal])
+        prefix.start((Plan(policy, namm.Budget(fraction=0.5), 32),))
+        assert layers() == before
     finally:
         gc.enable()
 

@@ -270,6 +270,11 @@ def layer_of(key: Tensor) -> MemoryLayer | None:
     return getattr(key, _ATTRIBUTE, None)
 
 
+def forget_layer(key: Tensor) -> None:
+    """Take the layer away from keys that were served."""
+    delattr(key, _ATTRIBUTE)
+
+
 def is_routed(config: PreTrainedConfig) -> bool:
     """Whether attention of models with this config asks the memory (see `routing`)."""
     return (config._attn_implementation or "").startswith(PREFIX)

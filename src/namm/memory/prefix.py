@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from namm.errors import ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
-from namm.memory.layer import MemoryLayer, Read
+from namm.memory.layer import MemoryLayer, Read, forget_layer
 from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 from namm.policies import KeepAll, MemoryPolicy
@@ -34,7 +34,8 @@ class _Recorder(MemoryLayer):
     def attend(self, query: Tensor, scaling: Scaling, mask: Tensor | None) -> Tensor:
         assert self._pending is not None
         keys, values = self._pending
-        self.read = Read(query, keys.view_as(keys), values, scaling)  # a view, which does not know this layer
+        forget_layer(keys)  # or what is kept of them would keep this layer alive, and it them
+        self.read = Read(query, keys, values, scaling)
         if self.rehearsing is None:
             return super().attend(query, scaling, mask)
         self._pending = None
