@@ -220,6 +220,8 @@ class Workers(Section):
     """Worker processes; 1 measures in this process."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of each. Results are the same for any count, not for any number of threads."""
+    keep: float = Field(default=2.0, ge=0)
+    """GiB of texts that a worker has read and keeps for later generations; they are read again otherwise."""
     ray: str | None = None
     """Address of a Ray cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" to start one here."""
     cpus_per_worker: float = Field(default=1.0, ge=0)

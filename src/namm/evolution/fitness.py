@@ -13,7 +13,8 @@ Everything before the first update is computed once for each sample, and observe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import islice
@@ -78,7 +79,7 @@ class LanguageProblem:
         self.reader = Reader(*model, config.memory.update_interval, decode=config.objective.score == "metric")
         self._loaded: dict[str, list[Sample]] = {}
         self._references: dict[Item, tuple[float, float, float]] = {}
-        self._latest: tuple[Item, NAMMConfig, Ready] | None = None
+        self._kept: OrderedDict[tuple[Item, Hashable], Ready] = OrderedDict()
 
     # -- samples -----------------------------------------------------------------------------------------------
 
@@ -121,18 +122,21 @@ class LanguageProblem:
         return Group(item.tokens, text_before(encoded, HOP), (encoded,))
 
     def ready(self, item: Item, policy: NAMMPolicy) -> Ready:
-        """An item with its text read and its references measured; the latest one is kept."""
+        """An item with its text read and its references measured; kept for later generations, as long as there is room."""
         sample = replace(item, budget=None)
-        key = policy.network.config
-        if self._latest is None or self._latest[:2] != (sample, key):
-            self._latest = None
+        key = (sample, policy.observer)
+        if key not in self._kept:
             group = self.group(item)
             prefix = self.reader.prefix(group, [policy])
             if sample not in self._references:
                 full, floor = (self.reader.ask(group, prefix, [Contender(name, None)])[0] for name in ("full", "floor"))
                 self._references[sample] = (full.nll, floor.nll, full.score)
-            self._latest = (sample, key, Ready(group, prefix, *self._references[sample]))
-        return self._latest[2]
+            self._kept[key] = Ready(group, prefix.settled(policy), *self._references[sample])
+            room = self.config.workers.keep * 2**30
+            while len(self._kept) > 1 and sum(ready.prefix.nbytes() for ready in self._kept.values()) > room:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
     # -- measuring ---------------------------------------------------------------------------------------------
 
@@ -177,8 +181,7 @@ class LanguageProblem:
         free, _ = torch.cuda.mem_get_info(device)
         length = len(ready.group.samples[0].prompt) + len(ready.group.samples[0].answer)
         config = self.model.config.get_text_config(decoder=True)
-        held = sum(read.key[0].numel() + read.value[0].numel() for read in ready.prefix.reads if hasattr(read, "key"))
-        cache = 2 * held * self.model.dtype.itemsize * length // ready.prefix.tokens
+        cache = 2 * ready.prefix.nbytes() * length // ready.prefix.tokens
         activations = 8 * length * config.hidden_size * self.model.dtype.itemsize
         return max(1, int(free * _ROOM) // (cache + activations))
 

@@ -12,6 +12,7 @@ The state of a strategy is what it was told: replaying it gives the same strateg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,10 @@ class Strategy:
             sampler = samplers.GaussVDSampler if variant == "vd" else samplers.GaussVkDSampler
             options = sampler.extend_cma_options(options)
             options["CMA_sampler_options"] = {"randn": randn}  # or it would draw from numpy's global generator
-        self._es = cma.CMAEvolutionStrategy(np.zeros(dimensions), sigma, options)
+        # one thread: many of them wait for each other where workers keep the cores busy, and round as cores are many
+        self._blas = package("threadpoolctl", "evolve").ThreadpoolController()
+        with self._one_thread():
+            self._es = cma.CMAEvolutionStrategy(np.zeros(dimensions), sigma, options)
         self.population = population
         self.told: list[np.ndarray] = []
 
@@ -86,7 +90,8 @@ class Strategy:
 
     def ask(self) -> np.ndarray:
         """Candidates of this generation, `[candidate, dimension]`."""
-        return np.asarray(self._es.ask(), dtype=float)
+        with self._one_thread():
+            return np.asarray(self._es.ask(), dtype=float)
 
     def tell(self, candidates: np.ndarray, fitness: Sequence[float] | np.ndarray) -> bool:
         """Fitness of each candidate, higher is better.
@@ -104,8 +109,12 @@ class Strategy:
         if int(finite.sum()) < parents or len(np.unique(fitness[finite])) == 1:
             return False
         ranked = np.where(finite, fitness, fitness[finite].min() - 1.0)
-        self._es.tell(list(candidates), list(-ranked))
+        with self._one_thread():
+            self._es.tell(list(candidates), list(-ranked))
         return True
+
+    def _one_thread(self) -> AbstractContextManager[Any]:
+        return self._blas.limit(limits=1, user_api="blas")
 
 
 def paired_ranks(scores: np.ndarray) -> np.ndarray:

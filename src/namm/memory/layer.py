@@ -34,6 +34,10 @@ class Read:
     value: Tensor
     scaling: Scaling
 
+    def without_tokens(self) -> Read:
+        """Its shapes and dtypes alone."""
+        return Read(*(t[:, :, :0].clone() for t in (self.query, self.key, self.value)), self.scaling)
+
 
 class SeenLength(int):
     """A mask length given by a `MemoryLayer`: the mask is for a memory and need hold no causality."""

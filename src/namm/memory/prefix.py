@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from namm.errors import ModelError
 from namm.memory.attach import find_decoder
-from namm.memory.cache import MemoryCache
+from namm.memory.cache import MemoryCache, storage_bytes
 from namm.memory.layer import MemoryLayer, Read, forget_layer
 from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
@@ -86,6 +86,20 @@ class Prefix:
             rehearse(find_decoder(model).forward, cache, (False,), again, everything)
             prefix.rehearsed[rehearsal] = _reads(cache)
         return prefix
+
+    @torch.no_grad()
+    def settled(self, policy: MemoryPolicy) -> Prefix:
+        """Only what memories need that observe as `policy` does, which is a fraction of the bytes."""
+        bases = {i: self._observed(policy, i) for i, read in enumerate(self.reads) if isinstance(read, Read)}
+        reads = tuple(read.without_tokens() if isinstance(read, Read) else read for read in self.reads)
+        return Prefix(self.config, self.tokens, reads, _bases={policy.observer: bases})
+
+    def nbytes(self) -> int:
+        """Bytes of what was read and observed."""
+        reads = [read for layers in (self.reads, *self.rehearsed.values()) for read in layers if isinstance(read, Read)]
+        tensors = [tensor for read in reads for tensor in (read.query, read.key, read.value)]
+        sequences = [sequence for bases in self._bases.values() for sequence in bases.values()]
+        return storage_bytes(tensors) + sum(sequence.nbytes() for sequence in sequences)
 
     def footprint(self, plan: Plan) -> Footprint:
         """What a memory with this plan costs in bytes."""

@@ -172,8 +172,9 @@ class Sequence:
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, visible: Tensor | None
     ) -> Float[Tensor, "kv_head group token value_dim"]:
-        """Append a piece that crosses no update, attend it to everything held, and observe."""
+        """Append a piece that crosses no update, attend it to everything held, and observe if another update will come."""
         policy = self.plan.policy
+        watching = policy.channels > 0 and self.plan.next_update(self.seen) is not None
         outputs, sums = [], []
         grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
         if any(grown):
@@ -183,10 +184,10 @@ class Sequence:
             k, v, positions, _ = block.used()
             q = query[block.heads]
             mask = None if visible is None else visible[:, positions.long()].transpose(0, 1)
-            if policy.channels == 0 and scaling.softcap is None:
+            if not watching and scaling.softcap is None:
                 outputs.append(kernels.attend(q, k, v, scaling.scale, mask))
                 continue
-            watch = policy.channels > 0 and pending + query.shape[2] >= policy.hop
+            watch = watching and pending + query.shape[2] >= policy.hop
             out, lse = kernels.attend_and_observe(
                 q,
                 k,
@@ -202,11 +203,13 @@ class Sequence:
             outputs.append(out)
             sums.append(lse)
         self.seen += query.shape[2]
-        if policy.channels:
+        if watching:
             length = policy.overlap + self.seen % policy.hop
             lse = sums[0] if len(sums) == 1 else torch.cat(sums)
             old = self.tail or Tail(query[:, :, :0], lse[:, :, :0])
             self.tail = old.extended(query, lse, min(length, self.seen))
+        else:
+            self.tail = None
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # -- observing ---------------------------------------------------------------------------------------------
