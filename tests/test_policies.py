@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import namm
-from namm.policies import BASELINES, H2O, TOVA, KNorm, ObservedMax, Random, SnapKV, StreamingLLM, View, resolve
+from namm.policies import BASELINES, H2O, TOVA, KNorm, KVzip, ObservedMax, Random, SnapKV, StreamingLLM, View, resolve
 from tests.zoo import causal_model, ids
 
 
@@ -47,6 +47,15 @@ def test_observed_max_remembers_one_strong_look() -> None:
     state = policy.observe(torch.zeros(1, 3), torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.1, 0.4]]))
     state = policy.observe(state, torch.tensor([[0.4, 0.0, 0.6]]))
     torch.testing.assert_close(state[0], torch.tensor([0.5, 0.9, 0.6]))
+
+
+def test_kvzip_remembers_what_was_asked_when_the_text_was_read_again() -> None:
+    policy = KVzip()
+    state = policy.observe(torch.zeros(1, 3), torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.1, 0.4]]))
+    assert not state.any()
+    state = policy.rehearse(policy.rehearse(state, torch.tensor([[0.1, 0.0, 0.3]])), torch.tensor([[0.0, 0.2, 0.1]]))
+    torch.testing.assert_close(state[0], torch.tensor([0.1, 0.2, 0.3]))
+    assert order(policy.score(view([0, 1, 2], state))) == [2, 1, 0]
 
 
 def test_tova_looks_at_the_last_query_only() -> None:

@@ -14,7 +14,7 @@ from namm.tasks.text import check_split
 PROTOCOLS = ("context-first", "whole")
 OWN = "own"
 SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
-DEFAULT_POLICIES = ("h2o", "observed-max", "tova", "snapkv", "knorm", f"builtin:{DEFAULT}")
+DEFAULT_POLICIES = ("h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", f"builtin:{DEFAULT}")
 GRID = ("policies", "budgets", "tasks", "tokens", "samples")  # may grow in a folder that holds results
 
 
