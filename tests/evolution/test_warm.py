@@ -8,6 +8,7 @@ import torch
 from namm import NAMM, NAMMConfig
 from namm.evolution import warm
 from namm.evolution.config import WarmStart
+from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
 from namm.features import FAINT
 from tests.evolution.test_fitness import problem
@@ -21,12 +22,19 @@ def layout(features: str = "compact", per: str = "layer") -> NAMMConfig:
     return NAMMConfig(features=features, update_interval=64, per=per)
 
 
+def observed(
+    given: LanguageProblem, item: Item, kind: NAMMConfig | None = None, memory: NAMM | None = None,
+    config: WarmStart = QUICK,
+) -> list[warm.Layer]:  # fmt: skip
+    return warm.observe(given, item, warm.Worth.of(given, item, config), memory, kind or layout())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_worth_is_the_largest_attention_that_comes_later(weight: float) -> None:
     given = problem("compact")
     config = WarmStart(rehearsal=False, question_weight=weight)
-    layers = warm.observe(given, ITEMS[0], None, layout(), config)
+    layers = observed(given, ITEMS[0], config=config)
     group = given.group(ITEMS[0])
     (sample,) = group.samples
     model = causal_model("llama", "eager")
@@ -46,8 +54,7 @@ def test_worth_is_the_largest_attention_that_comes_later(weight: float) -> None:
 
 def test_a_rehearsal_asks_for_every_token() -> None:
     given = problem("compact")
-    without = warm.observe(given, ITEMS[0], None, layout(), WarmStart(rehearsal=False))
-    with_it = warm.observe(given, ITEMS[0], None, layout(), WarmStart())
+    without, with_it = (observed(given, ITEMS[0], config=WarmStart(rehearsal=wanted)) for wanted in (False, True))
     worth = [torch.cat([seen.worth.flatten() for layer in layers for seen in layer]) for layers in (without, with_it)]
     assert bool((worth[1] >= worth[0]).all())
     assert float((worth[1] - worth[0]).mean()) > 0.1
@@ -60,7 +67,7 @@ def test_the_fit_follows_worth_and_is_the_same_each_time(features: str, per: str
     fitted = warm.fit(given, kind, ITEMS, QUICK)
     again = warm.fit(problem(features), kind, ITEMS, QUICK)
     torch.testing.assert_close(fitted.theta, again.theta, rtol=0, atol=0)
-    layers = [part for item in ITEMS for part in warm.observe(given, item, None, kind, QUICK)]
+    layers = [part for item in ITEMS for part in observed(given, item, kind)]
     blind = NAMM.zeros(kind).with_statistics(fitted.mean, fitted.var)
     with torch.no_grad():
         before, after = (sum(float(warm.misfit(n, part)) for part in layers) for n in (blind, fitted))
@@ -72,8 +79,7 @@ def test_later_rounds_see_what_the_memory_itself_left() -> None:
     given, kind = problem("compact"), layout()
     network = warm.fit(given, kind, ITEMS, QUICK)
     item = Item("train", "passkey", 360, 0, 0.5)
-    own = warm.observe(given, item, network, kind, QUICK)
-    full = warm.observe(given, item, None, kind, QUICK)
+    own, full = (observed(given, item, kind, memory) for memory in (network, None))
     slots = [sum(seen.age.numel() for layer in layers for seen in layer) for layers in (own, full)]
     assert slots[0] < 0.8 * slots[1]
     assert any(len(layer) > 1 for layer in own)  # heads that hold unequal numbers come apart

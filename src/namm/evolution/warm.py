@@ -89,44 +89,62 @@ def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], con
     if not items:
         raise ConfigurationError("an item at least to fit the start to", "none", "Give stages with tasks and samples.")
     generator = np.random.default_rng(problem.config.seed)
-    network, layers = NAMM.zeros(layout), list[Layer]()
+    network, layers, worths = NAMM.zeros(layout), list[Layer](), dict[Item, Worth]()
     for turn in range(config.rounds):
         for item, budget in zip(items, cycle(problem.config.objective.budgets)):
+            worths[item] = worths.get(item) or Worth.of(problem, item, config)
             own = replace(item, budget=None if budget == OWN else budget)
-            layers += observe(problem, own, network if turn else None, layout, config)
+            layers += observe(problem, own, worths[item], network if turn else None, layout)
         if not turn:
             network = _started(layout, layers, generator)
         network = descend(network, layers, config.steps, config.learning_rate, generator)
     return _thresholded(network, layers)
 
 
+@dataclass(frozen=True)
+class Worth:
+    """What the tokens of a text will be worth after each update: by layer and tokens read, `[kv_head, token]`."""
+
+    of_layer: dict[tuple[int, int], Float[Tensor, "kv_head token"]]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, problem: LanguageProblem, item: Item, config: WarmStart) -> Worth:
+        """Measured with the full cache."""
+        group = problem.group(item)
+        (sample,) = group.samples
+        interval, length = problem.reader.interval, len(group.text)
+        updates = (*range(interval, length, interval), length)
+        ids = torch.tensor([[*sample.prompt, *sample.answer]], device=problem.model.device)
+        future = foresee(problem.model, ids, updates).future
+        echoes = Echoes()
+        if config.rehearsal:
+            problem.read(group, echoes)
+        found = {}
+        for layer, later in future.items():
+            for seen, most in zip(updates, later, strict=True):
+                asked = later[-1][:, :seen] * config.question_weight
+                most = torch.maximum(most, asked).cpu()
+                if config.rehearsal:
+                    most = torch.maximum(most, echoes.noted[layer, seen])
+                found[layer, seen] = torch.log1p(most / FAINT)
+        return cls(found)
+
+
 @torch.no_grad()
 def observe(
-    problem: LanguageProblem, item: Item, network: NAMM | None, layout: NAMMConfig, config: WarmStart
+    problem: LanguageProblem, item: Item, worth: Worth, network: NAMM | None, layout: NAMMConfig
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
-    group = problem.group(item)
-    (sample,) = group.samples
-    interval, length = problem.reader.interval, len(group.text)
-    updates = (*range(interval, length, interval), length)
-    future = foresee(problem.model, torch.tensor([[*sample.prompt, *sample.answer]], device=problem.model.device), updates)
     witness = Witness(network or NAMM.zeros(layout))
-    problem.read(group, witness, item.budget if network else None)
-    echoes = Echoes()
-    if config.rehearsal:
-        problem.read(group, echoes)
-    layers = []
-    for (layer, seen), shown in witness.noted.items():
-        later = future.future[layer]
-        most = torch.maximum(later[updates.index(seen)], later[-1][:, :seen] * config.question_weight).cpu()
-        if config.rehearsal:
-            most = torch.maximum(most, echoes.noted[layer, seen])
-        worth = torch.log1p(most / FAINT)
-        layers.append([
-            Seen(signals, seen - 1 - positions, worth[heads].gather(1, positions.long()))
+    problem.read(problem.group(item), witness, item.budget if network else None)
+    return [
+        [
+            Seen(signals, seen - 1 - positions, worth.of_layer[layer, seen][heads].gather(1, positions.long()))
             for signals, positions, heads in shown
-        ])  # fmt: skip
-    return layers
+        ]
+        for (layer, seen), shown in witness.noted.items()
+    ]  # fmt: skip
 
 
 @torch.enable_grad()
