@@ -50,7 +50,9 @@ class Table:
 
     def shared(self, *policies: str) -> dict[str, list[str]]:
         """Samples by task that all of them were measured on."""
-        tasks = set.intersection(*(set(self.nll[p]) for p in policies)) if all(p in self.nll for p in policies) else set()
+        tasks = (
+            set.intersection(*(set(self.nll[p]) for p in policies)) if all(p in self.nll for p in policies) else set()
+        )
         found = {t: sorted(set.intersection(*(set(self.nll[p][t]) for p in policies))) for t in sorted(tasks)}
         return {task: samples for task, samples in found.items() if samples}
 

@@ -68,7 +68,9 @@ def main() -> None:
                 middle = time.perf_counter()
                 together = executor.map(measured, units)
                 turns.append((middle - start, time.perf_counter() - middle))
-        apart = max(abs(a.score - b.score) for x, y in zip(one, together, strict=True) for a, b in zip(x, y, strict=True))
+        apart = max(
+            abs(a.score - b.score) for x, y in zip(one, together, strict=True) for a, b in zip(x, y, strict=True)
+        )
         count = options.candidates * options.samples
         best = [min(turn[side] for turn in turns) for side in (0, 1)]
         row = {

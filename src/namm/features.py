@@ -69,7 +69,7 @@ class Spectrogram(Channel):
 
 
 class LogSpectrogram(Spectrogram):
-    """The same, read as logarithms: magnitudes span five decades, of which the network sees but the largest otherwise."""
+    """The same, read as logarithms: magnitudes span five decades, and otherwise only the largest are seen."""
 
     logarithm = True
 

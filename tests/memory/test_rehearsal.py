@@ -1,4 +1,4 @@
-"""Rehearsal changes what a policy sees and nothing else: no token of it stays, and no answer depends on how a text came."""
+"""Rehearsal changes what a policy sees and nothing else: no token of it stays, nor does it matter how a text came."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.zoo import causal_model, ids
 
 HALF = namm.Budget(fraction=0.5)
 INTERVAL = 32
+WHOLE = Rehearsal()
 
 
 def memory(**options: object) -> NAMM:
@@ -56,7 +57,7 @@ class Echoes(MemoryPolicy):
     name = "echoes"
     channels = 1
     absolute = True
-    rehearsal: Rehearsal | None = Rehearsal()
+    rehearsal: Rehearsal | None = WHOLE
     noted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
@@ -174,11 +175,16 @@ def test_less_may_be_read_again() -> None:
 def test_the_model_is_as_it_was_afterwards() -> None:
     model, text = causal_model("llama"), ids(1, 60)
     decoder = model.base_model
-    with pytest.raises(RuntimeError, match="stop"), namm.attach(model, memory(), HALF, INTERVAL):
-        assert "forward" in decoder.__dict__
-        with pytest.raises(ModelError, match="one that has a memory attached"):
-            read(model, text)
-        raise RuntimeError("stop")
+
+    def interrupted() -> None:
+        with namm.attach(model, memory(), HALF, INTERVAL):
+            assert "forward" in decoder.__dict__
+            with pytest.raises(ModelError, match="one that has a memory attached"):
+                read(model, text)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     assert "forward" not in decoder.__dict__
     with namm.attach(model, H2O(), HALF, INTERVAL):
         assert "forward" not in decoder.__dict__  # who only watches needs no piecewise reading
@@ -199,9 +205,8 @@ def test_what_cannot_be_rehearsed_is_refused() -> None:
     model, text = causal_model("llama"), ids(1, 60)
     with pytest.raises(ConfigurationError, match=r"one that rehearses. Use namm.attach"):
         MemoryCache(model.config, memory(), HALF, INTERVAL)
-    with torch.no_grad(), namm.attach(model, memory(), HALF, INTERVAL):
-        with pytest.raises(ModelError, match="output_hidden_states"):
-            model(text, output_hidden_states=True)
+    with namm.attach(model, memory(), HALF, INTERVAL), pytest.raises(ModelError, match="output_hidden_states"):
+        model(text, output_hidden_states=True)
     rows = tuple(Plan(Echoes(Rehearsal(share)), namm.Threshold(0.0), INTERVAL) for share in (0.5, 1.0))
     with pytest.raises(ModelError, match="rehearse in one way"), rehearsing(model.base_model):
         model(text.expand(2, -1), past_key_values=MemoryCache.planned(model.config, rows))

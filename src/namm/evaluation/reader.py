@@ -194,7 +194,9 @@ class Reader:
                 f"{contender.budget:.0%} of {length} tokens",
                 "Allow more bytes, or longer texts.",
             )
-        return Plan(contender.policy, Budget(fraction=slots / length, per=contender.policy.per), self.interval, last=length)
+        return Plan(
+            contender.policy, Budget(fraction=slots / length, per=contender.policy.per), self.interval, last=length
+        )
 
     def _held(self, group: Group, prefix: Prefix, cache: MemoryCache, row: int, plan: Plan) -> Held:
         costs = prefix.footprint(plan)

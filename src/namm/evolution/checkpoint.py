@@ -42,12 +42,14 @@ class Record:
         generation: that was being measured, from 0; or, for the mean, the generations told before it.
         candidate: index in its generation; None for the mean.
         fitness: on the validation items; None if it could not be measured.
+        bar: the score at which the budgets cut, where its own threshold is put.
     """
 
     stage: int
     generation: int
     candidate: int | None
     fitness: float | None
+    bar: float
 
 
 @dataclass(frozen=True)

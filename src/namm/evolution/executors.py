@@ -37,6 +37,7 @@ Factory = Callable[[], Problem]
 log = logging.getLogger(__name__)
 
 _DEATHS = 3  # of workers over one unit, or in a row before they are ready
+_FAREWELL = 5.0  # seconds that an idle worker has to end
 
 
 class Executor(Protocol):
@@ -247,6 +248,8 @@ class _Process(Worker):
 
     def stop(self) -> None:
         self.pipe.close()
+        if self.ready and self.unit is None:
+            self.process.join(_FAREWELL)  # it ends by itself, and cleans up
         self.process.kill()
         self.process.join()
 

@@ -28,6 +28,7 @@ from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Group, Reader, text_before
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.problem import Item, Outcome
+from namm.memory.layer import Read
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
 from namm.memory.sequence import Plan
@@ -103,7 +104,9 @@ class LanguageProblem:
         if key not in self._loaded:
             (task,) = find_tasks([item.task])
             count = self.config.search.pool
-            request = Request(self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed)
+            request = Request(
+                self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed
+            )
             found = list(islice(task.samples(request), count * HELD_OUT))
             if not task.generated:
                 held_out = item.split == "validation"
@@ -122,7 +125,7 @@ class LanguageProblem:
         return Group(item.tokens, text_before(encoded, HOP), (encoded,))
 
     def ready(self, item: Item, policy: NAMMPolicy) -> Ready:
-        """An item with its text read and its references measured; kept for later generations, as long as there is room."""
+        """An item, its text read and its references measured; kept for later generations while there is room."""
         sample = replace(item, budget=None)
         key = (sample, policy.observer)
         if key not in self._kept:
@@ -173,8 +176,22 @@ class LanguageProblem:
             outcomes.append(Outcome(score, answer.nll, share))
         return outcomes
 
+    @torch.no_grad()
+    def bar(self, item: Item, network: NAMM) -> float:
+        """See `Problem.bar`; over all layers and heads together."""
+        noting = Noting(network)
+        ready = self.ready(item, noting)
+        self.read(ready.group, noting, item.budget, ready.prefix)
+        length = len(ready.group.text)
+        scores = torch.cat([s.flatten() for seen, s in noting.noted if seen == length]).float().cpu()
+        plan = self.reader.plan(ready.group, ready.prefix, Contender("bar", item.budget, noting))
+        assert plan.selection is not None
+        heads = sum(len(read.key[0]) for read in ready.prefix.reads if isinstance(read, Read))
+        room = heads * (plan.selection.target(length) or 0)
+        return float(scores.topk(min(room, len(scores))).values[-1])
+
     def _rows(self, ready: Ready) -> int:
-        """Candidates that are read side by side: one on a CPU, whose cores are busy with one, else as fit into memory."""
+        """Candidates read side by side: one on a CPU, whose cores are busy with one; on a GPU as many as fit."""
         device = self.model.device
         if device.type != "cuda":
             return 1
@@ -196,9 +213,11 @@ class LanguageProblem:
         return reduce(Statistics.merge, recorder.seen, Statistics.empty(layout.feature_set.signals))
 
     @torch.no_grad()
-    def read(self, group: Group, policy: MemoryPolicy, budget: float | None = None) -> None:
-        """Let a policy read a text, for what it notes on the way; everything stays if there is no budget."""
-        prefix = self.reader.prefix(group, [policy])
+    def read(
+        self, group: Group, policy: MemoryPolicy, budget: float | None = None, prefix: Prefix | None = None
+    ) -> None:
+        """Let a policy read a text, for what it notes on the way; under its own threshold if there is no budget."""
+        prefix = prefix or self.reader.prefix(group, [policy])
         if budget is None:
             plan = Plan(policy, Threshold(0.0), self.reader.interval, last=len(group.text))
         else:
@@ -207,6 +226,18 @@ class LanguageProblem:
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.reader.decoder):
                 self.model(torch.tensor([left], device=self.model.device), past_key_values=cache, logits_to_keep=1)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Noting(NAMMPolicy):
+    """A memory that notes its scores, with the tokens read."""
+
+    noted: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def score(self, view: View) -> Tensor:
+        scores = super().score(view)
+        self.noted.append((view.seen, scores))
+        return scores
 
 
 @dataclass(frozen=True, repr=False, eq=False)

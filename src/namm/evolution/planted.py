@@ -66,6 +66,13 @@ class Planted:
             for k, n in zip(kept.sum((1, 2)), counts, strict=True)
         ]
 
+    def bar(self, item: Item, network: NAMM) -> float:
+        assert item.budget is not None
+        *_, (seen, state) = _states(self._text(item), network.config.features, network.config.update_interval)
+        age = seen - 1 - torch.arange(seen)
+        scores = network.scores(network.features(state[None, None, :, :seen], age[None, None]))
+        return float(scores.flatten().quantile(1 - item.budget))
+
     def _text(self, item: Item) -> _Text:
         if item.task not in KINDS:
             raise ConfigurationError("a kind of token", repr(item.task), nearest(item.task, KINDS))

@@ -238,7 +238,8 @@ class _Run:
 
     def _validate(self, stage: int, named: list[tuple[str, np.ndarray, int | None]]) -> list[dict[str, Any]]:
         """Measure memories on the validation items, and keep those that are better than their kind has been."""
-        outcomes = self._measure(validation_items(self.config, stage), np.stack([point for _, point, _ in named]))
+        items = validation_items(self.config, stage)
+        outcomes = self._measure(items, np.stack([point for _, point, _ in named]))
         generation = self.strategy.generation
         rows = []
         for index, (name, point, candidate) in enumerate(named):
@@ -246,7 +247,7 @@ class _Run:
             fitness = _number(self._fitness(outcomes)[index])
             found = generation if candidate is None else generation - 1
             if name not in self.records or _better(fitness, self.records[name].fitness):
-                self.records[name] = Record(stage, found, candidate, fitness)
+                self.records[name] = Record(stage, found, candidate, fitness, self._bar(items, point))
                 self._keep(name, point)
             rows.append(
                 {
@@ -255,6 +256,14 @@ class _Run:
                 }
             )  # fmt: skip
         return rows
+
+    def _bar(self, items: list[Item], point: np.ndarray) -> float:
+        """The score at which the budgets cut, for a memory's own threshold; 0 where it has decided by that itself."""
+        assert self.executor is not None
+        theta = self.space.theta(point[None])[0]
+        memory = NAMM.from_vector(theta, self.start.mean, self.start.var, self.start.config)
+        bars = self.executor.map(_bar, [(item, memory) for item in items if item.budget is not None])
+        return float(np.mean(bars)) if bars else 0.0
 
     def _winner(self) -> str:
         """The kind of memory that validated best."""
@@ -267,7 +276,9 @@ class _Run:
         which = "the mean" if record.candidate is None else f"candidate {record.candidate}"
         trained_on = f"{self.start.config.trained_on}; {which} at generation {record.generation}"
         config = replace(self.start.config, trained_on=trained_on)
-        memory = NAMM.from_vector(self.space.theta(point[None])[0], self.start.mean, self.start.var, config)
+        theta = self.space.theta(point[None])[0]
+        theta[-1] -= record.bar  # b_s is the last parameter (spec 7)
+        memory = NAMM.from_vector(theta, self.start.mean, self.start.var, config)
         self.folder.save_memory(memory, name)
         if self._winner() == name:
             self.folder.save_memory(memory)
@@ -277,6 +288,10 @@ def _measured(problem: Problem, unit: tuple[Item, NAMM]) -> list[Outcome]:
     item, networks = unit
     with torch.no_grad():
         return problem.measure(item, networks)
+
+
+def _bar(problem: Problem, unit: tuple[Item, NAMM]) -> float:
+    return problem.bar(*unit)
 
 
 def _better(new: float | None, old: float | None) -> bool:

@@ -79,7 +79,9 @@ def _weighted(network: NAMM, scoring: dict[str, float], bias: float) -> NAMM:
     for name, weight in scoring.items():
         if name not in names:
             raise ConfigurationError(
-                f"signals of the features {network.config.features!r} in start.scoring", repr(name), nearest(name, names)
+                f"signals of the features {network.config.features!r} in start.scoring",
+                repr(name),
+                nearest(name, names),
             )
         theta[..., -1 - len(names) + names.index(name)] += weight
     return NAMM.from_vector(theta, network.mean, network.var, network.config)

@@ -1,10 +1,10 @@
 """A warm start: the network fitted, by gradient, to how much attention each token will receive later.
 
-To keep or to forget has no gradient, but what makes a token worth keeping can be measured: the largest attention that any
-later query pays it, under the full cache, as the oracle of `namm eval` knows it. A question asks for little of a text, and
-the next one for something else; so the queries of a rehearsal, which ask for every token once, count as later ones too.
-The score of a token is fitted to the logarithm of that. States come from the full cache first, then from the caches that
-the fitted memory itself leaves behind.
+To keep or to forget has no gradient, but what makes a token worth keeping can be measured: the largest attention that
+any later query pays it, under the full cache, as the oracle of `namm eval` knows it. A question asks for little of a
+text, and the next one for something else; so the queries of a rehearsal, which ask for every token once, count as later
+ones too. The score of a token is fitted to the logarithm of that. States come from the full cache first, then from the
+caches that the fitted memory itself leaves behind.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], con
     for turn in range(config.rounds):
         for item, budget in zip(items, cycle(problem.config.objective.budgets)):
             worths[item] = worths.get(item) or Worth.of(problem, item, config)
-            own = replace(item, budget=None if budget == OWN else budget)
+            own = replace(item, budget=None if budget == OWN else float(budget))
             layers += observe(problem, own, worths[item], network if turn else None, layout)
         if not turn:
             network = _started(layout, layers, generator)
@@ -122,12 +122,11 @@ class Worth:
             problem.read(group, echoes)
         found = {}
         for layer, later in future.items():
-            for seen, most in zip(updates, later, strict=True):
-                asked = later[-1][:, :seen] * config.question_weight
-                most = torch.maximum(most, asked).cpu()
+            for seen, after in zip(updates, later, strict=True):
+                asked = [after, later[-1][:, :seen] * config.question_weight]
                 if config.rehearsal:
-                    most = torch.maximum(most, echoes.noted[layer, seen])
-                found[layer, seen] = torch.log1p(most / FAINT)
+                    asked.append(echoes.noted[layer, seen].to(after.device))
+                found[layer, seen] = torch.log1p(torch.stack(asked).amax(0) / FAINT).cpu()
         return cls(found)
 
 

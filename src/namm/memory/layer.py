@@ -36,7 +36,8 @@ class Read:
 
     def without_tokens(self) -> Read:
         """Its shapes and dtypes alone."""
-        return Read(*(t[:, :, :0].clone() for t in (self.query, self.key, self.value)), self.scaling)
+        query, key, value = (t[:, :, :0].clone() for t in (self.query, self.key, self.value))
+        return Read(query, key, value, self.scaling)
 
 
 class SeenLength(int):
@@ -213,7 +214,7 @@ class MemoryLayer(CacheLayerMixin):
         return out
 
     def follow(self, bases: dict[Hashable, Sequence]) -> None:
-        """Every row goes on from the sequence that observed as its policy does; updates that have fallen due are made."""
+        """Every row goes on from the sequence that observed as its policy does; updates that are due are made."""
         for row, plan in enumerate(self.plans):
             base = bases[plan.policy.observer]
             keys = base.blocks[0].keys

@@ -31,7 +31,7 @@ _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "t
 
 @contextmanager
 def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
-    """Inside the block `decoder` rehearses for the rows of a memory whose policy asks for it; other calls are as before."""
+    """Inside the block `decoder` rehearses for memories whose policy asks for it; other calls are as before."""
     own = decoder.forward
     placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
     decoder.forward = wraps(own)(partial(_forward, own))  # with the signature of the model's own

@@ -172,7 +172,7 @@ class Sequence:
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, visible: Tensor | None
     ) -> Float[Tensor, "kv_head group token value_dim"]:
-        """Append a piece that crosses no update, attend it to everything held, and observe if another update will come."""
+        """Append a piece that crosses no update, attend it to everything held, and observe if an update will come."""
         policy = self.plan.policy
         watching = policy.channels > 0 and self.plan.next_update(self.seen) is not None
         outputs, sums = [], []
@@ -294,7 +294,7 @@ class Sequence:
         return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
 
     def clone(self, row: int, meter: Meter, plan: Plan | None = None) -> Sequence:
-        """A copy that goes its own way from here, as row `row` of a batch; by another plan of the same policy if given."""
+        """A copy that goes its own way from here, as row `row` of a batch; another `plan` must observe alike."""
         twin = Sequence(plan or self.plan, row, self.layer, meter)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
