@@ -47,7 +47,7 @@ def test_import(tmp_path: Path) -> None:
         (["eval", "--out", "no-such-run", "--report"], "a folder with an evaluation"),
         (["inspect", "missing.txt"], "a file to read"),
         (["import", "none.pt", "--out", "x"], "a checkpoint file"),
-        (["evolve", "--out", "no-such-run", "--set", "stages.0.tasks=[\"pass\"]"], "Did you mean 'passkey'"),
+        (["evolve", "--out", "no-such-run", "--set", 'stages.0.tasks=["pass"]'], "Did you mean 'passkey'"),
         (["evolve", "--out", "no-such-run", "--set", "search.space=heads"], "search.space: 'all', 'scoring', 'head'"),
         (["evolve", "--out", "no-such-run", "--preset", "papr"], "Did you mean 'paper'"),
         (["evolve", "--out", "no-such-run", "--config", "x.toml", "--preset", "paper"], "--config or --preset"),
