@@ -13,11 +13,16 @@ from typing import Any
 import numpy as np
 from rows import RESULTS, write
 
+from namm.evolution.config import EvolutionConfig
+from namm.evolution.draw import validation_items
+from namm.evolution.fitness import LanguageProblem
+from namm.policies import resolve
+
 PICTURE = Path(__file__).parents[1] / "docs" / "evolution.png"
 
 
 def of(run: Path) -> list[dict[str, Any]]:
-    config = json.loads((run / "run.json").read_text())["config"]
+    config = json.loads((run / "run.json").read_text())
     kept = ("generation", "mean", "best", "sigma", "evaluations", "seconds", "share")
     found = []
     for line in (run / "log.jsonl").read_text().splitlines():
@@ -33,14 +38,30 @@ def of(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+def references(config: EvolutionConfig, policies: tuple[str, ...] = ("kvzip", "observed-max", "h2o")) -> list[dict[str, Any]]:
+    """What baselines reach on the validation samples of the first stage."""
+    problem = LanguageProblem(config)
+    items = validation_items(config, 0)
+    return [
+        {"run": name, "reference": [problem.compare(item, resolve(name)).score for item in items], "n": len(items)}
+        for name in policies
+    ]
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
     """Fitness of the mean on the validation samples over evaluations; a band of the standard error over samples."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in dict.fromkeys(row["run"] for row in rows):
+    for row in rows:
+        if "reference" in row:
+            mean = float(np.mean(row["reference"]))
+            axes.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
+            axes.annotate(row["run"], (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    searches = [row for row in rows if "reference" not in row]
+    for name in dict.fromkeys(row["run"] for row in searches):
         points = []
-        for row in (row for row in rows if row["run"] == name and row["validated"]):
+        for row in (row for row in searches if row["run"] == name and row["validated"]):
             if "start" in row["validated"]:
                 points.append((1, row["validated"]["start"]["scores"]))
             if "mean" in row["validated"]:
@@ -57,7 +78,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     runs = [run for run in sorted(Path(sys.argv[1]).iterdir()) if (run / "log.jsonl").exists()]
-    gathered = [row for run in runs for row in of(run)]
+    gathered = [row for run in runs for row in of(run)] + references(EvolutionConfig.load(runs[0] / "run.json"))
     print(write("evolution", gathered))
     draw([json.loads(line) for line in (RESULTS / "evolution.jsonl").read_text().splitlines()])
     print(PICTURE)

@@ -124,7 +124,7 @@ class LanguageProblem:
         encoded = self.encoded(item)
         return Group(item.tokens, text_before(encoded, HOP), (encoded,))
 
-    def ready(self, item: Item, policy: NAMMPolicy) -> Ready:
+    def ready(self, item: Item, policy: MemoryPolicy) -> Ready:
         """An item, its text read and its references measured; kept for later generations while there is room."""
         sample = replace(item, budget=None)
         key = (sample, policy.observer)
@@ -164,8 +164,17 @@ class LanguageProblem:
 
     def _ask(self, item: Item, ready: Ready, networks: NAMM, thetas: Tensor) -> list[Outcome]:
         policy = NAMMPolicy(replace(networks, theta=thetas))
-        contender = Contender("candidate", OWN if item.budget is None else item.budget, policy)
-        answers = self.reader.ask(ready.group, ready.prefix, [contender] * len(thetas))
+        return self._outcomes(item, ready, [policy] * len(thetas))
+
+    @torch.no_grad()
+    def compare(self, item: Item, policy: MemoryPolicy) -> Outcome:
+        """The outcome of any policy on an item, to compare candidates with."""
+        return self._outcomes(item, self.ready(item, policy), [policy])[0]
+
+    def _outcomes(self, item: Item, ready: Ready, policies: Sequence[MemoryPolicy]) -> list[Outcome]:
+        budget = OWN if item.budget is None else item.budget
+        contenders = [Contender("candidate", budget, policy) for policy in policies]
+        answers = self.reader.ask(ready.group, ready.prefix, contenders)
         outcomes = []
         for answer in answers:
             share = answer.held.bytes_held / answer.held.bytes_full
