@@ -38,7 +38,9 @@ def of(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def references(config: EvolutionConfig, policies: tuple[str, ...] = ("kvzip", "observed-max", "h2o")) -> list[dict[str, Any]]:
+def references(
+    config: EvolutionConfig, policies: tuple[str, ...] = ("kvzip", "observed-max", "h2o")
+) -> list[dict[str, Any]]:
     """What baselines reach on the validation samples of the first stage."""
     problem = LanguageProblem(config)
     items = validation_items(config, 0)
@@ -57,7 +59,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
         if "reference" in row:
             mean = float(np.mean(row["reference"]))
             axes.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
-            axes.annotate(row["run"], (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+            axes.annotate(
+                row["run"], (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
     searches = [row for row in rows if "reference" not in row]
     for name in dict.fromkeys(row["run"] for row in searches):
         points = []

@@ -32,6 +32,8 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
+_ONCE = "It reads a text once."
+_TWICE = "Before each decision the model reads the last tokens again (a rehearsal), which costs a second prefill."
 _CARD = """---
 library_name: namm
 license: apache-2.0
@@ -40,7 +42,7 @@ tags: [namm, kv-cache, memory]
 # A NAMM: a learned memory for transformers
 
 A Neural Attention Memory Model of {size:,} parameters (features "{features}", width {width}). It reads how a model
-attends and decides, per layer and head, which cached tokens stay.
+attends and decides, per layer and head, which cached tokens stay. {reading}
 
 ```python
 import namm
@@ -66,6 +68,7 @@ def save(network: NAMM, path: Path) -> Path:
         features=c.features,
         width=c.width,
         interval=c.update_interval,
+        reading=_TWICE if c.feature_set.rehearses else _ONCE,
         trained_on=c.trained_on or "unknown",
     )
     (path / CARD).write_text(card)

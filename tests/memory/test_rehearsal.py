@@ -207,6 +207,10 @@ def test_what_cannot_be_rehearsed_is_refused() -> None:
         MemoryCache(model.config, memory(), HALF, INTERVAL)
     with namm.attach(model, memory(), HALF, INTERVAL), pytest.raises(ModelError, match="output_hidden_states"):
         model(text, output_hidden_states=True)
+    model = causal_model("gpt2")  # 512 learned positions
+    with namm.attach(model, memory(), HALF, INTERVAL), pytest.raises(ModelError, match="within 512 learned positions"):
+        model(ids(1, 512))
+    model = causal_model("llama")
     rows = tuple(Plan(Echoes(Rehearsal(share)), namm.Threshold(0.0), INTERVAL) for share in (0.5, 1.0))
     with pytest.raises(ModelError, match="rehearse in one way"), rehearsing(model.base_model):
         model(text.expand(2, -1), past_key_values=MemoryCache.planned(model.config, rows))

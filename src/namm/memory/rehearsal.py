@@ -34,7 +34,7 @@ def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
     """Inside the block `decoder` rehearses for memories whose policy asks for it; other calls are as before."""
     own = decoder.forward
     placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
-    decoder.forward = wraps(own)(partial(_forward, own))  # with the signature of the model's own
+    decoder.forward = wraps(own)(partial(_forward, decoder, own))  # with the signature of the model's own
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
     return wanted.pop() if wanted else None
 
 
-def _forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
     cache = kwargs.get("past_key_values")
     rehearsal = rehearsal_of(cache)
@@ -84,8 +84,10 @@ def _forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
         if any(due):
             last = kwargs.get("position_ids")
+            block = _block(layer, rehearsal, due)
+            _check_positions(decoder, past + stop + block[0].shape[1])
             rehearse(
-                own, cache, due, *_block(layer, rehearsal, due),
+                own, cache, due, *block,
                 None if mask is None else mask[:, : past + stop], None if last is None else last[..., stop - 1 : stop],
             )  # fmt: skip
             _drop_old(layer)
@@ -151,6 +153,17 @@ def _check(kwargs: dict[str, Any], tokens: Tensor, mask: Any) -> None:
             "ids, embeddings, positions and a mask for a memory that rehearses", ", ".join(unknown),
             "Use a memory without rehearsal here.",
         )  # fmt: skip
+
+
+def _check_positions(decoder: PreTrainedModel, needed: int) -> None:
+    """Raise if the model has learned fewer positions than text and rehearsal take; rotated ones go on for ever."""
+    for name, module in decoder.named_modules():
+        learned = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("wpe", "embed_positions")
+        if learned and needed > module.num_embeddings:
+            raise ModelError(
+                f"a text that leaves room for a rehearsal within {module.num_embeddings} learned positions",
+                f"{needed} tokens with it", "Use a memory that reads once, or shorter texts.",
+            )  # fmt: skip
 
 
 def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
