@@ -15,7 +15,7 @@ from tests.evolution.test_fitness import problem
 from tests.zoo import causal_model
 
 ITEMS = [Item("train", "passkey", 300, index, None) for index in range(2)]
-QUICK = WarmStart(samples=1, rounds=2, steps=15, learning_rate=0.02)
+QUICK = WarmStart(samples=1, rounds=2, steps=30, learning_rate=0.01)
 
 
 def layout(features: str = "compact", per: str = "layer") -> NAMMConfig:
