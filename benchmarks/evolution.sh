@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts and search spaces at equal evaluations, as docs/evolve.md compares them: half an hour a pair on two quiet cores.
-# The shipped memories are those of `warm` and `once`.
+# The shipped memories are those of `echo` and `once`.
 #   benchmarks/evolution.sh [namm] [folder]
 # Stopped, the same command goes on. The curves are copied to benchmarks/results at the end, and drawn.
 set -euo pipefail
@@ -16,9 +16,13 @@ search() { # name, settings
   "$namm" evolve --preset embedded --out "$out/$name" "${resume[@]}" "${@/#/--set=}"
 }
 
-search zeros start.from=zeros search.sigma=0.065 & # each of the two takes one core
-zeros=$!
-search warm
-wait $zeros
-search once memory.features=extended 'objective.budgets=[0.5, 0.25]' start.warm.samples=2
+search echo & # each of two takes one core
+running=$!
+search zeros 'start.scoring={}' search.sigma=0.065 stages.0.generations=24
+wait $running
+search warm start.from=warm 'start.scoring={}' search.sigma=0.3 stages.0.generations=18 &
+running=$!
+search once start.from=warm 'start.scoring={}' search.sigma=0.3 stages.0.generations=6 start.warm.samples=2 \
+  memory.features=extended 'objective.budgets=[0.5, 0.25]'
+wait $running
 python benchmarks/evolution.py "$out"

@@ -181,7 +181,7 @@ def test_another_feature_set_joins_without_touching_the_memory(monkeypatch: pyte
 
 def test_signals_are_the_channels_the_peaks_together_and_their_neighbours() -> None:
     features = FEATURE_SETS["compact-rehearsed"]
-    assert (features.channels, features.signals, features.features) == (3, 7, 15)
+    assert (features.channels, features.signals, features.features) == (3, 7, 7)
     attention = torch.tensor([[0.5, 0.1, 0.0, 0.0], [0.2, 0.3, 0.1, 0.0]])[None]
     state = features.rehearse(features.observe(torch.zeros(1, 3, 4), attention), attention[:, :1, :])
     mass, peak, echo, both, near_peak, near_echo, near_both = ((features.read(state)[0].T.exp() - 1) * FAINT).tolist()

@@ -11,7 +11,7 @@ registered here.
 | log | spectrogram (17) | the logarithm of the spectrogram |
 | extended | spectrogram, peak (18) | and the largest attention received, by the token and around it |
 | rehearsed | spectrogram, peak, echo (19) | and that of rehearsals, and the two together |
-| compact | mass, peak (2) | no spectrogram: total and largest attention, at a ninth of the bytes |
+| compact | mass, peak (2) | no spectrogram and no age: total and largest attention, at a ninth of the bytes |
 | compact-rehearsed | mass, peak, echo (3) | and that of rehearsals, and the two together |
 """
 
@@ -109,13 +109,16 @@ def _attention(logarithm: Tensor) -> Tensor:
 
 
 class FeatureSet:
-    """What a NAMM sees of a token: its age, its channels, and what follows from them.
+    """What a NAMM sees of a token: its age (with `recency`), its channels, and what follows from them.
+
+    Sinusoids of age mean something else beyond the lengths that a memory was evolved on; without them it is the same
+    for texts of any length.
 
     Attributes:
         channels: numbers of state per token.
         names: of the signals, which are made of the channels and normalised by the statistics of the artefact: "peak",
             "echo", "both" (their sum), "around peak" (the largest among neighbours), "bin 0" and so on.
-        features: numbers the network reads per token: its age, then the signals.
+        features: numbers the network reads per token: its age, if at all, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
         rehearses: whether it watches rehearsals.
@@ -126,8 +129,8 @@ class FeatureSet:
     hop = spectrogram.HOP
     half_scale = 2.0**11
 
-    def __init__(self, *parts: Channel) -> None:
-        self.parts = parts
+    def __init__(self, *parts: Channel, recency: bool = True) -> None:
+        self.parts, self.recency = parts, recency
         self.sizes = [part.size for part in parts]
         self.channels = sum(self.sizes)
         self.overlap = max(part.overlap for part in parts)
@@ -138,7 +141,7 @@ class FeatureSet:
         both = ["both"] if len(peaks) > 1 else []
         self.names = (*names, *both, *(f"around {name}" for name in peaks + both))
         self.signals = len(self.names)
-        self.features = spectrogram.RECENCY_DIMS + self.signals
+        self.features = recency * spectrogram.RECENCY_DIMS + self.signals
 
     def observe(
         self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
@@ -176,6 +179,8 @@ class FeatureSet:
         self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"]
     ) -> Float[Tensor, "*lead slot feature"]:
         """The network's input: recency first (spec 6)."""
+        if not self.recency:
+            return normalised
         return torch.cat([spectrogram.recency(age), normalised], dim=-1)
 
 
@@ -191,8 +196,8 @@ FEATURE_SETS: dict[str, FeatureSet] = {
     "log": FeatureSet(LogSpectrogram()),
     "extended": FeatureSet(LogSpectrogram(), Peak()),
     "rehearsed": FeatureSet(LogSpectrogram(), Peak(), Echo()),
-    "compact": FeatureSet(Mass(), Peak()),
-    "compact-rehearsed": FeatureSet(Mass(), Peak(), Echo()),
+    "compact": FeatureSet(Mass(), Peak(), recency=False),
+    "compact-rehearsed": FeatureSet(Mass(), Peak(), Echo(), recency=False),
 }
 
 
