@@ -55,6 +55,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    rows = [row for row in rows if row["run"] != "once"]  # other budgets
     for row in rows:
         if "reference" in row:
             mean = float(np.mean(row["reference"]))
