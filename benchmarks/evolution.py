@@ -83,7 +83,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     runs = [run for run in sorted(Path(sys.argv[1]).iterdir()) if (run / "log.jsonl").exists()]
-    gathered = [row for run in runs for row in of(run)] + references(EvolutionConfig.load(runs[0] / "run.json"))
+    gathered = [row for run in runs for row in of(run)]
+    if "--without-references" not in sys.argv:
+        gathered += references(EvolutionConfig.load(runs[0] / "run.json"))
     print(write("evolution", gathered))
     draw([json.loads(line) for line in (RESULTS / "evolution.jsonl").read_text().splitlines()])
     print(PICTURE)

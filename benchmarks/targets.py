@@ -24,6 +24,7 @@ from namm.report.bootstrap import resample
 from namm.report.statistics import LEAST_SPAN
 
 SAME = ("full",)
+FEWEST = 8  # samples that make a line
 ONCE = [name for name, policy in BASELINES.items() if name not in SAME and policy.rehearsal is None]
 TWICE = [name for name, policy in BASELINES.items() if policy.rehearsal is not None]
 Samples = dict[str, dict[str, float]]
@@ -67,9 +68,11 @@ class Table:
 
         means, draws, by_task = [], [], {}
         for task, samples in shared.items():
-            column = [value(first, task, s) - (value(second, task, s) if second else 0.0) for s in samples]
-            drawn = resample(np.array(column)[:, None], samples, seed=zlib.crc32(task.encode()))
-            if np.isfinite(drawn.mean[0]):
+            column = np.array([value(first, task, s) - (value(second, task, s) if second else 0.0) for s in samples])
+            there = np.isfinite(column)  # samples on which forgetting costs nothing have no normalised score
+            if there.any():
+                names = [sample for sample, is_there in zip(samples, there, strict=True) if is_there]
+                drawn = resample(column[there][:, None], names, seed=zlib.crc32(task.encode()))
                 means.append(drawn.mean[0])
                 draws.append(drawn.draws[:, 0])
                 by_task[task] = round(float(drawn.mean[0]), 3)
@@ -86,16 +89,21 @@ def measure() -> list[dict[str, Any]]:
     found = []
     for memory in builtin_memories():
         for tokens, budget in tables:
-            table = Table(rows, tokens, budget)
-            if memory not in table.nll:
+            whole = {
+                (r["task"], r["sample"])
+                for r in rows
+                if (r["policy"], r["tokens"], r["budget"]) == (memory, tokens, budget)
+            }
+            if len(whole) < FEWEST:
                 continue
+            table = Table((r for r in rows if (r["task"], r["sample"]) in whole), tokens, budget)
             against = {name: table.estimate(memory, name, True) for name in (*ONCE, *TWICE, "truncated")}
             scores = {name: table.estimate(name, None, True) for name in (memory, *ONCE, *TWICE, "oracle")}
             once = max((score["mean"], name) for name, score in scores.items() if score and name in ONCE)
             closed = {}
             for unit, normalised in (("normalised", True), ("nll", False)):
-                whole, part = (table.estimate(name, once[1], normalised) for name in ("oracle", memory))
-                closed[unit] = round(part["mean"] / whole["mean"], 3) if whole and part else None
+                to_oracle, part = (table.estimate(name, once[1], normalised) for name in ("oracle", memory))
+                closed[unit] = round(part["mean"] / to_oracle["mean"], 3) if to_oracle and part else None
             found.append(
                 {
                     "memory": memory, "tokens": tokens, "budget": budget, "normalised": scores, "against": against,
