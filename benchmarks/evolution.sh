@@ -25,4 +25,4 @@ running=$!
 search once start.from=warm 'start.scoring={}' search.sigma=0.3 stages.0.generations=6 start.warm.samples=2 \
   memory.features=extended 'objective.budgets=[0.5, 0.25]'
 wait $running
-python benchmarks/evolution.py "$out"
+"${namm%namm}python" benchmarks/evolution.py "$out"

@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rows import RESULTS
 
 from namm.policies import builtin_memories
+from namm.report.bootstrap import interval, resample
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, label, to_markdown
 
@@ -158,24 +160,62 @@ def targets() -> str:
     )
 
 
+def gain(scores: list[float], start: list[float]) -> str:
+    """Mean paired difference over the validation samples, with its 95 % bootstrap interval."""
+    drawn = resample((np.array(scores) - np.array(start))[:, None], [str(i) for i in range(len(start))])
+    low, high = interval(drawn)[:, 0]
+    return f"{drawn.mean[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def spaces() -> str:
+    rows = read("spaces")
+    lines = [[r["space"], r["strategy"], f"{r['dimensions']:,}", f"{r['start']:.3f}", f"{r['mean']:.3f}"] for r in rows]
+    return (
+        "## Search spaces on the planted problem\n\n`python benchmarks/spaces.py`: which of five made-up kinds of token "
+        f"matters? Score of the mean on held-out samples after {rows[0]['generations']} generations from zeros, paper "
+        "features; 1 is the optimum.\n\n"
+        + table(["space", "CMA-ES", "dimensions", "at the start", "at the end"], lines) + "\n" + made_by(rows)
+    )  # fmt: skip
+
+
+def rehearsal() -> str:
+    rows = read("rehearsal")
+    lines = [[r["reads again"], f"{r['score']:.3f}", f"{r['n']}", f"{r['prefill_ratio']:.2f}"] for r in rows]
+    return (
+        "## Rehearsal: what it is worth, and what it costs\n\n`python benchmarks/rehearsal.py`: observed maximum plus "
+        "rehearsed maximum, unlearned, a quarter of the bytes, validation texts of 1,024 tokens; and the time to read "
+        f"{rows[0]['prefill_tokens']:,} tokens, over that of the untouched model in the same process.\n\n"
+        + table(["reads again", "normalised", "n", "prefill time"], lines) + "\n" + made_by(rows)
+    )  # fmt: skip
+
+
 def evolution() -> str:
     rows, lines = read("evolution"), []
     for name in dict.fromkeys(row["run"] for row in rows):
         mine = [row for row in rows if row["run"] == name]
         if "reference" in mine[0]:
-            lines.append([name, "", "", "", "", f"{sum(mine[0]['reference']) / mine[0]['n']:.3f}"])
+            lines.append([name, "", "", "", "", f"{sum(mine[0]['reference']) / mine[0]['n']:.3f}", ""])
             continue
         for row in mine:
             for kind, found in (row["validated"] or {}).items():
                 if kind != "best":
                     spent = 0 if kind == "start" else row["evaluations"]
+                    start = next(iter(mine))["validated"]["start"]["scores"]
                     lines.append(
-                        [name, row["features"], row["start"], row["space"], f"{spent:,}", f"{found['fitness']:.3f}"]
+                        [
+                            name,
+                            row["features"],
+                            row["start"],
+                            row["space"],
+                            f"{spent:,}",
+                            f"{found['fitness']:.3f}",
+                            gain(found["scores"], start) if spent else "-",
+                        ]
                     )
     return (
         "## Evolution\n\n`benchmarks/evolution.sh`: fitness of the mean on 24 validation samples (512 tokens), over "
         "candidate-samples spent. 1 is the full cache, 0 its first four tokens.\n\n"
-        + table(["run", "features", "start", "space", "evaluations", "validation"], lines)
+        + table(["run", "features", "start", "space", "evaluations", "validation", "above its start"], lines)
         + "\n![The same as curves](evolution.png)\n\n" + made_by(rows)
     )  # fmt: skip
 
@@ -231,6 +271,8 @@ def in_short() -> str:
 PARTS = (
     (targets, RESULTS / "targets.jsonl"),
     (evolution, RESULTS / "evolution.jsonl"),
+    (rehearsal, RESULTS / "rehearsal.jsonl"),
+    (spaces, RESULTS / "spaces.jsonl"),
     (throughput, RESULTS / "throughput.jsonl"),
     (strategy, RESULTS / "strategy.jsonl"),
     (speed, RESULTS / "speed.jsonl"),

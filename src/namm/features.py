@@ -17,6 +17,7 @@ registered here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -31,7 +32,7 @@ FAINT = 1e-4  # attention below this is as good as none
 AROUND = 5  # slots, the token's own in their middle, over which the neighbourhood of a token is taken
 
 
-class Channel:
+class Channel(ABC):
     """Numbers observed of a token.
 
     Attributes:
@@ -50,11 +51,11 @@ class Channel:
     peak: ClassVar[bool] = False
     rehearses: ClassVar[bool] = False
 
+    @abstractmethod
     def observe(
         self, state: Float[Tensor, "*lead channel slot"], attention: Float[Tensor, "*lead query slot"]
     ) -> Float[Tensor, "*lead channel slot"]:
         """State after the queries of `attention`, whose first `overlap` rows were given before."""
-        raise NotImplementedError
 
 
 class Spectrogram(Channel):

@@ -39,7 +39,11 @@ def test_dimensions() -> None:
 
 def test_only_what_is_named_moves() -> None:
     base = origin(NAMMConfig())
-    one = lambda name: make_space(name, base).theta(np.ones((1, make_space(name, base).dimensions)))[0]  # noqa: E731
+
+    def one(name: str) -> torch.Tensor:
+        space = make_space(name, base)
+        return space.theta(np.ones((1, space.dimensions)))[0]
+
     assert torch.equal(one("scoring")[:-26], base.theta[:-26])
     moved = namm.NAMM.from_vector(one("head")).tensors()
     assert torch.equal(moved["w_qkv"], base.tensors()["w_qkv"])

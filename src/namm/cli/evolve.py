@@ -78,10 +78,10 @@ def describe(g: Generation) -> str:
     """One generation in a line."""
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+        return "-" if value is None else f"{value:.3f}"
 
     validated = "" if g.best_validation is None else f"  validated {number(g.best_validation)}"
-    share = "–" if g.share is None else f"{g.share:.0%}"  # noqa: RUF001
+    share = "-" if g.share is None else f"{g.share:.0%}"
     fitness = f"fitness of mean {number(g.mean)} best {number(g.best)}"
     return f"{g.stage}: {fitness}{validated}  kept {share}  sigma {g.sigma:.3f}  {g.rate:.2g} evaluations/s"
 

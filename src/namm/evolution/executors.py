@@ -284,7 +284,7 @@ def _serve(pipe: Connection, factory: Factory, threads: int) -> None:
     where = f"worker process {os.getpid()}"
     try:
         problem = factory()
-    except Exception as error:
+    except Exception as error:  # whatever it is, it travels to the driver and is raised there
         _send(pipe, Event("failed", Failure.of(error, where)))
         return
     _send(pipe, Event("ready"))

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache
 
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
+from namm.memory.sequence import Sequence
 from namm.policies.base import Rehearsal
 
 _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids")
@@ -80,7 +81,6 @@ def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kw
         out = own(**piece | {"return_dict": True})
         states.append(out.last_hidden_state)
         _hear(layer, tokens[:, start:stop], real[:, start:stop])
-        _drop_old(layer)
         due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
         if any(due):
             last = kwargs.get("position_ids")
@@ -184,14 +184,15 @@ def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
 
 
 def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor) -> None:
-    """Keep the tokens of the block that is being read."""
+    """Keep the tokens of the block that is being read, and of no other."""
     if layer.heard is not None:
         tokens, real = (torch.cat(parts, dim=1) for parts in zip(layer.heard, (tokens, real), strict=True))
     layer.heard = (tokens, real)
+    _drop_old(layer)
 
 
 def _drop_old(layer: MemoryLayer) -> None:
-    """Keep no tokens of earlier blocks."""
+    """Let go of the tokens of blocks that were decided upon."""
     assert layer.heard is not None
     tokens, real = layer.heard
     first = tokens.shape[1]
@@ -201,7 +202,7 @@ def _drop_old(layer: MemoryLayer) -> None:
     layer.heard = (tokens[:, first:].clone(), real[:, first:].clone())
 
 
-def _unread(sequence: Any) -> int:
+def _unread(sequence: Sequence) -> int:
     """Real tokens of a sequence that were not rehearsed, since its last update that was made."""
     plan = sequence.plan
     if plan.policy.rehearsal is None or (plan.next_update(sequence.seen) is None and not sequence.due):
