@@ -138,7 +138,7 @@ def _targets(memory: str | None = None) -> str:
         worst = max(h2o["tasks"], key=h2o["tasks"].get) if h2o else ""
         lines.append(
             [
-                label(r["memory"]), f"{r['tokens']:,}", f"{r['budget']:.0%}", str(r['normalised'][r['memory']]['samples']), _between(r["normalised"][r["memory"]]),
+                label(r["memory"]), f"{r['tokens']:,}", f"{100 * r['budget']:g} %", str(r['normalised'][r['memory']]['samples']), _between(r["normalised"][r["memory"]]),
                 f"{once} {r['normalised'][once]['mean']:.2f}", _between(against[once]), _between(against["kvzip"]),
                 f"{r['gap_closed']['normalised']:.0%}" if r["gap_closed"]["normalised"] is not None else "-",
                 f"{worst} {h2o['tasks'][worst]:+.2f}" if h2o else "-",
