@@ -71,6 +71,9 @@ def evolve(
             run(given, out, resume, show)
     except KeyboardInterrupt:
         _interrupted(out)
+    finally:
+        if not console.is_terminal:
+            console.print()  # into a file, rich ends its last line with no line break
     console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing)")
 
 
