@@ -1,4 +1,4 @@
-"""The command line: `namm demo | eval | inspect | evolve | import`."""
+"""The command line: `namm demo | eval | inspect | evolve | import | rl`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from namm.cli.eval import evaluate
 from namm.cli.evolve import evolve
 from namm.cli.import_ import import_
 from namm.cli.inspect import inspect
+from namm.cli.rl import rl
 from namm.cli.shared import console, one_message
 from namm.version import __version__
 
@@ -46,3 +47,4 @@ app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(evolve)
 app.command("import")(import_)
+app.add_typer(rl, name="rl")

@@ -84,11 +84,14 @@ def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kw
         due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
         if any(due):
             last = kwargs.get("position_ids")
+            still = last is not None and last.shape[-1] > 1 and bool((last == last[..., :1]).all())
             block = _block(layer, rehearsal, due)
-            _check_positions(decoder, past + stop + block[0].shape[1])
+            if not still:
+                _check_positions(decoder, past + stop + block[0].shape[1])
             rehearse(
                 own, cache, due, *block,
                 None if mask is None else mask[:, : past + stop], None if last is None else last[..., stop - 1 : stop],
+                still,
             )  # fmt: skip
             _drop_old(layer)
         start = stop
@@ -104,6 +107,7 @@ def rehearse(
     real: Bool[Tensor, "batch token"],
     mask: Tensor | None = None,
     last: Tensor | None = None,
+    still: bool = False,
 ) -> None:
     """Read `tokens` as a rehearsal: the rows that are `due` observe and update, and nobody remembers them.
 
@@ -113,6 +117,7 @@ def rehearse(
         real: which of them are no padding.
         mask: of the columns read so far, if there is one.
         last: position of the token before, `[.., batch, 1]`; if left out, columns count as the model counts them.
+        still: whether positions do not count on, as in a Decision Transformer, whose embeddings hold the time.
     """
     layers = list(cache.layers)
     ours = [layer for layer in layers if isinstance(layer, MemoryLayer)]
@@ -122,7 +127,7 @@ def rehearse(
         mask = torch.cat([before.bool(), real], dim=1)
     more: dict[str, Any] = {}
     if last is not None:
-        more["position_ids"] = last + real.cumsum(1).clamp(min=1)
+        more["position_ids"] = last + real.cumsum(1).clamp(min=1) * (not still)
     for layer in ours:
         layer.rehearsing = due
     try:

@@ -1,0 +1,121 @@
+"""A Decision Transformer with what it needs to act: the scale of its numbers and the return it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DecisionTransformerModel
+
+from namm.errors import ArtefactError, NotFoundError
+from namm.rl.simulators import Scale
+
+TOKENS = 3  # of a step: return to go, state, action
+_FILE = "decision.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a Decision Transformer learned from, and how its numbers are scaled.
+
+    Attributes:
+        context: steps of its training windows, K in the paper.
+        target: the return it is asked for, the largest of its data.
+        unit: returns to go are divided by it.
+        mean, deviation: of the states in its data, which are standardised by them.
+        scale: what returns are reported on.
+    """
+
+    env_id: str
+    data: str
+    episodes: int
+    steps: int
+    data_return: float
+    context: int
+    target: float
+    unit: float
+    mean: list[float]
+    deviation: list[float]
+    scale: Scale
+    updates: int = 0
+    loss: float | None = None
+
+
+class Decision:
+    """A model and its `About`: numbers of an environment in, actions out."""
+
+    def __init__(self, model: DecisionTransformerModel, about: About) -> None:
+        self.model, self.about = model.eval(), about
+        self._mean, self._deviation = torch.tensor(about.mean), torch.tensor(about.deviation)
+
+    def standardised(self, states: np.ndarray) -> Float[Tensor, "*lead state"]:
+        """States of the environment as the model reads them."""
+        numbers = (torch.as_tensor(states, dtype=torch.float32) - self._mean) / self._deviation
+        return numbers.to(self.model.dtype)
+
+    def embed(
+        self,
+        states: Float[Tensor, "batch state"],
+        returns: Float[Tensor, " batch"],
+        step: int,
+        before: Float[Tensor, "batch action"] | None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """The new tokens of one step: the action before it (none at the first), the return to go and the state.
+
+        As `DecisionTransformerModel.forward` embeds them.
+        """
+        model = self.model
+        now = model.embed_timestep(self._times(step, step + 1, len(states)))[:, 0]
+        tokens = [model.embed_return(returns[:, None]) + now, model.embed_state(states) + now]
+        if before is not None:
+            then = model.embed_timestep(self._times(step - 1, step, len(states)))[:, 0]
+            tokens.insert(0, model.embed_action(before) + then)
+        return model.embed_ln(torch.stack(tokens, dim=1))
+
+    def recompute(
+        self,
+        states: Float[Tensor, "batch step state"],
+        actions: Float[Tensor, "batch step action"],
+        returns: Float[Tensor, "batch step"],
+        step: int,
+    ) -> Float[Tensor, "batch action"]:
+        """The action at `step` from a window that ends there, by the model's own forward pass."""
+        out = self.model(
+            states=states, actions=actions, returns_to_go=returns[..., None],
+            timesteps=self._times(step + 1 - states.shape[1], step + 1, len(states)),
+            attention_mask=torch.ones(states.shape[:2], dtype=torch.long),
+        )  # fmt: skip
+        return out.action_preds[:, -1]
+
+    def _times(self, start: int, stop: int, rows: int) -> Int[Tensor, "batch step"]:
+        return torch.arange(start, stop).clamp(max=self.model.config.max_ep_len - 1).expand(rows, -1)
+
+    def save(self, folder: Path) -> None:
+        """Write model and `decision.json`."""
+        self.model.save_pretrained(folder)
+        (folder / _FILE).write_text(json.dumps(dataclasses.asdict(self.about), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Decision:
+        """What `save` wrote.
+
+        Raises:
+            NotFoundError: there is no Decision Transformer of ours in that folder.
+            ArtefactError: there is, and it is damaged.
+        """
+        file = Path(folder) / _FILE
+        if not file.exists():
+            raise NotFoundError("a folder with a Decision Transformer", folder, "Train one with `namm rl train`.")
+        try:
+            saved = json.loads(file.read_text())
+            about = About(**saved | {"scale": Scale(**saved["scale"])})
+            model = DecisionTransformerModel.from_pretrained(folder)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ArtefactError("a readable Decision Transformer", f"{folder}: {error}", "Train it again.") from error
+        return cls(model, about)

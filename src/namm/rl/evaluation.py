@@ -1,0 +1,241 @@
+"""Returns under contexts of equal bytes: a row for each episode, in a file that goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from namm.errors import ConfigurationError
+from namm.evaluation.rows import Row, RowFile, provenance, read_rows
+from namm.packages import package
+from namm.policies import BASELINES, MemoryPolicy, NAMMPolicy, builtin_memories, own_interval, resolve
+from namm.report.bootstrap import interval, resample
+from namm.report.summary import label
+from namm.rl.decision import TOKENS, Decision
+from namm.rl.rollout import Context, Episode, Growing, Remembered, Window, at_bytes_of, rollout
+from namm.rl.simulators import make
+
+log = logging.getLogger(__name__)
+OWN = "own"
+WINDOW, FULL = "window", "full"
+MEMORIES = (*(name for name in BASELINES if name != FULL), *builtin_memories())
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A line of the table. `budget`: steps whose full cache takes as many bytes, "own", or None where all is kept."""
+
+    name: str
+    budget: int | str | None
+    context: Context
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Episodes there are and will be, and what is being played."""
+
+    done: int
+    total: int
+    playing: str
+
+
+def contenders(
+    decision: Decision, memories: Iterable[str], budgets: Iterable[int | str], update_interval: int
+) -> list[Contender]:
+    """Window and full cache, then each memory at each budget.
+
+    Raises:
+        ConfigurationError: a budget that is no number of steps nor "own", or an interval that cuts a step.
+        NotFoundError: no memory has that name.
+    """
+    if update_interval < 1 or update_interval % TOKENS:
+        raise ConfigurationError(
+            f"an update interval in whole steps of {TOKENS} tokens", update_interval, "Try 48, which is 16 steps."
+        )
+    steps = decision.about.context
+    chosen = [Contender(WINDOW, steps, Window(steps)), Contender(FULL, None, Growing())]
+    policies = {name: resolve(name) for name in memories}
+    for name, policy in policies.items():
+        if isinstance(policy, NAMMPolicy) and (evolved := own_interval(policy)) != update_interval:
+            log.warning(
+                "%s was evolved on texts, with an update each %d tokens, not %d.", name, evolved, update_interval
+            )
+        for budget in budgets:
+            if budget != OWN:
+                _check_budget(budget)
+            if budget == OWN and not policy.absolute:
+                continue
+            selection = None if isinstance(budget, str) else at_bytes_of(decision, policy, budget)
+            chosen.append(Contender(name, budget, Remembered(policy, selection, update_interval)))
+    return chosen
+
+
+def _check_budget(budget: int | str) -> None:
+    if not isinstance(budget, int) or budget < 1:
+        raise ConfigurationError(f'a budget in steps, or "{OWN}"', repr(budget), "20 is the usual window.")
+
+
+def evaluate(
+    decision: Decision,
+    out: Path,
+    chosen: Iterable[Contender],
+    seeds: Iterable[int],
+    env_id: str | None = None,
+    target: float | None = None,
+    beside: int = 10,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Row]:
+    """Play an episode for each contender and seed; rows are added to `out`, those that are there are not played again.
+
+    Args:
+        env_id: the environment; the model's own if left out.
+        target: the return that is asked for; the model's own if left out.
+        beside: episodes that are played side by side.
+
+    Raises:
+        ConfigurationError: the environment does not fit the model.
+    """
+    chosen, seeds = list(chosen), list(seeds)
+    env_id = env_id or decision.about.env_id
+    target = decision.about.target if target is None else target
+    out.mkdir(parents=True, exist_ok=True)
+    common = _common(decision, env_id, target)
+    place = (decision.about.data, TOKENS * decision.about.context)
+    with RowFile(out, (1, 1)) as file:
+        for number, contender in enumerate(chosen):
+            missing = [
+                seed for seed in seeds if (*place, str(seed), contender.name, contender.budget) not in file.known
+            ]
+            for start in range(0, len(missing), beside):
+                group = missing[start : start + beside]
+                on_progress(Progress(number * len(seeds) + start, len(chosen) * len(seeds), _title(contender)))
+                episodes = rollout(decision, lambda: make(env_id), group, contender.context, target)
+                file.add([row_of(decision, contender, episode, len(group)) | common for episode in episodes])
+    on_progress(Progress(len(chosen) * len(seeds), len(chosen) * len(seeds), "done"))
+    rows = read_rows(out)
+    (out / "summary.md").write_text(to_markdown(rows))
+    return rows
+
+
+def _title(contender: Contender) -> str:
+    return contender.name if contender.budget is None else f"{contender.name} at {contender.budget}"
+
+
+def row_of(decision: Decision, contender: Contender, episode: Episode, beside: int) -> Row:
+    """The row of one episode."""
+    context, steps = contender.context, len(episode)
+    policy: MemoryPolicy | None = context.policy if isinstance(context, Remembered) else None
+    return {
+        "task": decision.about.data, "tokens": TOKENS * decision.about.context, "sample": str(episode.seed),
+        "seed": episode.seed, "policy": contender.name, "budget": contender.budget,
+        "return": episode.total, "normalised": decision.about.scale.normalised(episode.total),
+        "length": steps, "terminated": episode.terminated,
+        "steps_per_second": round(steps / episode.seconds, 1), "beside": beside,
+        "bytes_held": episode.bytes_held, "bytes_most": episode.bytes_most, "bytes_full": episode.bytes_full,
+        "selection": repr(context.selection) if isinstance(context, Remembered) else None,
+        "update_interval": context.update_interval if isinstance(context, Remembered) else None,
+        "rehearses": policy is not None and policy.rehearsal is not None,
+    }  # fmt: skip
+
+
+def _common(decision: Decision, env_id: str, target: float) -> Row:
+    about, config = decision.about, decision.model.config
+    return {
+        "env": env_id, "target": target, "context": about.context, "scale": about.scale.source,
+        "data_return": about.data_return, "data_steps": about.steps, "data_episodes": about.episodes,
+        "updates": about.updates, "loss": about.loss, "width": config.hidden_size, "layers": config.n_layer,
+        "heads": config.n_head, "gymnasium": package("gymnasium", "rl").__version__,
+        "mujoco": package("mujoco", "rl").__version__, **provenance(decision.model),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One contender on one model: means over its episodes, with 95 % bootstrap intervals over seeds.
+
+    Attributes:
+        against: normalised return less the window's, on the seeds that both have.
+        tokens_held, tokens_most, tokens_full: bytes, as so many tokens of a full cache.
+    """
+
+    task: str
+    context: int
+    policy: str
+    budget: int | str | None
+    n: int
+    normalised: tuple[float, float, float]
+    against: tuple[float, float, float] | None
+    total: float
+    length: float
+    tokens_held: float
+    tokens_most: float
+    tokens_full: float
+    steps_per_second: float
+
+
+def summarise(rows: Iterable[Row]) -> list[Line]:
+    """A line for each model and contender, in the order of the rows."""
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["task"], row["context"], row["policy"], row["budget"])
+        groups.setdefault(key, {})[row["sample"]] = row
+    windows = {key[:2]: group for key, group in groups.items() if key[2] == WINDOW}
+    lines = []
+    for (task, context, policy, budget), group in groups.items():
+        window = windows.get((task, context), {})
+        both = [seed for seed in group if seed in window]
+        gains = [group[seed]["normalised"] - window[seed]["normalised"] for seed in both]
+
+        def mean(name: str, group: dict[str, Row] = group) -> float:
+            return float(np.mean([row[name] for row in group.values()]))
+
+        def tokens(name: str, group: dict[str, Row] = group) -> float:
+            """Bytes as tokens of a full cache."""
+            return float(np.mean([(TOKENS * r["length"] - 1) * r[name] / r["bytes_full"] for r in group.values()]))
+
+        lines.append(
+            Line(
+                task, context, policy, budget, len(group), _estimate([r["normalised"] for r in group.values()]),
+                _estimate(gains) if policy != WINDOW and gains else None, mean("return"), mean("length"),
+                tokens("bytes_held"), tokens("bytes_most"), tokens("bytes_full"), mean("steps_per_second"),
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _estimate(values: list[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its interval."""
+    drawn = resample(np.asarray(values)[:, None], [str(i) for i in range(len(values))])
+    low, high = interval(drawn)[:, 0]
+    return float(drawn.mean[0]), float(low), float(high)
+
+
+def to_markdown(rows: Iterable[Row]) -> str:
+    """A table for each model."""
+    parts: dict[tuple[str, int], list[Line]] = {}
+    for line in summarise(rows):
+        parts.setdefault((line.task, line.context), []).append(line)
+    return "\n".join(
+        f"### {task}, trained on windows of {context} steps\n\n{_table(lines)}"
+        for (task, context), lines in parts.items()
+    )
+
+
+def _table(lines: list[Line]) -> str:
+    text = [
+        "| context | budget, steps | n | normalised return | above the window | length | tokens held | most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for x in lines:
+        against = "-" if x.against is None else f"{x.against[0]:+.1f} [{x.against[1]:+.1f}, {x.against[2]:+.1f}]"
+        text.append(
+            f"| {label(x.policy)} | {'-' if x.budget is None else x.budget} | {x.n} | "
+            f"{x.normalised[0]:.1f} [{x.normalised[1]:.1f}, {x.normalised[2]:.1f}] | {against} | {x.length:.0f} | "
+            f"{x.tokens_held:.0f} | {x.tokens_most:.0f} |"
+        )
+    return "\n".join(text) + "\n"

@@ -1,0 +1,98 @@
+"""Rows of an evaluation, their summary, and the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from namm.cli import app
+from namm.errors import ConfigurationError, NotFoundError
+from namm.evaluation.rows import read_rows
+from namm.rl.evaluation import contenders, evaluate, summarise, to_markdown
+from tests.rl.toy import toy_decision
+
+SEEDS = (1, 2, 3)
+
+
+def chosen(names=("h2o", "streaming"), budgets=(4,), interval: int = 48):
+    return contenders(toy_decision(), names, budgets, interval)
+
+
+def test_rows_go_on_where_they_were(tmp_path: Path) -> None:
+    decision = toy_decision()
+    evaluate(decision, tmp_path, chosen(()), SEEDS[:2])
+    first = (tmp_path / "rows.jsonl").read_text()
+    told = []
+    rows = evaluate(decision, tmp_path, chosen(), SEEDS, beside=2, on_progress=told.append)
+    assert (tmp_path / "rows.jsonl").read_text().startswith(first)
+    assert len(rows) == 4 * 3
+    assert told[-1].done == told[-1].total == 12
+    assert evaluate(decision, tmp_path, chosen(), SEEDS) == rows
+    row = rows[-1]
+    assert row["normalised"] == pytest.approx(100 * (row["return"] + 10) / 50)
+    for name in (
+        "env",
+        "policy",
+        "budget",
+        "sample",
+        "commit",
+        "hardware",
+        "torch",
+        "mujoco",
+        "gymnasium",
+        "bytes_held",
+    ):
+        assert name in row
+    lines = {line.policy: line for line in summarise(rows)}
+    assert lines["window"].against is None
+    assert lines["full"].n == 3
+    assert lines["full"].tokens_held == 3 * 40 - 1
+    assert lines["h2o"].tokens_held < lines["full"].tokens_held
+    mean, low, high = lines["h2o"].normalised
+    assert low <= mean <= high
+    assert (
+        "| streaming (recency) | 4 | 3 |" in (tmp_path / "summary.md").read_text() == to_markdown(read_rows(tmp_path))
+    )
+
+
+def test_own_is_for_memories_with_a_threshold() -> None:
+    memory = "builtin:smollm2-135m-instruct-once"
+    names = [(c.name, c.budget) for c in chosen(("h2o", memory), (5, "own"))]
+    assert names == [("window", 5), ("full", None), ("h2o", 5), (memory, 5), (memory, "own")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"interval": 16}, "an update interval in whole steps of 3 tokens; got 16"),
+        ({"budgets": ("half",)}, "a budget in steps"),
+        ({"budgets": (0,)}, "a budget in steps"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        chosen(**options)
+    with pytest.raises(NotFoundError):
+        chosen(("no-such-memory",))
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    def run(*words: object) -> str:
+        result = CliRunner().invoke(app, ["rl", *map(str, words)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "toy/expert-v0" in run("data", "--env", "Toy-v0", "--out", tmp_path / "data", "--steps", 2048, "--size", 100)
+    model = tmp_path / "model"
+    of = ("--data", tmp_path / "data" / "toy" / "medium-v0", "--env", "Toy-v0")
+    small = ("--context", 5, "--width", 16, "--layers", 1, "--updates", 5, "--batch", 4)
+    assert "5 updates on" in run("train", *of, "--out", model, *small)
+    evaluated = ("eval", "--model", model, "--out", tmp_path / "rows", "--memory", "h2o", "--budget", 4, "--seeds", 2)
+    table = run(*evaluated)
+    assert "| h2o | 4 | 2 |" in table
+    assert "| window | 5 | 2 |" in table
+    assert len(read_rows(tmp_path / "rows")) == 6
+    assert run(*evaluated)
+    assert len(read_rows(tmp_path / "rows")) == 6
