@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from namm.errors import ConfigurationError, NotFoundError, nearest
 
@@ -37,17 +44,37 @@ def load_model(
         NotFoundError: there is no such model, or a package it needs is missing.
         ConfigurationError: no such dtype.
     """
+    return _loaded(AutoModelForCausalLM, AutoTokenizer, name, dtype, device)
+
+
+def load_vision_model(
+    name: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """The model of images or video called `name`, in evaluation mode, and its processor; see `load_model`.
+
+    Raises:
+        NotFoundError: there is no such model, or a package that its processor needs is missing.
+    """
+    return _loaded(AutoModelForImageTextToText, AutoProcessor, name, dtype, device)
+
+
+def _loaded(
+    kind: Any, reader: Any, name: str | Path, dtype: torch.dtype | str | None, device: str | torch.device | None
+) -> tuple[PreTrainedModel, Any]:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(dtype, device)
     source, extra = _locate(str(name))
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **_dequantised(extra))
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        beside = reader.from_pretrained(source, **extra)
+        model = kind.from_pretrained(source, dtype=dtype, **_dequantised(extra))
+    except ImportError as error:
+        missing = " ".join(str(error).split())
+        raise NotFoundError("the packages of a processor", missing, "Run: pip install 'namm[vision]'") from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         way_out = "Check the path or the hub id and the network."
         raise NotFoundError("a model that can be loaded", f"{name} ({reason})", way_out) from error
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), beside
 
 
 def context_length(model: PreTrainedModel) -> int | None:

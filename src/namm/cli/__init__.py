@@ -15,6 +15,7 @@ from namm.cli.import_ import import_
 from namm.cli.inspect import inspect
 from namm.cli.rl import rl
 from namm.cli.shared import console, one_message
+from namm.cli.vision import vision
 from namm.version import __version__
 
 app = typer.Typer(help="A learned memory for any transformer.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -48,3 +49,4 @@ app.command()(inspect)
 app.command()(evolve)
 app.command("import")(import_)
 app.add_typer(rl, name="rl")
+app.add_typer(vision, name="vision")

@@ -15,16 +15,16 @@ from filelock import FileLock
 from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError
-from namm.evaluation.config import GRID, EvaluationConfig
+from namm.evaluation.config import GRID
 from namm.policies import MemoryPolicy, NAMMPolicy
 
 Identity = dict[str, Any]
 
 
 def identity(
-    config: EvaluationConfig, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
+    config: Any, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
 ) -> Identity:
-    """What stands in `run.json`: the configuration, and what its names stood for."""
+    """What stands in `run.json`: the configuration, a dataclass, and what its names stood for."""
     networks = {name: policy.network for name, policy in policies.items() if isinstance(policy, NAMMPolicy)}
     return {
         "config": dataclasses.asdict(config),

@@ -132,9 +132,9 @@ class Reader:
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.decoder):
                 self.model(self._ids(left, len(plans)), past_key_values=cache, logits_to_keep=1)
-        held = [self._held(group, prefix, cache, row, plan) for row, plan in enumerate(plans)]
+        held = [held_by(cache, row, plan, prefix, len(group.text)) for row, plan in enumerate(plans)]
         for contender, got in zip(contenders, held, strict=True):
-            _check(contender, got)
+            check_bytes(contender, got)
         reading = (time.perf_counter() - start) / len(plans)
         answers = [self._answers(group, sample, cache, contenders, held, reading) for sample in group.samples]
         return [answer for of_sample in zip(*answers, strict=True) for answer in of_sample]
@@ -176,44 +176,8 @@ class Reader:
         return answers
 
     def plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
-        """The contender's plan: its budget in bytes, met at the boundary, and in the same proportion before."""
-        length = len(group.text)
-        if contender.name == "full":
-            return Plan(KeepAll(), None, self.interval)
-        if contender.name == "floor":  # the newest token always stays
-            return Plan(StreamingLLM(FIRST), Budget(tokens=FIRST + 1), self.interval, last=length)
-        assert contender.policy is not None
-        if contender.budget == OWN:
-            return Plan(contender.policy, contender.policy.default_selection(), self.interval, last=length)
-        assert isinstance(contender.budget, float)
-        costs = prefix.footprint(Plan(contender.policy, None, self.interval))
-        slots = math.floor((contender.budget * costs.full * length - costs.constant) / costs.token)
-        if slots < 1:
-            raise ConfigurationError(
-                f"a budget that holds the state of {contender.name} and a token at least",
-                f"{contender.budget:.0%} of {length} tokens",
-                "Allow more bytes, or longer texts.",
-            )
-        return Plan(
-            contender.policy, Budget(fraction=slots / length, per=contender.policy.per), self.interval, last=length
-        )
-
-    def _held(self, group: Group, prefix: Prefix, cache: MemoryCache, row: int, plan: Plan) -> Held:
-        costs = prefix.footprint(plan)
-        length = len(group.text)
-        layers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
-        sequences = [layer.sequences[row] for layer in layers]
-        if any(sequence.updates != plan.updates(length) for sequence in sequences):
-            raise ModelError(
-                f"{plan.updates(length)} updates in each layer", f"{[s.updates for s in sequences]}",
-                "This model bypasses its cache; please report it with the model's name.",
-            )  # fmt: skip
-        slots = sum(sum(sequence.slots()) for sequence in sequences)
-        held = sum(sequence.nbytes() for sequence in sequences)
-        if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
-            held = costs.full * length
-        peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
-        return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak)
+        """The contender's plan for a text, see `plan_for`."""
+        return plan_for(contender, prefix, len(group.text), self.interval)
 
     def _answers(
         self, group: Group, sample: Encoded, cache: MemoryCache, contenders: Sequence[Contender],
@@ -265,6 +229,59 @@ class Reader:
         return torch.tensor([list(tokens)], device=self.model.device).expand(rows, -1)
 
 
+def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, after: int = 0) -> Plan:
+    """The contender's plan: its budget in bytes, met when `length + after` tokens were read, and in proportion before.
+
+    Args:
+        prefix: of which the bytes of a token are known.
+        length: tokens read at the last update.
+        after: tokens after it, which are kept whatever they are.
+
+    Raises:
+        ConfigurationError: the budget does not hold the policy's state and a token.
+    """
+    if contender.name == "full":
+        return Plan(KeepAll(), None, interval)
+    if contender.name == "floor":  # the newest token always stays
+        return Plan(StreamingLLM(FIRST), Budget(tokens=FIRST + 1), interval, last=length)
+    assert contender.policy is not None
+    if contender.budget == OWN:
+        return Plan(contender.policy, contender.policy.default_selection(), interval, last=length)
+    assert isinstance(contender.budget, float)
+    costs = prefix.footprint(Plan(contender.policy, None, interval))
+    allowed = contender.budget * costs.full * (length + after)
+    slots = math.floor((allowed - costs.constant) / costs.token) - after
+    if slots < 1:
+        raise ConfigurationError(
+            f"a budget that holds the state of {contender.name} and a token at least",
+            f"{contender.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
+        )  # fmt: skip
+    budget = Budget(fraction=slots / length, per=contender.policy.per)
+    return Plan(contender.policy, budget, interval, last=length)
+
+
+def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: int) -> Held:
+    """What a row holds after `length` tokens.
+
+    Raises:
+        ModelError: a layer was not updated when it was due.
+    """
+    costs = prefix.footprint(plan)
+    layers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
+    sequences = [layer.sequences[row] for layer in layers]
+    if any(sequence.updates != plan.updates(length) for sequence in sequences):
+        raise ModelError(
+            f"{plan.updates(length)} updates in each layer", f"{[s.updates for s in sequences]}",
+            "This model bypasses its cache; please report it with the model's name.",
+        )  # fmt: skip
+    slots = sum(sum(sequence.slots()) for sequence in sequences)
+    held = sum(sequence.nbytes() for sequence in sequences)
+    if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
+        held = costs.full * length
+    peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
+    return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak)
+
+
 def _greedy(chosen: tuple[int, ...], answer: tuple[int, ...]) -> tuple[int, ...]:
     """What greedy decoding is known to give: up to the first token that is not the answer's."""
     wrong = (place for place, (a, b) in enumerate(zip(chosen, answer, strict=True)) if a != b)
@@ -276,7 +293,7 @@ def _heads(cache: MemoryCache) -> int:
     return sum(len(layer.sequences[0].slots()) for layer in cache.layers if isinstance(layer, MemoryLayer))
 
 
-def _check(contender: Contender, held: Held) -> None:
+def check_bytes(contender: Contender, held: Held) -> None:
     """A budget in bytes is met to within one token in every head."""
     if not isinstance(contender.budget, float):
         return

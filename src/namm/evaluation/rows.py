@@ -90,7 +90,9 @@ class RowFile:
 
 
 def _check_samples(rows: list[Row], groups: Iterable[Group]) -> None:
-    measured = {(row["task"], row["tokens"], row["sample"]): (row["prompt_sha256"], row["gold"]) for row in rows}
+    measured = {
+        (row["task"], row["tokens"], row["sample"]): (row.get("prompt_sha256"), row.get("gold")) for row in rows
+    }
     for group in groups:
         for encoded in group.samples:
             place = (encoded.sample.task, group.tokens, encoded.sample.id)
@@ -137,9 +139,16 @@ def common_fields(config: EvaluationConfig, model: PreTrainedModel, tokenizer: P
     return {
         "template": "chat" if config.template != "raw" and tokenizer.chat_template else "raw",
         "split": config.split, "seed": config.seed, "protocol": config.protocol, "model": config.model,
-        "dtype": str(model.dtype).removeprefix("torch."), "update_interval": config.update_interval,
-        "namm": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": platform.python_version(), "hardware": _hardware(), "commit": _commit(),
+        "update_interval": config.update_interval, **provenance(model),
+    }  # fmt: skip
+
+
+def provenance(model: PreTrainedModel) -> Row:
+    """What a number was measured by and on."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."), "namm": __version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(), "hardware": _hardware(),
+        "commit": _commit(),
     }  # fmt: skip
 
 

@@ -195,6 +195,13 @@ class MemoryCache(Cache):
             )  # fmt: skip
         return [sequence.kept_positions() for sequence in chosen.sequences]
 
+    def trim(self) -> None:
+        """Give back the free slots that appended tokens leave; they come again with the next token."""
+        for layer in self.layers:
+            if isinstance(layer, MemoryLayer):
+                for sequence in layer.sequences:
+                    sequence.trim()
+
     def fork(self) -> MemoryCache:
         """A copy that goes its own way from here: one text that was read, and several questions about it."""
         meter = Meter()

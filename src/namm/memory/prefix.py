@@ -75,10 +75,14 @@ class Prefix:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, ids: Tensor, rehearsals: Iterable[Rehearsal] = ()) -> Prefix:
-        """Read `ids` `[1, token]` with the model, forgetting nothing, and rehearse them in each of these ways."""
+    def of(cls, model: PreTrainedModel, ids: Tensor, rehearsals: Iterable[Rehearsal] = (), **images: Tensor) -> Prefix:
+        """Read `ids` `[1, token]` with the model, forgetting nothing, and rehearse them in each of these ways.
+
+        Args:
+            images: what the model takes beside the ids, such as `pixel_values`; these cannot be rehearsed here.
+        """
         cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Recorder)
-        model(ids, past_key_values=cache, logits_to_keep=1)
+        model(ids, past_key_values=cache, logits_to_keep=1, **images)
         prefix = cls(model.config, ids.shape[1], _reads(cache))
         for rehearsal in rehearsals:
             again = rehearsed(rehearsal, ids[0])[None]

@@ -293,6 +293,13 @@ class Sequence:
     def nbytes(self) -> int:
         return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
 
+    def trim(self) -> None:
+        """Give back the free slots that appending leaves."""
+        for block in self.blocks:
+            if block.count < block.keys.shape[1]:
+                block.resize(block.count)
+        self._meter.note(self.layer, self.row, self.nbytes())
+
     def clone(self, row: int, meter: Meter, plan: Plan | None = None) -> Sequence:
         """A copy that goes its own way from here, as row `row` of a batch; another `plan` must observe alike."""
         twin = Sequence(plan or self.plan, row, self.layer, meter)

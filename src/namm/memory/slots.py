@@ -63,7 +63,7 @@ class Block:
         frozen = self.keys.is_inference() and not torch.is_inference_mode_enabled()  # may not be written in place
         grows = total > self.keys.shape[1] or frozen
         if grows:
-            self._resize(total if new > 1 else total + SLACK - 1)
+            self.resize(total if new > 1 else total + SLACK - 1)
         self.keys[:, self.count : total] = keys
         self.values[:, self.count : total] = values
         self.positions[:, self.count : total] = torch.arange(position, position + new, device=keys.device)
@@ -71,7 +71,8 @@ class Block:
         self.count = total
         return grows
 
-    def _resize(self, capacity: int) -> None:
+    def resize(self, capacity: int) -> None:
+        """Buffers of so many slots, at least those in use."""
         for name, old in zip(("keys", "values", "positions", "state"), self.used(), strict=True):
             axis = 2 if name == "state" else 1
             shape = list(old.shape)

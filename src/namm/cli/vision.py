@@ -1,0 +1,179 @@
+"""`namm vision train | eval | show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from namm.cli.shared import console, quiet
+from namm.errors import ConfigurationError
+
+vision = typer.Typer(help="Images and video: a small model of our own, and published benchmarks.", no_args_is_help=True)
+_IMAGES = typer.Option(
+    help="Folder of the Fashion-MNIST files; Debian's if left out (apt install dataset-fashion-mnist)."
+)
+_THREADS = typer.Option(help="Torch threads; 0 for torch's own choice.")
+_CLIPS = "clips"
+
+
+@vision.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the model, and of checkpoints until it is done.")],
+    images: Annotated[Path | None, _IMAGES] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
+    threads: Annotated[int, _THREADS] = 0,
+) -> None:
+    """Train the small video model, in about half an hour. Stopped, the same command goes on."""
+    from namm.vision.train import TrainingConfig, TrainingProgress
+    from namm.vision.train import train as run
+
+    _prepare(threads)
+    config = TrainingConfig(seed=seed)
+    with _bar() as bar:
+        line = bar.add_task("starting", total=config.steps)
+
+        def show(p: TrainingProgress) -> None:
+            told = f"{p.doing}: {p.accuracy:.2f} right, loss {p.loss:.2f}"
+            bar.update(line, completed=p.step, description=told)
+            if not console.is_terminal:
+                console.print(f"{p.step:,} of {p.steps:,} steps, {told}", highlight=False)
+
+        run(config, (_images("train", images), _images("validation", images)), out, show)
+    console.print(f"The model: {out}")
+
+
+@vision.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="Folder of the small model; for benchmarks also a hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    policy: Annotated[list[str] | None, typer.Option(help="Only these, several times.")] = None,
+    memory: Annotated[
+        list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Share of the full cache's bytes, several times; own: a NAMM's own threshold."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="clips, longvideobench or mlvu.")] = _CLIPS,
+    seconds: Annotated[list[int] | None, typer.Option(help="Length of clips, several times; 96 if left out.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames shown of each video of a benchmark.")] = 32,
+    samples: Annotated[int, typer.Option(help="Clips of each length, or questions of a benchmark; 0 for all.")] = 40,
+    asked: Annotated[int, typer.Option(help="Questions about each clip.")] = 10,
+    split: Annotated[str, typer.Option(help="validation or test, of clips.")] = "test",
+    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 512,
+    data: Annotated[Path | None, typer.Option(help="Folder of a benchmark, in its own layout.")] = None,
+    images: Annotated[Path | None, _IMAGES] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
+    threads: Annotated[int, _THREADS] = 0,
+) -> None:
+    """Accuracy over bytes held: baselines, memories, and fewer frames."""
+    from namm.vision.evaluation import BASELINES, MEMORIES, VideoConfig, VideoProgress, evaluate_video
+
+    _prepare(threads)
+    clips = task == _CLIPS
+    standard = VideoConfig("")
+    config = VideoConfig(
+        model=model, policies=tuple(policy or BASELINES + MEMORIES) + tuple(memory or ()),
+        budgets=tuple(map(_share, budget)) if budget else standard.budgets, tasks=(task,),
+        tokens=tuple(seconds or (96,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
+        update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
+    )  # fmt: skip
+    loaded, showings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
+    with _bar() as bar:
+        line = bar.add_task("loading", total=None)
+
+        def show(p: VideoProgress) -> None:
+            bar.update(line, completed=p.done, total=p.total, description=p.watching)
+
+        text = evaluate_video(config, showings, loaded, out, show)
+    console.print(Markdown(text))
+    console.print(f"The table: {out}/summary.md; the rows: {out}/rows.jsonl")
+
+
+@vision.command()
+def show(
+    model: Annotated[Path, typer.Option(help="Folder of the small model.")],
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .svg or .pdf.")],
+    policy: Annotated[list[str] | None, typer.Option(help="Memories to show, several times.")] = None,
+    budget: Annotated[float, typer.Option(help="Share of the full cache's tokens.")] = 0.25,
+    seconds: Annotated[int, typer.Option(help="Length of the clip.")] = 96,
+    seed: Annotated[int, typer.Option(help="Which clip.")] = 0,
+    images: Annotated[Path | None, _IMAGES] = None,
+) -> None:
+    """Which frames of a clip a memory sheds: each as strong as it is held."""
+    import namm
+    from namm.vision.clips import make_clip
+    from namm.vision.evaluation import MEMORIES
+    from namm.vision.layout import kept, layout
+    from namm.vision.picture import film_strip
+    from namm.vision.small import clip_inputs, load_small
+
+    _prepare(0)
+    loaded = load_small(model)
+    clip = make_clip(_images("test", images), seconds, (seed, 2, 0))
+    inputs = clip_inputs(clip)
+    step = inputs["input_ids"].shape[1] // 16 * 16  # one update, at the end
+    reports = {}
+    for name in policy or ("streaming", "h2o", MEMORIES[0]):
+        with namm.attach(loaded, name, namm.Budget(fraction=budget), step) as memory:
+            loaded(**inputs, logits_to_keep=1)
+            reports[name] = kept(memory.cache, layout(loaded.config, inputs))
+        console.print(f"[bold]{name}[/]\n{reports[name]}", highlight=False)
+    console.print(f"The picture: {film_strip(clip, reports, out)}")
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    quiet()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _bar() -> Progress:
+    return Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, speed_estimate_period=600,
+    )  # fmt: skip
+
+
+def _images(split: str, folder: Path | None) -> Any:
+    from namm.vision.images import SYSTEM, load_images
+
+    return load_images(split, folder or SYSTEM)
+
+
+def _clips(config: Any, images: Path | None) -> tuple[Any, Any]:
+    """The small model, and clips for it."""
+    from namm.vision.showing import clip_showings
+    from namm.vision.small import load_small
+
+    loaded = load_small(config.model)
+    pictures = _images(config.split, images)
+    showings = [s for n in config.tokens for s in clip_showings(pictures, n, config.samples, config.asked, config.seed)]
+    return loaded, showings
+
+
+def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[Any, Any]:
+    """A model with its processor, and the videos of a benchmark for it."""
+    from namm.models import load_vision_model
+    from namm.vision.published import load_choices
+    from namm.vision.showing import choice_showings
+
+    if data is None:
+        raise ConfigurationError(f"a folder with {task}", "none", "Download it and give its folder with --data.")
+    choices = load_choices(task, data)[: config.samples or None]
+    loaded, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
+    return loaded, choice_showings(choices, loaded, processor, frames)
+
+
+def _share(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

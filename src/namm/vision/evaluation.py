@@ -1,0 +1,147 @@
+"""Video evaluation: memories and budgets on clips become rows in a file, one for each question.
+
+The folder is that of a text evaluation: `run.json`, `rows.jsonl`, `summary.md`. A run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from namm.errors import ConfigurationError
+from namm.evaluation.config import OWN, alignment
+from namm.evaluation.folder import check_folder, identity, start_folder, write
+from namm.evaluation.reader import Contender
+from namm.evaluation.rows import RowFile, provenance, read_rows
+from namm.policies import MemoryPolicy, resolve
+from namm.vision.reading import Query, Showing, Watcher, contenders_of
+from namm.vision.summary import to_markdown
+
+THINNED = "fewer-frames"
+BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "random")
+MEMORIES = ("builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct-once")
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """One video evaluation, complete.
+
+    Attributes:
+        model: folder of the small model, or a hub id for published benchmarks.
+        policies: what is compared, by name; the full cache, the first four tokens and fewer frames are there besides.
+        budgets: shares of the full cache's bytes, or "own" for a NAMM's own threshold.
+        tasks: "clips", "longvideobench" or "mlvu".
+        tokens: for clips their lengths in seconds; for published benchmarks the frames shown of each video.
+        samples: clips of each length, or questions of a benchmark; 0 for all there are.
+        asked: questions about each clip.
+        update_interval: tokens between two updates.
+        data: folder of a published benchmark, in its own layout.
+    """
+
+    model: str
+    policies: tuple[str, ...] = BASELINES + MEMORIES
+    budgets: tuple[float | str, ...] = (0.5, 0.25, 0.125)
+    tasks: tuple[str, ...] = ("clips",)
+    tokens: tuple[int, ...] = (96,)
+    samples: int = 40
+    asked: int = 10
+    split: str = "test"
+    seed: int = 0
+    update_interval: int = 512
+    data: str | None = None
+    dtype: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [b for b in self.budgets if b != OWN and not (isinstance(b, float) and 0 < b < 1)]
+        if wrong or not self.budgets:
+            raise ConfigurationError(
+                f'budgets above 0 and below 1, or "{OWN}"', list(self.budgets), "0.25 is a quarter of the bytes."
+            )
+        if self.samples < 0 or self.asked < 1:
+            raise ConfigurationError(
+                "samples >= 0 and at least one question", f"{self.samples}, {self.asked}", "See --help."
+            )
+
+
+@dataclass(frozen=True)
+class VideoProgress:
+    """Clips done of all, and what is watched now."""
+
+    done: int
+    total: int
+    watching: str
+
+
+def evaluate_video(
+    config: VideoConfig,
+    showings: Iterable[Showing],
+    model: PreTrainedModel,
+    out: str | Path,
+    on_progress: Callable[[VideoProgress], None] | None = None,
+) -> str:
+    """Measure, or go on measuring, what memories are worth on `showings`; returns the table, which is also in `out`.
+
+    Raises:
+        ConfigurationError: `out` holds a run of another configuration, or a budget cannot be met.
+        ModelError: a model that cannot be given a memory.
+    """
+    out = Path(out)
+    check_folder(out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    policies = {name: resolve(name) for name in config.policies}
+    showings = list(showings)
+    watcher = Watcher(
+        model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
+    )
+    contenders = _contenders(config, policies)
+    start_folder(out, identity(config, policies, model, {}))
+    common = provenance(model) | {
+        "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
+    }  # fmt: skip
+    with RowFile(out, (1, 1)) as file:
+        for number, showing in enumerate(showings):
+            missing = [c for c in contenders if not {_key(showing, q, c) for q in showing.queries} <= file.known]
+            if not missing:
+                continue
+            whole = watcher.whole(showing)
+            for contender in missing:
+                if on_progress:
+                    on_progress(VideoProgress(number, len(showings), f"{showing.name}: {contender.name}"))
+                if contender.name == THINNED:
+                    assert isinstance(contender.budget, float)
+                    cache, held = watcher.watch_thinned(showing, whole, contender.budget)
+                else:
+                    cache, held = watcher.watch(showing, whole, contender)
+                replies = watcher.ask(cache, showing.queries)
+                file.add([
+                    {
+                        "task": reply.query.kind, "tokens": showing.length, "sample": reply.query.name,
+                        "policy": contender.name, "budget": contender.budget, "clip": showing.name,
+                        "exact": int(reply.right), "nll": reply.nll, "clip_tokens": showing.tokens, **asdict(held),
+                    } | common
+                    for reply in replies
+                ])  # fmt: skip
+    if on_progress:
+        on_progress(VideoProgress(len(showings), len(showings), "done"))
+    text = to_markdown(read_rows(out))
+    write(out / "summary.md", text)
+    return text
+
+
+def _contenders(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[Contender]:
+    shares = [budget for budget in config.budgets if budget != OWN]
+    return [
+        Contender("full", None), Contender("floor", None), *(Contender(THINNED, share) for share in shares),
+        *contenders_of(policies, config.budgets),
+    ]  # fmt: skip
+
+
+def _key(showing: Showing, query: Query, contender: Contender) -> tuple[Any, ...]:
+    return query.kind, showing.length, query.name, contender.name, contender.budget

@@ -1,0 +1,156 @@
+"""Watching under a memory, and asking afterwards: the pictures are read before the memory knows the question.
+
+Every memory decides for the last time at the end of the pictures, where its bytes are measured; the question follows
+and is kept. An answer is one token: a word of the small model's, or the letter of a choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from namm.errors import ConfigurationError
+from namm.evaluation.config import OWN
+from namm.evaluation.reader import Contender, Held, check_bytes, held_by, plan_for
+from namm.memory.attach import find_decoder
+from namm.memory.cache import MemoryCache
+from namm.memory.prefix import Prefix
+from namm.memory.rehearsal import rehearsing
+from namm.policies import MemoryPolicy
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question about a clip.
+
+    Attributes:
+        kind: for the table.
+        ids: its tokens, up to the answer.
+        answer: the right token.
+        options: tokens to choose from; all there are if empty.
+    """
+
+    kind: str
+    name: str
+    ids: tuple[int, ...]
+    answer: int
+    options: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Showing:
+    """A clip as a model is given it, with what is asked about it.
+
+    Attributes:
+        length: for the table, such as seconds.
+        inputs: `input_ids` `[1, token]` up to the question, with the pixel values.
+        thinned: the same with fewer frames, about the given share of its tokens.
+    """
+
+    name: str
+    length: int
+    inputs: Inputs
+    queries: tuple[Query, ...]
+    thinned: Callable[[float], Inputs]
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a question was answered: whether the right token is the likeliest, and its negative log-likelihood."""
+
+    query: Query
+    right: bool
+    nll: float
+
+
+class Watcher:
+    """Shows clips to one model.
+
+    Args:
+        step: the last update falls at a multiple of this many tokens, see `evaluation.config.alignment`.
+    """
+
+    def __init__(self, model: PreTrainedModel, interval: int, step: int) -> None:
+        self.model, self.interval, self.step = model, interval, step
+        self.decoder = find_decoder(model)
+
+    def boundary(self, showing: Showing) -> int:
+        """Tokens read at the last update: up to a step less than all.
+
+        Raises:
+            ConfigurationError: they are too few to forget any.
+        """
+        length = showing.tokens // self.step * self.step
+        if length < 2 * self.step:
+            raise ConfigurationError(
+                f"clips of at least {2 * self.step} tokens", f"{showing.tokens} in {showing.name}", "Show more frames."
+            )
+        return length
+
+    @torch.no_grad()
+    def whole(self, showing: Showing) -> Prefix:
+        """The clip with nothing forgotten, from which the bytes of every memory are known."""
+        images = {name: value for name, value in showing.inputs.items() if name != "input_ids"}
+        return Prefix.of(self.model, showing.inputs["input_ids"], **images)
+
+    @torch.no_grad()
+    def watch(self, showing: Showing, whole: Prefix, contender: Contender) -> tuple[MemoryCache, Held]:
+        """The clip, read under a memory, and what is held of it.
+
+        Raises:
+            ConfigurationError: the budget does not hold the policy's state and a token.
+        """
+        length = self.boundary(showing)
+        plan = plan_for(contender, whole, length, self.interval, after=showing.tokens - length)
+        cache = MemoryCache.planned(self.model.config, (plan,))
+        with rehearsing(self.decoder):
+            self.model(**showing.inputs, past_key_values=cache, logits_to_keep=1)
+        cache.trim()
+        held = held_by(cache, 0, plan, whole, showing.tokens)
+        check_bytes(contender, held)
+        return cache, held
+
+    @torch.no_grad()
+    def watch_thinned(self, showing: Showing, whole: Prefix, share: float) -> tuple[MemoryCache, Held]:
+        """As `watch`, for the usual way to save bytes: fewer frames, all of which are kept."""
+        inputs = showing.thinned(share)
+        cache = MemoryCache.planned(self.model.config, (plan_for(Contender("full", None), whole, 1, self.interval),))
+        self.model(**inputs, past_key_values=cache, logits_to_keep=1)
+        seen = inputs["input_ids"].shape[1]
+        full = held_by(cache, 0, plan_for(Contender("full", None), whole, 1, self.interval), whole, seen)
+        scale = showing.tokens / seen
+        return cache, Held(
+            full.slots, round(full.slots * scale), full.bytes_held, round(full.bytes_held * scale),
+            full.bytes_per_slot, full.bytes_held,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def ask(self, cache: MemoryCache, queries: Sequence[Query]) -> list[Reply]:
+        """Every question by itself, from the same memory."""
+        replies = []
+        for query in queries:
+            ids = torch.tensor([query.ids], device=self.model.device)
+            logits = self.model(ids, past_key_values=cache.fork(), logits_to_keep=1).logits[0, -1].float()
+            options = torch.tensor(query.options or range(len(logits)), device=logits.device)
+            likely = torch.log_softmax(logits[options], 0)
+            place = int((options == query.answer).nonzero())
+            replies.append(Reply(query, int(likely.argmax()) == place, -float(likely[place])))
+        return replies
+
+
+def contenders_of(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]) -> list[Contender]:
+    """Every policy at every budget, but for those that have no threshold of their own."""
+    return [
+        Contender(name, budget, policy)
+        for budget in budgets for name, policy in policies.items() if budget != OWN or policy.absolute
+    ]  # fmt: skip

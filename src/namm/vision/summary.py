@@ -1,0 +1,71 @@
+"""The table of a video evaluation: accuracy over bytes, with intervals over clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from namm.report.bootstrap import interval, resample
+from namm.report.summary import label, number, share, table
+
+Row = dict[str, Any]
+_NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens"}
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """For each length and budget a table: accuracy, paired difference to the full cache, accuracy of each kind.
+
+    Intervals are 95 %, from a bootstrap over clips; the questions about one clip are drawn together.
+    """
+    parts = []
+    for length in sorted({row["tokens"] for row in rows}):
+        here = [row for row in rows if row["tokens"] == length]
+        budgets = dict.fromkeys(row["budget"] for row in here if row["budget"] is not None)
+        for budget in sorted(budgets, key=lambda b: (isinstance(b, str), -b if isinstance(b, float) else 0)):
+            mine = [row for row in here if row["budget"] in (None, budget)]
+            parts.append(f"### {_title(here, length, budget)}\n\n{_table(mine)}")
+    return "\n".join(parts)
+
+
+def accuracy(rows: Iterable[Row]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of the share of right answers."""
+    rows = list(rows)
+    drawn = resample(np.array([[float(row["exact"])] for row in rows]), [row["clip"] for row in rows])
+    low, high = interval(drawn)[:, 0]
+    return float(drawn.mean[0]), float(low), float(high)
+
+
+def _title(rows: Sequence[Row], length: int, budget: float | str) -> str:
+    clips = len({row["clip"] for row in rows})
+    tokens = round(float(np.mean([row["clip_tokens"] for row in rows])))
+    allowed = "own thresholds" if isinstance(budget, str) else f"{share(budget)} of the bytes"
+    unit = "seconds" if all(row["task"] in ("at", "first", "last", "count", "after") for row in rows) else "frames"
+    return f"{clips} clips of {length} {unit} ({tokens} tokens), {allowed}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    kinds = list(dict.fromkeys(row["task"] for row in rows))
+    full = {(row["task"], row["sample"]): row for row in rows if row["policy"] == "full"}
+    lines = []
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        mine = [row for row in rows if row["policy"] == policy]
+        mean, low, high = accuracy(mine)
+        apart = np.array([[row["exact"] - float(full[row["task"], row["sample"]]["exact"])] for row in mine])
+        drawn = resample(apart, [row["clip"] for row in mine])
+        ends = interval(drawn)[:, 0]
+        held = float(np.mean([row["bytes_held"] / row["bytes_full"] for row in mine]))
+        slots = float(np.mean([row["slots"] / row["slots_full"] for row in mine]))
+        lines.append([
+            _NAMES.get(policy, label(policy)), str(len(mine)), f"{mean:.2f} [{low:.2f}, {high:.2f}]",
+            "-" if policy == "full" else f"{drawn.mean[0]:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]",
+            *(number(_mean(row["exact"] for row in mine if row["task"] == kind)) for kind in kinds),
+            share(round(held, 3)), share(round(slots, 3)),
+        ])  # fmt: skip
+    return table(["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"], lines)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None

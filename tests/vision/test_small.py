@@ -1,0 +1,173 @@
+"""The small model: training goes on where it stopped, and clips are read as they are meant."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import namm
+from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
+from namm.evaluation.reader import Contender
+from namm.policies import resolve
+from namm.vision.clips import choose, make_clip
+from namm.vision.evaluation import VideoConfig, evaluate_video
+from namm.vision.layout import FRAME, layout
+from namm.vision.picture import film_strip
+from namm.vision.reading import Watcher
+from namm.vision.showing import clip_showings, evenly
+from namm.vision.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
+from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
+from tests.vision.made import images
+
+TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 2, 2)), asked=6, width=32, layers=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return small_model(32, 2).eval()
+
+
+def test_each_question_sees_the_clip_and_itself_only(model) -> None:
+    clips = [make_clip(images(), 12, (0, i)) for i in range(2)]
+    asked = [choose(clip, 5, (1, i)) for i, clip in enumerate(clips)]
+    batch = make_batch(clips, asked)
+    with torch.no_grad():
+        states = model.model(
+            input_ids=batch.ids, pixel_values_videos=batch.pixels, position_ids=batch.positions,
+            attention_mask=batch.mask, use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        together = model.lm_head(states)
+        for row, (clip, questions) in enumerate(zip(clips, asked, strict=True)):
+            places = (batch.gold[row] != IGNORED).nonzero()[:, 0].tolist()
+            for place, question in zip(places, questions, strict=True):
+                inputs = clip_inputs(clip)
+                ids = torch.cat([inputs["input_ids"], torch.tensor([text_ids(question.text)])], dim=1)
+                alone = model(**{**inputs, "input_ids": ids}).logits[0, -1]
+                torch.testing.assert_close(together[row, place], alone, atol=1e-4, rtol=1e-4)
+                assert batch.gold[row, place] == text_ids(question.answer)[0]
+
+
+def test_the_tokenizer_writes_what_the_model_reads() -> None:
+    tokenizer = small_tokenizer()
+    clip = make_clip(images(), 12, (0,))
+    text = "<s> " + " ".join(f"{second} " + "<video> " * 5 for second in range(12))
+    assert tokenizer(text).input_ids == clip_inputs(clip)["input_ids"][0].tolist()
+    assert tokenizer("what is shown at second 7 ?").input_ids == text_ids("what is shown at second 7 ?")
+    parts = [part for part in layout(small_model(32, 2).config, clip_inputs(clip)) if part.kind == FRAME]
+    assert [(part.start, part.stop) for part in parts[:2]] == [(2, 7), (8, 13)]
+
+
+def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    pictures = (images(), images(seed=1))
+    whole = train(TINY, pictures, tmp_path / "whole", every=1)
+    seen: list[TrainingProgress] = []
+
+    def stop(progress: TrainingProgress) -> None:
+        seen.append(progress)
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, pictures, tmp_path / "parts", stop, every=1)
+    resumed = train(TINY, pictures, tmp_path / "parts", seen.append, every=1)
+    assert [p.step for p in seen] == [1, 2, 3, 4, 5, 6]
+    assert [p.doing for p in seen[1:5]] == ["single frames", "clips of 12 s", "clips of 12 s", "clips of 24 s"]
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    loaded = load_small(tmp_path / "parts")
+    assert torch.equal(loaded.lm_head.weight, whole.lm_head.weight)
+
+
+def test_training_refuses_another_run_and_a_damaged_one(tmp_path: Path) -> None:
+    train(TINY, (images(), images()), tmp_path)
+    with pytest.raises(ConfigurationError, match=r"a run with seed = 1; got 0 in"):
+        train(TrainingConfig(**{**TINY.__dict__, "seed": 1}), (images(), images()), tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtefactError, match="a whole checkpoint"):
+        train(TINY, (images(), images()), tmp_path)
+
+
+def test_no_model_and_another_one(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="namm vision train --out"):
+        load_small(tmp_path / "nothing")
+
+
+def test_full_cache_answers_as_the_model_does(model) -> None:
+    (showing,) = clip_showings(images(), 24, 1, 6)
+    watcher = Watcher(model, 64, 16)
+    cache, held = watcher.watch(showing, watcher.whole(showing), Contender("full", None))
+    replies = watcher.ask(cache, showing.queries)
+    assert held.bytes_held == held.bytes_full
+    for reply in replies:
+        ids = torch.cat([showing.inputs["input_ids"], torch.tensor([reply.query.ids])], dim=1)
+        with torch.no_grad():
+            logits = model(**{**showing.inputs, "input_ids": ids}).logits[0, -1]
+        assert reply.nll == pytest.approx(-float(torch.log_softmax(logits, 0)[reply.query.answer]), abs=1e-4)
+        assert reply.right == (int(logits.argmax()) == reply.query.answer)
+
+
+@pytest.mark.parametrize("name", ["streaming", "h2o", "kvzip", "builtin:smollm2-135m-instruct"])
+@pytest.mark.parametrize("seconds", [24, 29])  # 145 and 175 tokens: one and fifteen follow the last update
+def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: int) -> None:
+    (showing,) = clip_showings(images(), seconds, 1, 2)
+    watcher = Watcher(model, 64, 16)
+    whole = watcher.whole(showing)
+    _, held = watcher.watch(showing, whole, Contender(name, 0.5, resolve(name)))
+    assert (
+        held.bytes_full == whole.footprint(namm.memory.sequence.Plan(resolve("full"), None, 64)).full * showing.tokens
+    )
+    assert 0.5 * held.bytes_full - held.bytes_per_slot <= held.bytes_held <= 0.5 * held.bytes_full
+
+
+def test_fewer_frames_are_evenly_chosen(model) -> None:
+    assert evenly(96, 3) == [0, 48, 95]
+    assert evenly(5, 5) == [0, 1, 2, 3, 4]
+    (showing,) = clip_showings(images(), 24, 1, 2)
+    few = showing.thinned(0.25)
+    assert few["pixel_values_videos"].shape[0] == 6
+    assert few["input_ids"][0, 1::6].tolist() == text_ids("0 5 9 14 18 23")
+    watcher = Watcher(model, 64, 16)
+    _, held = watcher.watch_thinned(showing, watcher.whole(showing), 0.25)
+    assert held.bytes_held / held.bytes_full == pytest.approx(37 / 145, abs=1e-3)
+
+
+def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> None:
+    config = VideoConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
+    showings = list(clip_showings(images(), 24, 2, 3))
+    seen: list[str] = []
+    evaluate_video(config, showings[:1], model, tmp_path, lambda p: seen.append(p.watching))
+    text = evaluate_video(config, showings, model, tmp_path, lambda p: seen.append(p.watching))
+    assert [name for name in seen if name.startswith("clip 0")] == [
+        f"clip 0: {name}" for name in ("full", "floor", "fewer-frames", "streaming", "h2o")
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 3 * 5
+    assert {row["clip"] for row in rows} == {"clip 0", "clip 1"}
+    assert "### 2 clips of 24 seconds (145 tokens), 50 % of the bytes" in text
+    assert (tmp_path / "summary.md").read_text() == text
+    with pytest.raises(ConfigurationError, match="update_interval"):
+        evaluate_video(VideoConfig(**{**config.__dict__, "update_interval": 128}), showings, model, tmp_path)
+
+
+def test_what_cannot_be_watched(model) -> None:
+    (showing,) = clip_showings(images(), 12, 1, 1)
+    watcher = Watcher(model, 64, 64)
+    with pytest.raises(ConfigurationError, match="at least 128 tokens; got 73 in clip 0"):
+        watcher.boundary(showing)
+    with pytest.raises(ConfigurationError, match=r"above 0 and below 1.*got \[1.5\]"):
+        VideoConfig("tiny", budgets=(1.5,))
+    with pytest.raises(ModelError, match="attention layers"):
+        Watcher(torch.nn.Linear(2, 2), 64, 16)  # type: ignore[arg-type]
+
+
+def test_the_picture_is_drawn(model, tmp_path: Path) -> None:
+    from namm.vision.layout import kept
+
+    clip = make_clip(images(), 24, (0,))
+    with namm.attach(model, "h2o", namm.Budget(fraction=0.5), 64) as memory:
+        model(**clip_inputs(clip))
+        report = kept(memory.cache, layout(model.config, clip_inputs(clip)))
+    assert film_strip(clip, {"h2o": report}, tmp_path / "film.png").stat().st_size > 1000
