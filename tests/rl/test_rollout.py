@@ -19,6 +19,7 @@ from namm.policies.base import MemoryPolicy, Rehearsal
 from namm.rl.decision import TOKENS, Decision
 from namm.rl.rollout import Context, Episode, Growing, Remembered, Window, at_bytes_of, rollout, token_bytes
 from namm.rl.simulators import make
+from tests.rl.plain import plain
 from tests.rl.toy import ACTION, LIMIT, STATE, toy_decision
 from tests.zoo import decision_model
 
@@ -56,34 +57,6 @@ def test_who_forgets_nothing_acts_as_the_untouched_model(policy: MemoryPolicy) -
     decision = toy_decision()
     everything = namm.Budget(tokens=TOKENS * LIMIT) if policy.evicts else None
     assert_same(play(decision, Remembered(policy, everything)), play(decision, Growing()))
-
-
-@torch.no_grad()
-def plain(decision: Decision, env: gym.Env, seed: int) -> tuple[np.ndarray, float]:
-    """The usual loop: everything so far, cut to K steps, padded on the left, masked, through the model."""
-    about, model = decision.about, decision.model
-    k = about.context
-    state, _ = env.reset(seed=seed)
-    states, actions, returns, total, over = [state], [], [about.target / about.unit], 0.0, False
-    while not over:
-        past = len(states)
-        pad = max(0, k - past)
-        normal = (np.asarray(states) - about.mean) / about.deviation
-        s = torch.tensor(np.pad(normal[-k:], ((pad, 0), (0, 0))), dtype=model.dtype)[None]
-        a = np.pad(np.asarray([*actions, np.zeros(env.action_space.shape)])[-k:], ((pad, 0), (0, 0)))
-        r = torch.tensor(np.pad(returns[-k:], (pad, 0)), dtype=model.dtype)[None, :, None]
-        t = torch.tensor(np.pad(np.arange(past)[-k:], (pad, 0)))[None]
-        mask = torch.tensor(np.pad(np.ones(min(k, past)), (pad, 0)), dtype=torch.long)[None]
-        a = torch.tensor(a, dtype=model.dtype)[None]
-        action = (
-            model(states=s, actions=a, returns_to_go=r, timesteps=t, attention_mask=mask).action_preds[0, -1].numpy()
-        )
-        state, reward, terminated, truncated, _ = env.step(action)
-        total, over = total + reward, terminated or truncated
-        states.append(state)
-        actions.append(action)
-        returns.append(returns[-1] - reward / about.unit)
-    return np.asarray(actions), total
 
 
 def test_a_window_is_the_plain_implementation() -> None:

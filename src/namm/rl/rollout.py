@@ -78,14 +78,32 @@ class Episode:
         return len(self.actions)
 
 
-class _Actor(Protocol):
-    interval: int | None  # tokens between two updates
+class Actor(Protocol):
+    """A model with what it may look at, for a batch of episodes.
 
-    def act(self, states: Tensor, returns: Tensor, step: int, before: Tensor | None) -> Tensor: ...
+    Attributes:
+        interval: tokens between two updates; None where nothing is forgotten.
+    """
 
-    def held(self, row: int) -> int: ...
+    interval: int | None
 
-    def keep(self, rows: list[int]) -> None: ...
+    def act(
+        self,
+        states: Float[Tensor, "batch state"],
+        returns: Float[Tensor, " batch"],
+        step: int,
+        before: Float[Tensor, "batch action"] | None,
+    ) -> Float[Tensor, "batch action"]:
+        """The actions at `step`, after those `before`; called for each step once."""
+        ...
+
+    def held(self, row: int) -> int:
+        """Bytes held for one episode."""
+        ...
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these episodes only."""
+        ...
 
 
 @torch.no_grad()
@@ -110,14 +128,14 @@ def rollout(
     envs = [make() for _ in seeds]
     _check(decision, envs[0])
     try:
-        with _acting(decision, context) as actor:
+        with acting(decision, context) as actor:
             return _play(decision, actor, envs, seeds, decision.about.target if target is None else target)
     finally:
         for env in envs:
             env.close()
 
 
-def _play(decision: Decision, actor: _Actor, envs: list[Any], seeds: Sequence[int], target: float) -> list[Episode]:
+def _play(decision: Decision, actor: Actor, envs: list[Any], seeds: Sequence[int], target: float) -> list[Episode]:
     running = [_Running(env, seed, target) for env, seed in zip(envs, seeds, strict=True)]
     before, step, full = None, 0, token_bytes(decision)
     while playing := [episode for episode in running if not episode.over]:
@@ -236,7 +254,8 @@ class _Cached:
 
 
 @contextmanager
-def _acting(decision: Decision, context: Context) -> Iterator[_Actor]:
+def acting(decision: Decision, context: Context) -> Iterator[Actor]:
+    """The model with an empty context of that kind."""
     if isinstance(context, Window):
         steps = decision.about.context if context.steps is None else context.steps
         if steps < 1:
