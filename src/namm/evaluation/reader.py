@@ -20,7 +20,7 @@ from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.memory.attach import find_decoder
-from namm.memory.cache import MemoryCache
+from namm.memory.cache import MemoryCache, storage_bytes, tensors_in
 from namm.memory.layer import MemoryLayer
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
@@ -64,7 +64,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Held:
-    """What a memory held when the text had been read, over all layers that it manages."""
+    """What a memory held when the text had been read, over all layers that it manages.
+
+    Attributes:
+        bytes_elsewhere: bytes of layers with a cache of another kind, such as a sliding window, memory or not.
+    """
 
     slots: int
     slots_full: int
@@ -72,6 +76,7 @@ class Held:
     bytes_full: int
     bytes_per_slot: int
     peak_bytes: int | None
+    bytes_elsewhere: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,9 @@ def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: in
     if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
         held = costs.full * length
     peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
-    return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak)
+    others = [layer for layer in cache.layers if not isinstance(layer, MemoryLayer)]
+    elsewhere = storage_bytes(tensors_in([vars(layer) for layer in others])) // len(layers[0].sequences)
+    return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak, elsewhere)
 
 
 def _greedy(chosen: tuple[int, ...], answer: tuple[int, ...]) -> tuple[int, ...]:

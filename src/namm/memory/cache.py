@@ -171,7 +171,7 @@ class MemoryCache(Cache):
                 ours += layer.tensors()
             else:
                 kept.append([])
-                theirs += _tensors_in(vars(layer))
+                theirs += tensors_in(vars(layer))
         held, others = storage_bytes(ours), storage_bytes(theirs)
         return MemoryReport(
             kept=kept,
@@ -228,13 +228,13 @@ def memory_layers(
     return chosen
 
 
-def _tensors_in(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        return _tensors_in(list(value.values()))
-    return [tensor for part in value for tensor in _tensors_in(part)] if isinstance(value, (list, tuple)) else []
+        return tensors_in(list(value.values()))
+    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, (list, tuple)) else []
 
 
 def storage_bytes(tensors: list[Tensor]) -> int:

@@ -14,9 +14,9 @@ from namm.errors import ConfigurationError
 
 MEASURES = (
     "nll", "exact", "score", "bytes_held", "bytes_full", "bytes_per_slot", "slots", "slots_full", "peak_bytes",
-    "seconds",
+    "seconds", "bytes_elsewhere",
 )  # fmt: skip
-MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds")
+MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds", "bytes_elsewhere")
 NAMES = ("task", "tokens", "sample", "protocol", "template", "policy", "budget", "context_hash", "prompt_sha256")
 WITHOUT_BUDGET = ("full", "floor")
 OWN = "own"

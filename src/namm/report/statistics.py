@@ -251,6 +251,7 @@ def _notes(table: _Table, lines: Sequence[Line], budget: Budget, overlooked: Seq
             "they are not compared with policies that were given a budget."
         )
     yield from _notes_of_presence(table, of, budget)
+    yield from _notes_of_reach(table)
     yield from _notes_of_bytes(table, of)
     if table.best:
         yield (
@@ -298,6 +299,19 @@ def _notes_of_presence(table: _Table, of: dict[str, Scores], budget: Budget) -> 
             yield f"Sanity rows that were not run: {', '.join(sanity)}."
         if "oracle" not in of:
             yield "There are no oracle rows, so the share of the gap to it is unknown."
+
+
+def _notes_of_reach(table: _Table) -> Iterator[str]:
+    """How much of the whole cache a memory can do without, where some layers have a cache of another kind."""
+    elsewhere = np.concatenate([block.of("bytes_elsewhere", "full") for block in table.blocks])
+    ours = np.concatenate([block.of("bytes_full", "full") for block in table.blocks])
+    if (np.nan_to_num(elsewhere) > 0).any():
+        whole = float(np.nanmean(elsewhere / (elsewhere + ours)))
+        yield (
+            f"Some layers of this model keep a cache of their own kind, such as a sliding window: "
+            f"{share(round(whole, 3))} of the bytes of the untouched cache. No policy changes those, and through them "
+            "the last tokens are seen whatever was forgotten. Bytes, slots and shares are of the other layers."
+        )
 
 
 def _notes_of_bytes(table: _Table, of: dict[str, Scores]) -> Iterator[str]:
