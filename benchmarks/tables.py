@@ -248,6 +248,38 @@ def strategy() -> str:
     )  # fmt: skip
 
 
+RUNS = {
+    "builtin:smollm2-135m-instruct": "echo",
+    "builtin:smollm2-135m-instruct-once": "once",
+}  # of the shipped memories
+
+
+def _own(memory: str) -> str:
+    """What a shipped memory holds and is worth at its own threshold."""
+    found = [
+        (group, line.overall)
+        for group in evaluation().groups if group.budget == "own"
+        for line in group.lines if line.policy == memory
+    ]  # fmt: skip
+    return "".join(
+        f"Without a budget, at its own threshold, it holds {s.bytes_share:.1%} of the bytes ({s.bytes_range[0]:.0%} to "
+        f"{s.bytes_range[1]:.0%}) of texts of {group.tokens:,} tokens and scores "
+        f"{_between({'mean': s.normalised.mean, 'low': s.normalised.low, 'high': s.normalised.high})} (n = {s.n}).\n\n"
+        for group, s in found if s.normalised and s.bytes_range
+    )  # fmt: skip
+
+
+def _curve(memory: str) -> str:
+    """How the run that gave a shipped memory went on: candidate-samples spent, fitness on the validation samples."""
+    rows = [row for row in read("evolution") if row["run"] == RUNS[memory] and row["validated"]]
+    lines = []
+    for row in rows:
+        for kind, spent in (("start", 0), ("mean", row["evaluations"])):
+            if found := row["validated"].get(kind):
+                lines.append([f"{spent:,}", f"{found['fitness']:.3f}", str(row["n"])])
+    return table(["candidate-samples", "fitness of the mean", "validation samples"], lines)
+
+
 def cards() -> None:
     """The shipped memories' cards, with what was measured of them."""
     for name, folder in builtin_memories().items():
@@ -256,8 +288,8 @@ def cards() -> None:
         card.write_text(
             f"{text}\n\n## On the test split\n\nThe embedded suite on SmolLM2-135M-Instruct at equal bytes, the state included; "
             "1 is the full cache, 0 its first four tokens; in brackets 95 % intervals, differences are paired.\n\n"
-            + _targets(name)
-        )
+            + _targets(name) + "\n" + _own(name) + "## Its evolution\n\nTexts of 512 tokens, at the budgets named above.\n\n" + _curve(name)
+        )  # fmt: skip
 
 
 def in_short() -> str:
@@ -265,6 +297,7 @@ def in_short() -> str:
     return (
         _targets() + "\nNormalised: 1 is the full cache, 0 its first four tokens only; differences are paired, on the "
         "samples that both have, with 95 % intervals. *Gap closed*: from the best heuristic that reads once to the oracle.\n"
+        + "".join(f"\n`{name}`: {_own(name)[0].lower()}{_own(name)[1:].strip()}\n" for name in RUNS)
     )
 
 
