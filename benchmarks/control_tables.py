@@ -128,7 +128,7 @@ def picture(rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3.6 * height), squeeze=False, sharey=False)
     for axis, ((task, context), lines) in zip(axes.flat, panels.items(), strict=False):
         lines.sort(key=lambda line: line.normalised[0])
-        (window,) = (line for line in lines if line.policy == WINDOW)
+        (window,) = (line for line in lines if line.policy == WINDOW and line.budget == context)
         axis.axvspan(*window.normalised[1:], color="0.85")
         for place, line in enumerate(lines):
             mean, low, high = line.normalised
@@ -147,7 +147,7 @@ def picture(rows: list[dict[str, Any]]) -> None:
 
 def _name(line: Line) -> str:
     name = label(line.policy)
-    return name if line.budget is None or line.policy == WINDOW else f"{name}, {line.budget}"
+    return name if line.budget is None else f"{name}, {line.budget}"
 
 
 def main() -> None:

@@ -138,5 +138,5 @@ def evaluate(
             bar.update(line, completed=step.done, total=step.total, description=step.playing)
 
         rows = run(decision, out, chosen, range(first_seed, first_seed + seeds), env, target, beside, show)
-    mine = [row for row in rows if row["task"] == decision.about.data and row["context"] == decision.about.context]
+    mine = [row for row in rows if row["task"] == decision.about.name and row["context"] == decision.about.context]
     console.print(to_markdown(mine), markup=False, highlight=False, soft_wrap=True)

@@ -30,6 +30,7 @@ class About:
         unit: returns to go are divided by it.
         mean, deviation: of the states in its data, which are standardised by them.
         scale: what returns are reported on.
+        seed: of the training.
     """
 
     env_id: str
@@ -43,8 +44,14 @@ class About:
     mean: list[float]
     deviation: list[float]
     scale: Scale
+    seed: int = 0
     updates: int = 0
     loss: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the model in rows: its data, and which of several trainings it is."""
+        return f"{self.data}, seed {self.seed}" if self.seed else self.data
 
 
 class Decision:

@@ -47,7 +47,7 @@ class Progress:
 def contenders(
     decision: Decision, memories: Iterable[str], budgets: Iterable[int | str], update_interval: int
 ) -> list[Contender]:
-    """Window and full cache, then each memory at each budget.
+    """The window of training and those of the budgets, the full cache, then each memory at each budget.
 
     Raises:
         ConfigurationError: a budget that is no number of steps nor "own", or an interval that cuts a step.
@@ -57,8 +57,12 @@ def contenders(
         raise ConfigurationError(
             f"an update interval in whole steps of {TOKENS} tokens", update_interval, "Try 48, which is 16 steps."
         )
-    steps = decision.about.context
-    chosen = [Contender(WINDOW, steps, Window(steps)), Contender(FULL, None, Growing())]
+    budgets = list(budgets)
+    for budget in budgets:
+        if budget != OWN and not (isinstance(budget, int) and budget > 0):
+            raise ConfigurationError(f'a budget in steps, or "{OWN}"', repr(budget), "20 is the usual window.")
+    windows = dict.fromkeys([decision.about.context, *(steps for steps in budgets if isinstance(steps, int))])
+    chosen = [Contender(WINDOW, steps, Window(steps)) for steps in windows] + [Contender(FULL, None, Growing())]
     policies = {name: resolve(name) for name in memories}
     for name, policy in policies.items():
         if isinstance(policy, NAMMPolicy) and (evolved := own_interval(policy)) != update_interval:
@@ -66,18 +70,11 @@ def contenders(
                 "%s was evolved on texts, with an update each %d tokens, not %d.", name, evolved, update_interval
             )
         for budget in budgets:
-            if budget != OWN:
-                _check_budget(budget)
             if budget == OWN and not policy.absolute:
                 continue
             selection = None if isinstance(budget, str) else at_bytes_of(decision, policy, budget)
             chosen.append(Contender(name, budget, Remembered(policy, selection, update_interval)))
     return chosen
-
-
-def _check_budget(budget: int | str) -> None:
-    if not isinstance(budget, int) or budget < 1:
-        raise ConfigurationError(f'a budget in steps, or "{OWN}"', repr(budget), "20 is the usual window.")
 
 
 def evaluate(
@@ -105,7 +102,7 @@ def evaluate(
     target = decision.about.target if target is None else target
     out.mkdir(parents=True, exist_ok=True)
     common = _common(decision, env_id, target)
-    place = (decision.about.data, TOKENS * decision.about.context)
+    place = (decision.about.name, TOKENS * decision.about.context)
     with RowFile(out, (1, 1)) as file:
         for number, contender in enumerate(chosen):
             missing = [
@@ -131,7 +128,7 @@ def row_of(decision: Decision, contender: Contender, episode: Episode, beside: i
     context, steps = contender.context, len(episode)
     policy: MemoryPolicy | None = context.policy if isinstance(context, Remembered) else None
     return {
-        "task": decision.about.data, "tokens": TOKENS * decision.about.context, "sample": str(episode.seed),
+        "task": decision.about.name, "tokens": TOKENS * decision.about.context, "sample": str(episode.seed),
         "seed": episode.seed, "policy": contender.name, "budget": contender.budget,
         "return": episode.total, "normalised": decision.about.scale.normalised(episode.total),
         "length": steps, "terminated": episode.terminated,
@@ -148,8 +145,8 @@ def _common(decision: Decision, env_id: str, target: float) -> Row:
     return {
         "env": env_id, "target": target, "context": about.context, "scale": about.scale.source,
         "data_return": about.data_return, "data_steps": about.steps, "data_episodes": about.episodes,
-        "updates": about.updates, "loss": about.loss, "width": config.hidden_size, "layers": config.n_layer,
-        "heads": config.n_head, "gymnasium": package("gymnasium", "rl").__version__,
+        "training_seed": about.seed, "updates": about.updates, "loss": about.loss, "width": config.hidden_size,
+        "layers": config.n_layer, "heads": config.n_head, "gymnasium": package("gymnasium", "rl").__version__,
         "mujoco": package("mujoco", "rl").__version__, **provenance(decision.model),
     }  # fmt: skip
 
@@ -159,7 +156,7 @@ class Line:
     """One contender on one model: means over its episodes, with 95 % bootstrap intervals over seeds.
 
     Attributes:
-        against: normalised return less the window's, on the seeds that both have.
+        against: normalised return less that of the window of training, on the seeds that both have.
         tokens_held, tokens_most, tokens_full: bytes, as so many tokens of a full cache.
     """
 
@@ -184,7 +181,7 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
     for row in rows:
         key = (row["task"], row["context"], row["policy"], row["budget"])
         groups.setdefault(key, {})[row["sample"]] = row
-    windows = {key[:2]: group for key, group in groups.items() if key[2] == WINDOW}
+    windows = {key[:2]: group for key, group in groups.items() if key[2:] == (WINDOW, key[1])}
     lines = []
     for (task, context, policy, budget), group in groups.items():
         window = windows.get((task, context), {})
@@ -201,7 +198,7 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
         lines.append(
             Line(
                 task, context, policy, budget, len(group), _estimate([r["normalised"] for r in group.values()]),
-                _estimate(gains) if policy != WINDOW and gains else None, mean("return"), mean("length"),
+                _estimate(gains) if gains and group is not window else None, mean("return"), mean("length"),
                 tokens("bytes_held"), tokens("bytes_most"), tokens("bytes_full"), mean("steps_per_second"),
             )
         )  # fmt: skip

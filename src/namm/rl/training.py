@@ -99,6 +99,7 @@ def describe(data: Offline, recipe: Recipe) -> About:
         env_id=data.env_id, data=data.name, episodes=len(returns), steps=data.steps, data_return=float(returns.mean()),
         context=recipe.context, target=float(returns.max()), unit=max(float(np.abs(returns).max()), 1e-6),
         mean=mean.tolist(), deviation=deviation.tolist(), scale=data.scale,
+        seed=recipe.seed,
     )  # fmt: skip
 
 
