@@ -15,7 +15,7 @@ play() { # folder of the model, options
   "$namm" rl eval --model "models/$1" --out rows --threads 1 "${@:2}"
 }
 
-for environment in ${ENVIRONMENTS:-Hopper-v5 HalfCheetah-v5}; do
+for environment in ${ENVIRONMENTS:-Hopper-v5 HalfCheetah-v5 Walker2d-v5}; do
   name=${environment%-v*} name=${name,,}
   seeds=10
   [ "$name" = halfcheetah ] && seeds=5 # no episode ends early there, and they are alike

@@ -146,7 +146,7 @@ def picture(rows: list[dict[str, Any]]) -> None:
 
 
 def _name(line: Line) -> str:
-    name = label(line.policy)
+    name = label(line.policy).replace(" smollm2-135m-instruct", "")
     return name if line.budget is None else f"{name}, {line.budget}"
 
 
