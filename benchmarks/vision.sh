@@ -10,7 +10,7 @@ export OMP_NUM_THREADS=1
 
 "$namm" vision train --out "$out/model" --threads 1 "${images[@]}"
 "$namm" vision eval --model "$out/model" --out "$out/rows" --threads 1 --samples "${SAMPLES:-40}" "${images[@]}" \
-  --seconds 96 --budget 0.5 --budget 0.25 --budget 0.125 --budget own
+  --seconds 48 --budget 0.5 --budget 0.25 --budget 0.125 --budget own
 "$namm" vision show --model "$out/model" --out docs/vision.png "${images[@]}" \
   --policy streaming --policy h2o --policy kvzip --policy builtin:smollm2-135m-instruct
 xz -9 -c "$out/rows/rows.jsonl" > benchmarks/results/vision.jsonl.xz

@@ -240,6 +240,20 @@ def test_bytes_reported_are_bytes_that_exist(name: str, memory: str, selection: 
         assert not set(_live_bytes()) & set(new)
 
 
+def test_trimming_gives_back_free_slots_and_changes_nothing_else() -> None:
+    model, prompt = causal_model("llama"), ids(2, 98)
+    with torch.no_grad(), namm.attach(model, "streaming", HALF, update_interval=INTERVAL):
+        cache = model(prompt[:, :97]).past_key_values
+        plain, before = cache.fork(), cache.memory()
+        cache.trim()
+        held = cache.memory()
+        assert held.kept == before.kept
+        token = 2 * 8 * 4 + 4  # a key and a value of 8 float32, and a position
+        assert held.bytes_held == held.slots * token < before.bytes_held
+        after = model(prompt[:, 97:], past_key_values=cache).logits
+        assert torch.equal(after, model(prompt[:, 97:], past_key_values=plain).logits)
+
+
 def test_full_bytes_are_those_of_a_full_cache() -> None:
     model, prompt = causal_model("gemma3"), ids(2, 100)
     with torch.no_grad():

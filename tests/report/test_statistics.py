@@ -264,6 +264,13 @@ def test_own_thresholds_have_a_table_of_their_own() -> None:
 # -- rows that are not there -----------------------------------------------------------------------------------------
 
 
+def test_bytes_that_no_policy_changes_are_told() -> None:
+    rows = [*samples({"full": [1.0, 1.2]}, bytes_elsewhere=300.0), *samples({"h2o": [1.5, 1.6]}, bytes_elsewhere=300.0)]
+    (group,) = summarise(rows).groups
+    assert any("75 % of the bytes of the untouched cache" in note for note in group.notes)
+    assert not any("of their own kind" in note for note in summarise(samples({"full": [1.0]})).groups[0].notes)
+
+
 def test_an_unfinished_run_compares_common_samples_and_says_so() -> None:
     gone = {(NAMM, "test/0/2"), (NAMM, "test/0/3"), ("tova", "test/0/0")}
     group = only([r for r in samples(FOUR) if (r["policy"], r["sample"]) not in gone])

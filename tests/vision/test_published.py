@@ -160,6 +160,13 @@ def test_a_model_without_videos(longvideobench: Path) -> None:
         next(choice_showings([], model, _Processor(), 1))
 
 
+def test_a_tokenizer_without_letters(longvideobench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = family("llava-next-video")
+    monkeypatch.setattr(_Processor, "encode", lambda self, text, add_special_tokens=True: [7] * len(text))
+    with pytest.raises(ModelError, match=r"tells letters apart; got ABC as \[7, 7, 7\]"):
+        next(choice_showings(load_choices("longvideobench", longvideobench), model, _Processor(), 4))
+
+
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="a model that can be loaded"):
         load_vision_model(tmp_path)

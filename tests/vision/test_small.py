@@ -20,7 +20,7 @@ from namm.vision.small import clip_inputs, load_small, small_model, small_tokeni
 from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
 from tests.vision.made import images
 
-TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 2, 2)), asked=6, width=32, layers=2)
+TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 1, 2)), polish=1, asked=6, width=32, layers=2)
 
 
 @pytest.fixture(scope="module")

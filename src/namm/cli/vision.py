@@ -59,7 +59,7 @@ def evaluate(
         typer.Option(help="Share of the full cache's bytes, several times; own: a NAMM's own threshold."),
     ] = None,
     task: Annotated[str, typer.Option(help="clips, longvideobench or mlvu.")] = _CLIPS,
-    seconds: Annotated[list[int] | None, typer.Option(help="Length of clips, several times; 96 if left out.")] = None,
+    seconds: Annotated[list[int] | None, typer.Option(help="Length of clips, several times; 48 if left out.")] = None,
     frames: Annotated[int, typer.Option(help="Frames shown of each video of a benchmark.")] = 32,
     samples: Annotated[int, typer.Option(help="Clips of each length, or questions of a benchmark; 0 for all.")] = 40,
     asked: Annotated[int, typer.Option(help="Questions about each clip.")] = 10,
@@ -80,7 +80,7 @@ def evaluate(
     config = VideoConfig(
         model=model, policies=tuple(policy or BASELINES + MEMORIES) + tuple(memory or ()),
         budgets=tuple(map(_share, budget)) if budget else standard.budgets, tasks=(task,),
-        tokens=tuple(seconds or (96,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
+        tokens=tuple(seconds or (48,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
         update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
     )  # fmt: skip
     loaded, showings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
@@ -101,7 +101,7 @@ def show(
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .svg or .pdf.")],
     policy: Annotated[list[str] | None, typer.Option(help="Memories to show, several times.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the full cache's tokens.")] = 0.25,
-    seconds: Annotated[int, typer.Option(help="Length of the clip.")] = 96,
+    seconds: Annotated[int, typer.Option(help="Length of the clip.")] = 48,
     seed: Annotated[int, typer.Option(help="Which clip.")] = 0,
     images: Annotated[Path | None, _IMAGES] = None,
 ) -> None:

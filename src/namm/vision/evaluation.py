@@ -47,7 +47,7 @@ class VideoConfig:
     policies: tuple[str, ...] = BASELINES + MEMORIES
     budgets: tuple[float | str, ...] = (0.5, 0.25, 0.125)
     tasks: tuple[str, ...] = ("clips",)
-    tokens: tuple[int, ...] = (96,)
+    tokens: tuple[int, ...] = (48,)
     samples: int = 40
     asked: int = 10
     split: str = "test"

@@ -128,4 +128,9 @@ def _boundary(model: PreTrainedModel, ids: list[int]) -> int:
 
 def _letters(processor: Any, choice: Choice) -> tuple[int, tuple[int, ...]]:
     options = tuple(processor.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in choice.letters)
+    if len(set(options)) < len(options):
+        raise ModelError(
+            "a tokenizer that tells letters apart", f"{choice.letters} as {list(options)}",
+            "Use a model that can answer multiple choice.",
+        )  # fmt: skip
     return options[choice.answer], options

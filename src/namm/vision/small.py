@@ -6,6 +6,7 @@ video is written as its number and its frames, `17 <video>`, as recent video mod
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -86,6 +87,20 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>",
         extra_special_tokens={"image_token": "<image>", "video_token": VIDEO}, clean_up_tokenization_spaces=False,
     )  # fmt: skip
+
+
+def save_processor(folder: Path) -> None:
+    """Write what `AutoProcessor` loads; that needs torchvision, as for any video model."""
+    small_tokenizer().save_pretrained(folder)
+    size = {"height": SIZE, "width": SIZE}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": size}
+    images = {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": [[SIZE, SIZE]], **half}
+    settings = {
+        "processor_class": "LlavaOnevisionProcessor", "image_processor": images,
+        "video_processor": {"video_processor_type": "LlavaOnevisionVideoProcessor", **half},
+        "num_image_tokens": (SIZE // PATCH) ** 2, "vision_feature_select_strategy": "full",
+    }  # fmt: skip
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from namm.report.bootstrap import interval, resample
-from namm.report.summary import label, number, share, table
+from namm.report.summary import Estimate, estimate, label, number, share, table
+from namm.vision.clips import KINDS
 
 Row = dict[str, Any]
 _NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens"}
@@ -29,19 +30,18 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(parts)
 
 
-def accuracy(rows: Iterable[Row]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of the share of right answers."""
-    rows = list(rows)
-    drawn = resample(np.array([[float(row["exact"])] for row in rows]), [row["clip"] for row in rows])
+def mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
+    """Mean of a value of each row, with its interval; no interval where there is one clip only."""
+    drawn = resample(np.array(values, dtype=float)[:, None], [row["clip"] for row in rows])
     low, high = interval(drawn)[:, 0]
-    return float(drawn.mean[0]), float(low), float(high)
+    return Estimate(float(drawn.mean[0]), *(None if np.isnan(end) else float(end) for end in (low, high)))
 
 
 def _title(rows: Sequence[Row], length: int, budget: float | str) -> str:
     clips = len({row["clip"] for row in rows})
     tokens = round(float(np.mean([row["clip_tokens"] for row in rows])))
     allowed = "own thresholds" if isinstance(budget, str) else f"{share(budget)} of the bytes"
-    unit = "seconds" if all(row["task"] in ("at", "first", "last", "count", "after") for row in rows) else "frames"
+    unit = "seconds" if all(row["task"] in KINDS for row in rows) else "frames"
     return f"{clips} clips of {length} {unit} ({tokens} tokens), {allowed}"
 
 
@@ -51,21 +51,14 @@ def _table(rows: Sequence[Row]) -> str:
     lines = []
     for policy in dict.fromkeys(row["policy"] for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
-        mean, low, high = accuracy(mine)
-        apart = np.array([[row["exact"] - float(full[row["task"], row["sample"]]["exact"])] for row in mine])
-        drawn = resample(apart, [row["clip"] for row in mine])
-        ends = interval(drawn)[:, 0]
+        apart = [row["exact"] - full[row["task"], row["sample"]]["exact"] for row in mine]
         held = float(np.mean([row["bytes_held"] / row["bytes_full"] for row in mine]))
         slots = float(np.mean([row["slots"] / row["slots_full"] for row in mine]))
+        of_kinds = [[row["exact"] for row in mine if row["task"] == kind] for kind in kinds]
         lines.append([
-            _NAMES.get(policy, label(policy)), str(len(mine)), f"{mean:.2f} [{low:.2f}, {high:.2f}]",
-            "-" if policy == "full" else f"{drawn.mean[0]:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]",
-            *(number(_mean(row["exact"] for row in mine if row["task"] == kind)) for kind in kinds),
+            _NAMES.get(policy, label(policy)), str(len(mine)), estimate(mean_of([row["exact"] for row in mine], mine)),
+            "-" if policy == "full" else estimate(mean_of(apart, mine), sign=True),
+            *(number(float(np.mean(right)) if right else None) for right in of_kinds),
             share(round(held, 3)), share(round(slots, 3)),
         ])  # fmt: skip
     return table(["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"], lines)
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return float(np.mean(found)) if found else None

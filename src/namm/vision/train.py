@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from namm.errors import ArtefactError, ConfigurationError
 from namm.vision.clips import Clip, Question, choose, make_clip, shaken
 from namm.vision.images import CLASSES, Images
-from namm.vision.small import clip_ids, pixel_values, small_model, small_tokenizer, text_ids
+from namm.vision.small import clip_ids, pixel_values, save_processor, small_model, text_ids
 
 IGNORED = -100
 
@@ -46,12 +46,15 @@ class TrainingConfig:
     Attributes:
         eyes: steps in which vision tower and projector learn to tell the classes of single frames.
         stages: clips from short to long.
+        polish: steps that follow in the manner of the last stage, with half the rate to begin with.
         asked: questions about each clip.
-        rate: learning rate at its highest; a cosine takes it down to a twentieth.
+        rate: learning rate at its highest; a cosine takes it down to a twentieth, for the eyes, the stages and the
+            polish each.
     """
 
     eyes: int = 1200
-    stages: tuple[Stage, ...] = (Stage(12, 800, 16), Stage(24, 500, 12), Stage(48, 400, 8), Stage(96, 400, 6))
+    stages: tuple[Stage, ...] = (Stage(12, 1200, 16), Stage(24, 800, 10), Stage(48, 1200, 6))
+    polish: int = 3000
     asked: int = 24
     rate: float = 2e-3
     seed: int = 0
@@ -60,7 +63,13 @@ class TrainingConfig:
 
     @property
     def steps(self) -> int:
-        return self.eyes + sum(stage.steps for stage in self.stages)
+        return sum(steps for steps, _ in self.cycles)
+
+    @property
+    def cycles(self) -> tuple[tuple[int, float], ...]:
+        """Steps, and the rate at its highest, of eyes, stages and polish."""
+        stages = sum(stage.steps for stage in self.stages)
+        return (self.eyes, self.rate), (stages, self.rate), (self.polish, self.rate / 2)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ def train(
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = _rate(config, step)
+        model.model.vision_tower.requires_grad_(step < config.eyes)  # afterwards the eyes have learned to see
         doing, stage = _stage(config, step)
         measure = partial(_answers, model, config, stage) if stage else partial(_frames, model, head)
         model.train()
@@ -139,7 +149,7 @@ def train(
                 on_progress(TrainingProgress(step, config.steps, doing, float(loss.detach()), right))
     model.eval()
     model.save_pretrained(out)
-    small_tokenizer().save_pretrained(out)
+    save_processor(out)
     return model
 
 
@@ -216,21 +226,26 @@ def _loss(logits: Tensor, gold: Tensor) -> tuple[Tensor, float]:
 
 def _stage(config: TrainingConfig, step: int) -> tuple[str, Stage | None]:
     """What is learned at a step; None: to see."""
+    if step < config.eyes:
+        return "single frames", None
     step -= config.eyes
-    for stage in config.stages:
-        if step < 0:
+    stage = config.stages[-1]
+    for before in config.stages:
+        if step < before.steps:
+            stage = before
             break
-        if step < stage.steps:
-            return f"clips of {stage.seconds} s", stage
-        step -= stage.steps
-    return "single frames", None
+        step -= before.steps
+    return f"clips of {stage.seconds} s", stage
 
 
 def _rate(config: TrainingConfig, step: int) -> float:
-    """Up in a hundred steps, and down by a cosine; once for the eyes and once for the whole."""
-    first, count = (0, config.eyes) if step < config.eyes else (config.eyes, config.steps - config.eyes)
-    done = step - first
-    return config.rate * min(1.0, (done + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done / count)))
+    """Up in a hundred steps, and down by a cosine, in each cycle."""
+    cycles = iter(config.cycles)
+    steps, highest = next(cycles)
+    while step >= steps:
+        step -= steps
+        steps, highest = next(cycles)
+    return highest * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _optimizer(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
