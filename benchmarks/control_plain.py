@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import rows
 import torch
+from rich.console import Console
 
 from namm.rl.decision import Decision
 from namm.rl.rollout import Window, rollout
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    console = Console()
     written = []
     for folder in sorted((options.folder / "models").iterdir()):
         for dtype in (torch.float64, torch.float32):
@@ -42,12 +44,12 @@ def main() -> None:
                 apart = np.abs(actions[:steps] - episode.actions[:steps]).max(1)
                 row = {
                     "model": folder.name, "dtype": str(dtype).removeprefix("torch."), "seed": episode.seed,
-                    "return": episode.total, "plain_return": total, "length": len(episode), "plain_length": len(actions),
+                    "return": episode.total, "plain_return": float(total), "length": len(episode), "plain_length": len(actions),
                     "largest_difference_first_20": float(apart[:20].max()), "largest_difference": float(apart.max()),
                 }  # fmt: skip
-                print(row)
+                console.print(row)
                 written.append(row)
-    print(rows.write("control_plain", written))
+    console.print(rows.write("control_plain", written))
 
 
 if __name__ == "__main__":

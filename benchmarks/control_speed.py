@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--widths", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--beside", type=int, nargs="*", default=[1, 10], help="episodes side by side")
+    parser.add_argument("--beside", type=int, nargs="*", default=[1], help="episodes side by side")
     options = parser.parse_args()
     torch.set_num_threads(1)
     written = []

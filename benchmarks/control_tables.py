@@ -10,15 +10,18 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rows import RESULTS
 from tables import made_by, read, table
 
+from namm.report.bootstrap import interval, resample
 from namm.report.summary import label
-from namm.rl.evaluation import FULL, WINDOW, Line, summarise, to_markdown
+from namm.rl.evaluation import FULL, OWN, WINDOW, Line, summarise, to_markdown
 from namm.rl.simulators import scale_of
 
 ROWS = RESULTS / "control.jsonl.xz"
 DOCS = Path(__file__).parents[1] / "docs"
+WINDOW_STEPS = 20  # of training, in the paper and in all models but one
 
 
 def measured() -> list[dict[str, Any]]:
@@ -64,6 +67,41 @@ def returns(rows: list[dict[str, Any]]) -> str:
         f"{r['hardware']}; torch {r['torch']}, transformers {r['transformers']}, gymnasium {r['gymnasium']}, "
         f"MuJoCo {r['mujoco']}, {r['dtype']}.\n"
     )
+
+
+def overall(rows: list[dict[str, Any]]) -> str:
+    """Each contender against the window of training, over all models of one window; models are drawn, not episodes."""
+    windows = {
+        (r["task"], r["seed"]): r["normalised"] for r in rows if r["policy"] == WINDOW and r["budget"] == WINDOW_STEPS
+    }
+    gains: dict[tuple[str, Any], list[tuple[str, float]]] = {}
+    for r in rows:
+        if r["context"] == WINDOW_STEPS and r["policy"] != WINDOW and r["budget"] in (WINDOW_STEPS, OWN, None):
+            gain = r["normalised"] - windows[r["task"], r["seed"]]
+            gains.setdefault((r["policy"], r["budget"]), []).append((r["task"], gain))
+    lines = []
+    for (policy, budget), found in gains.items():
+        by_model = {task: [gain for of, gain in found if of == task] for task, _ in found}
+        drawn = resample(np.asarray([[np.mean(mine)] for mine in by_model.values()]), list(by_model))
+        low, high = interval(drawn)[:, 0]
+        sure = [_ends(mine) for mine in by_model.values()]
+        lines.append(
+            (
+                -drawn.mean[0],
+                [
+                    label(policy), "-" if budget is None else str(budget), str(len(by_model)), str(len(found)),
+                    f"{drawn.mean[0]:+.1f} [{low:+.1f}, {high:+.1f}]", f"{sum(a > 0 for a, _ in sure)}",
+                    f"{sum(b < 0 for _, b in sure)}",
+                ],
+            )
+        )  # fmt: skip
+    headings = ["context", "budget, steps", "models", "episodes", "above the window", "models above", "below"]
+    return table(headings, [line for _, line in sorted(lines, key=lambda pair: pair[0])])
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    low, high = interval(resample(np.asarray(values)[:, None], [str(i) for i in range(len(values))]))[:, 0]
+    return float(low), float(high)
 
 
 def speed() -> str:
@@ -153,7 +191,9 @@ def _name(line: Line) -> str:
 def main() -> None:
     rows = measured()
     text = (DOCS / "control.md").read_text()
-    for name, part in (("data", data(rows)), ("returns", returns(rows)), ("speed", speed()), ("plain", plain())):
+    for name, part in (
+        ("data", data(rows)), ("overall", overall(rows)), ("returns", returns(rows)), ("speed", speed()), ("plain", plain()),
+    ):  # fmt: skip
         before, _, after = text.split(f"<!-- {name} -->\n")
         text = f"<!-- {name} -->\n".join([before, part, after])
     (DOCS / "control.md").write_text(text)

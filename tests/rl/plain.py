@@ -29,7 +29,7 @@ def plain(decision: Decision, env: gym.Env, seed: int) -> tuple[np.ndarray, floa
         action = (
             model(states=s, actions=a, returns_to_go=r, timesteps=t, attention_mask=mask).action_preds[0, -1].numpy()
         )
-        state, reward, terminated, truncated, _ = env.step(action)
+        state, reward, terminated, truncated, _ = env.step(action.astype(env.action_space.dtype))
         total, over = total + reward, terminated or truncated
         states.append(state)
         actions.append(action)

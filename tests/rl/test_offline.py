@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError
 from namm.rl.offline import load, save
@@ -70,17 +72,13 @@ def test_data_that_is_not_there_or_damaged(folder: Path, monkeypatch: pytest.Mon
     (folder / "empty").mkdir()
     with pytest.raises(ArtefactError, match="a folder with a Minari data set"):
         load(folder / "empty", "Toy-v0")
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
-    monkeypatch.setattr("minari.load_dataset", _absent)
-    with pytest.raises(NotFoundError, match=r"or the name of one; got no/such-v0"):
-        load("no/such-v0", "Toy-v0")
+    for failure in (ValueError("no such data set"), *(kind("connection refused") for kind in HfHubHTTPError.__bases__)):
+        monkeypatch.setattr("minari.load_dataset", Mock(side_effect=failure))
+        with pytest.raises(NotFoundError, match=rf"or the name of one; got no/such-v0 \({failure}\)"):
+            load("no/such-v0", "Toy-v0")
     (folder / "toy" / "medium-v0" / "data" / "main_data.hdf5").write_bytes(b"cut off")
     with pytest.raises(ArtefactError, match="a folder with a Minari data set"):
         load(folder / "toy" / "medium-v0", "Toy-v0")
-
-
-def _absent(name: str, download: bool = False) -> None:
-    raise ValueError("no such data set")
 
 
 def test_shards(tmp_path: Path) -> None:

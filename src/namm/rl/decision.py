@@ -59,12 +59,11 @@ class Decision:
 
     def __init__(self, model: DecisionTransformerModel, about: About) -> None:
         self.model, self.about = model.eval(), about
-        self._mean, self._deviation = torch.tensor(about.mean), torch.tensor(about.deviation)
 
     def standardised(self, states: np.ndarray) -> Float[Tensor, "*lead state"]:
         """States of the environment as the model reads them."""
-        numbers = (torch.as_tensor(states, dtype=torch.float32) - self._mean) / self._deviation
-        return numbers.to(self.model.dtype)
+        mean, deviation = (torch.tensor(x, dtype=self.model.dtype) for x in (self.about.mean, self.about.deviation))
+        return (torch.as_tensor(states, dtype=self.model.dtype) - mean) / deviation
 
     def embed(
         self,

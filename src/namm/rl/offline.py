@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
 
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError
 from namm.packages import package
 from namm.rl.simulators import Scale, make, scale_of
 from namm.rl.trajectories import Trajectory
+
+# the base of the hub's own error is that of its HTTP library, which Minari lets through
+_UNREADABLE: tuple[type[Exception], ...] = (OSError, KeyError, ValueError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,11 @@ def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ..
     try:
         data = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(str(source), download=True)
         trajectories = tuple(_trajectory(e) for e in data.iterate_episodes() if len(e.rewards))
-    except (OSError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         kind = ArtefactError if folder.is_dir() else NotFoundError
         raise kind(
             "a folder with a Minari data set, or the name of one", f"{source} ({error})",
-            "Check it with `minari show`, or record one with `namm rl data`.",
+            "Check the name and, for published ones, the network; or record one with `namm rl data`.",
         ) from error  # fmt: skip
     return data.spec.env_spec, data.storage.metadata, trajectories
 
