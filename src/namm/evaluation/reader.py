@@ -255,7 +255,8 @@ def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, a
     assert isinstance(contender.budget, float)
     costs = prefix.footprint(Plan(contender.policy, None, interval))
     allowed = contender.budget * costs.full * (length + after)
-    slots = math.floor((allowed - costs.constant) / costs.token) - after
+    constant = 0 if after else costs.constant  # after the last update no query is held any more
+    slots = math.floor((allowed - constant) / costs.token) - after
     if slots < 1:
         raise ConfigurationError(
             f"a budget that holds the state of {contender.name} and a token at least",
