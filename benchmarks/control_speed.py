@@ -1,6 +1,6 @@
 """Steps a second of a Decision Transformer under each context, as ratios to computing its window anew.
 
-    python benchmarks/control_speed.py [--turns 3] [--steps 1000]
+    python benchmarks/control_speed.py [--turns 3] [--steps 500]
 
 Model time only, no simulator: random states of Hopper's size. The contexts take turns in one process; the ratio of the
 best times counts, and the ratio of each turn is in the row file. What the weights are does not change what a step costs.
@@ -51,9 +51,9 @@ def once(decision: Decision, context: Context, states: torch.Tensor) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--widths", type=int, nargs="*", default=[64, 128])
-    parser.add_argument("--beside", type=int, nargs="*", default=[1], help="episodes side by side")
+    parser.add_argument("--beside", type=int, nargs="*", default=[1, 10], help="episodes side by side")
     options = parser.parse_args()
     torch.set_num_threads(1)
     written = []

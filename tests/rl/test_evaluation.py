@@ -81,7 +81,7 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
 
 def test_the_commands(tmp_path: Path) -> None:
     def run(*words: object) -> str:
-        result = CliRunner().invoke(app, ["rl", *map(str, words)], catch_exceptions=False)
+        result = CliRunner().invoke(app, ["rl", *map(str, words), "--threads", "0"], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -12,7 +12,7 @@ from namm.cli.shared import console, quiet
 from namm.packages import package
 
 rl = typer.Typer(help="Control: a Decision Transformer that acts under a memory.", no_args_is_help=True)
-_THREADS = typer.Option(help="Torch threads; 0 for torch's own choice.")
+_THREADS = typer.Option(help="Torch threads; these models are too small for more. 0 for torch's own choice.")
 
 
 def _prepare(threads: int, *packages: str) -> None:
@@ -40,7 +40,7 @@ def data(
     steps: Annotated[int, typer.Option(help="Training steps of the behaviour policy; 0 for our own choice.")] = 0,
     size: Annotated[int, typer.Option(help="Steps of the medium and of the expert data set.")] = 200_000,
     seed: Annotated[int, typer.Option(help="Of the behaviour policy and its episodes.")] = 0,
-    threads: Annotated[int, _THREADS] = 0,
+    threads: Annotated[int, _THREADS] = 1,
 ) -> None:
     """Train a behaviour policy by PPO and record medium, medium-replay and expert data. Stopped, it goes on."""
     _prepare(threads, "stable_baselines3", "minari", "h5py")
@@ -73,7 +73,7 @@ def train(
     heads: Annotated[int, typer.Option(help="Attention heads of a layer.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
-    threads: Annotated[int, _THREADS] = 0,
+    threads: Annotated[int, _THREADS] = 1,
 ) -> None:
     """Train a Decision Transformer on offline data. Stopped, the same command goes on."""
     _prepare(threads, "minari", "h5py")
@@ -119,7 +119,7 @@ def evaluate(
     update_interval: Annotated[int, typer.Option(help="Tokens between two updates; a step is three.")] = 48,
     target: Annotated[float | None, typer.Option(help="Return asked for; the best of the data if left out.")] = None,
     beside: Annotated[int, typer.Option(help="Episodes that are played side by side.")] = 10,
-    threads: Annotated[int, _THREADS] = 0,
+    threads: Annotated[int, _THREADS] = 1,
 ) -> None:
     """Returns under window, full cache and memories at equal bytes. Stopped, the same command goes on."""
     _prepare(threads)
