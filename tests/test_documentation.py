@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
-LINKED = [*PAGES, "docs/lm-evaluation-harness.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+MORE = ["docs/lm-evaluation-harness.md", "docs/transfer.md", "docs/vision.md", "docs/control.md"]
+LINKED = [*PAGES, *MORE, "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 @pytest.mark.model

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError
@@ -72,7 +72,9 @@ def evaluate(
     threads: Annotated[int, _THREADS] = 0,
 ) -> None:
     """Accuracy over bytes held: baselines, memories, and fewer frames."""
+    from namm.evaluation.rows import read_rows
     from namm.vision.evaluation import BASELINES, MEMORIES, VideoConfig, VideoProgress, evaluate_video
+    from namm.vision.summary import tables
 
     _prepare(threads)
     clips = task == _CLIPS
@@ -90,9 +92,17 @@ def evaluate(
         def show(p: VideoProgress) -> None:
             bar.update(line, completed=p.done, total=p.total, description=p.watching)
 
-        text = evaluate_video(config, showings, loaded, out, show)
-    console.print(Markdown(text))
-    console.print(f"The table: {out}/summary.md; the rows: {out}/rows.jsonl")
+        evaluate_video(config, showings, loaded, out, show)
+    for found in tables(read_rows(out)):
+        shown = ("policy", "accuracy", "to full", "bytes")
+        table = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
+        for heading in shown:
+            table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+        for cells in found.lines:
+            table.add_row(*(cells[found.headings.index(heading)] for heading in shown))
+        console.print(table)
+        console.print()
+    console.print(f"Each kind of question: {out}/summary.md; the rows: {out}/rows.jsonl")
 
 
 @vision.command()

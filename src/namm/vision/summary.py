@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,33 @@ Row = dict[str, Any]
 _NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens"}
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+@dataclass(frozen=True)
+class Table:
+    """One length at one budget: a line for each policy, as text."""
+
+    title: str
+    headings: list[str]
+    lines: list[list[str]]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
     """For each length and budget a table: accuracy, paired difference to the full cache, accuracy of each kind.
 
     Intervals are 95 %, from a bootstrap over clips; the questions about one clip are drawn together.
     """
-    parts = []
+    found = []
     for length in sorted({row["tokens"] for row in rows}):
         here = [row for row in rows if row["tokens"] == length]
         budgets = dict.fromkeys(row["budget"] for row in here if row["budget"] is not None)
         for budget in sorted(budgets, key=lambda b: (isinstance(b, str), -b if isinstance(b, float) else 0)):
             mine = [row for row in here if row["budget"] in (None, budget)]
-            parts.append(f"### {_title(here, length, budget)}\n\n{_table(mine)}")
-    return "\n".join(parts)
+            found.append(_table(_title(here, length, budget), mine))
+    return found
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """All `tables`, one below the other."""
+    return "\n".join(f"### {t.title}\n\n{table(t.headings, t.lines)}" for t in tables(rows))
 
 
 def mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
@@ -45,7 +60,7 @@ def _title(rows: Sequence[Row], length: int, budget: float | str) -> str:
     return f"{clips} clips of {length} {unit} ({tokens} tokens), {allowed}"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(title: str, rows: Sequence[Row]) -> Table:
     kinds = list(dict.fromkeys(row["task"] for row in rows))
     full = {(row["task"], row["sample"]): row for row in rows if row["policy"] == "full"}
     lines = []
@@ -61,4 +76,4 @@ def _table(rows: Sequence[Row]) -> str:
             *(number(float(np.mean(right)) if right else None) for right in of_kinds),
             share(round(held, 3)), share(round(slots, 3)),
         ])  # fmt: skip
-    return table(["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"], lines)
+    return Table(title, ["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"], lines)
