@@ -28,13 +28,13 @@ def train(
     threads: Annotated[int, _THREADS] = 0,
 ) -> None:
     """Train the small video model, in about half an hour. Stopped, the same command goes on."""
-    from namm.vision.train import TrainingConfig, TrainingProgress
+    from namm.vision.train import TrainingConfig, TrainingProgress, steps_done
     from namm.vision.train import train as run
 
     _prepare(threads)
     config = TrainingConfig(seed=seed)
     with _bar() as bar:
-        line = bar.add_task("starting", total=config.steps)
+        line = bar.add_task("starting", total=config.steps, completed=steps_done(out))
 
         def show(p: TrainingProgress) -> None:
             told = f"{p.doing}: {p.accuracy:.2f} right, loss {p.loss:.2f}"

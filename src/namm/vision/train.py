@@ -153,6 +153,12 @@ def train(
     return model
 
 
+def steps_done(out: Path) -> int:
+    """Steps that the run in `out` has saved."""
+    file = out / "checkpoint.pt"
+    return int(_read(file)["step"]) if file.exists() else 0
+
+
 def make_batch(clips: Sequence[Clip], asked: Sequence[Sequence[Question]]) -> Batch:
     """Clips of one length with `asked` about each of them."""
     rows = [[text_ids(f"{q.text} {q.answer}") for q in questions] for questions in asked]
@@ -257,10 +263,7 @@ def _restore(out: Path, config: TrainingConfig, *parts: Any) -> int:
     file, wanted = out / "checkpoint.pt", json.loads(json.dumps(asdict(config)))
     if not file.exists():
         return 0
-    try:
-        saved = torch.load(file, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ArtefactError("a whole checkpoint", f"{file}: {error}", "Remove it to start again.") from error
+    saved = _read(file)
     found = json.loads(saved["config"])
     if found != wanted:
         differ = [name for name in wanted if wanted[name] != found.get(name)]
@@ -271,6 +274,13 @@ def _restore(out: Path, config: TrainingConfig, *parts: Any) -> int:
     for part, state in zip(parts, saved["parts"], strict=True):
         part.load_state_dict(state)
     return int(saved["step"])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ArtefactError("a whole checkpoint", f"{file}: {error}", "Remove it to start again.") from error
 
 
 def _save(out: Path, config: TrainingConfig, step: int, *parts: Any) -> None:
