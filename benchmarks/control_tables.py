@@ -160,13 +160,14 @@ def picture(rows: list[dict[str, Any]]) -> None:
 
     panels: dict[tuple[str, int], list[Line]] = {}
     for line in summarise(rows):
-        panels.setdefault((line.task, line.context), []).append(line)
+        if line.budget in (line.context, OWN, None):
+            panels.setdefault((line.task, line.context), []).append(line)
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3.6 * height), squeeze=False, sharey=False)
     for axis, ((task, context), lines) in zip(axes.flat, panels.items(), strict=False):
         lines.sort(key=lambda line: line.normalised[0])
-        (window,) = (line for line in lines if line.policy == WINDOW and line.budget == context)
+        (window,) = (line for line in lines if line.policy == WINDOW)
         axis.axvspan(*window.normalised[1:], color="0.85")
         for place, line in enumerate(lines):
             mean, low, high = line.normalised
@@ -174,7 +175,7 @@ def picture(rows: list[dict[str, Any]]) -> None:
             color = "black" if line.policy in (WINDOW, FULL) else "tab:red" if ours else "tab:blue"
             axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=color, markersize=4)
         axis.set_yticks(range(len(lines)), [_name(line) for line in lines], fontsize=7)
-        axis.set_title(f"{task.removesuffix('-v0')}, window {context}", fontsize=9)
+        axis.set_title(f"{task.replace('-v0', '')}, window {context}", fontsize=9)
         axis.set_xlabel("normalised return", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
     for axis in list(axes.flat)[len(panels) :]:
