@@ -7,12 +7,10 @@ model=$1 namm=${2:-namm} out=${3:-runs/transfer}
 here="$(cd "$(dirname "$0")" && pwd)"
 export OMP_NUM_THREADS=1
 
-for tokens in 1024 2048; do
-  "$namm" eval --model "$model" --out "$out" --dtype bfloat16 --template raw --threads 1 --samples "${SAMPLES:-6}" \
-    --tokens "$tokens" --budget 0.5 --budget 0.25 --memory builtin:smollm2-135m-instruct-once \
-    --policy h2o --policy observed-max --policy snapkv --policy kvzip --policy builtin:smollm2-135m-instruct \
-    --task passkey --task niah_single --task niah_word --task niah_multikey
-done
+"$namm" eval --model "$model" --out "$out" --dtype bfloat16 --template raw --threads 1 --samples "${SAMPLES:-6}" \
+  --tokens 1024 --budget 0.5 --budget 0.25 --memory builtin:smollm2-135m-instruct-once \
+  --policy h2o --policy observed-max --policy snapkv --policy kvzip --policy builtin:smollm2-135m-instruct \
+  --task passkey --task niah_single --task niah_word --task niah_multikey
 cat "$out"/rows*.jsonl | xz -9 > "$here/results/transfer.jsonl.xz"
 cp "$out/run.json" "$here/results/transfer.json"
 "${namm%namm}python" "$here/transfer.py"

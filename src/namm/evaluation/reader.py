@@ -20,7 +20,7 @@ from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.memory.attach import find_decoder
-from namm.memory.cache import MemoryCache, storage_bytes, tensors_in
+from namm.memory.cache import MemoryCache, tensors_in
 from namm.memory.layer import MemoryLayer
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
@@ -286,7 +286,8 @@ def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: in
         held = costs.full * length
     peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
     others = [layer for layer in cache.layers if not isinstance(layer, MemoryLayer)]
-    elsewhere = storage_bytes(tensors_in([vars(layer) for layer in others])) // len(layers[0].sequences)
+    # of what is in use: right after reading, a sliding window is a view of more than it holds from the next token on
+    elsewhere = sum(t.nbytes for t in tensors_in([vars(layer) for layer in others])) // len(layers[0].sequences)
     return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak, elsewhere)
 
 
