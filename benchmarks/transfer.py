@@ -35,7 +35,7 @@ def draw(summary: Summary, file: Path) -> None:
             )  # fmt: skip
         panel.set_yticks(range(len(lines)), [label(line.policy) for line in reversed(lines)], fontsize=8)
         panel.axvline(1, color="black", linewidth=0.6, linestyle=":")
-        panel.set(title=f"{group.tokens:,} tokens, {group.budget:.0%} of the bytes", xlabel="normalised score")
+        panel.set(title=f"{group.tokens:,} tokens,\n{group.budget:.0%} of the bytes", xlabel="normalised score")
         panel.title.set_fontsize(9)
     figure.savefig(file, dpi=120)
 
