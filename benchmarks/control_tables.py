@@ -110,7 +110,7 @@ def speed() -> str:
     lines = [
         [
             label(r["context"]), str(r["width"]), str(r["beside"]), f"{r['steps_per_second']:,.0f}", f"{r['ratio']:.2f}",
-            " ".join(f"{x:.2f}" for x in r["ratio_of_each_turn"]),
+            " ".join(f"{x:.2f}" for x in r["ratio_of_each_half"]),
             "-" if r["context"] == WINDOW else f"{r['bytes_held'] / r['bytes_full']:.1%}",
         ]
         for r in rows
@@ -121,7 +121,7 @@ def speed() -> str:
         "side by side",
         "steps/s",
         "ratio to the window",
-        "in each turn",
+        "first and second half",
         "bytes of a full cache",
     ]
     return table(headings, lines) + "\n" + made_by(rows)
