@@ -12,7 +12,7 @@ from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundE
 from namm.models import load_vision_model
 from namm.vision.evaluation import VideoConfig, evaluate_video
 from namm.vision.published import load_choices
-from namm.vision.showing import choice_showings, read_frames
+from namm.vision.showing import choice_listings, read_frames
 from tests.vision.families import VIDEO, family
 
 av = pytest.importorskip("av")
@@ -142,29 +142,38 @@ def test_a_benchmark_is_read_video_by_video(mlvu: Path, tmp_path: Path) -> None:
     config = VideoConfig("m", ("h2o",), (0.75,), ("mlvu",), tokens=(40,), samples=0, update_interval=16, data=str(mlvu))
     for choice in choices:
         make_video(choice.video, 40)
-    showings = list(choice_showings(choices[:2], model, _Processor(), 40))
+    listings = list(choice_listings(choices[:2], model, _Processor(), 40))
+    showings = [listing.load() for listing in listings]
     assert [showing.tokens for showing in showings] == [6 + 40] * 2
     assert showings[0].thinned(0.5)["pixel_values_videos"].shape[1] == 20
-    text = evaluate_video(config, showings, model, tmp_path / "out")
+    text = evaluate_video(config, listings, model, tmp_path / "out")
     assert "### 2 clips of 40 frames (46 tokens), 75 % of the bytes" in text
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"plotQA", "needle"}
     assert all(row["nll"] >= 0 for row in rows)
 
 
+def test_questions_about_a_video_share_its_reading(longvideobench: Path) -> None:
+    model, _ = family("llava-next-video")
+    choices = load_choices("longvideobench", longvideobench)
+    listings = list(choice_listings(choices[::2] + choices[1::2], model, _Processor(), 8))  # not side by side
+    assert [[name for _, name in listing.asked] for listing in listings] == [["v0_0", "v0_1"], ["v1_0", "v1_1"]]
+    assert [query.name for query in listings[1].load().queries] == ["v1_0", "v1_1"]
+
+
 def test_a_model_without_videos(longvideobench: Path) -> None:
     model, _ = family("llava")
     with pytest.raises(ModelError, match="has no place for one"):
-        next(choice_showings(load_choices("longvideobench", longvideobench), model, _Processor(), 4))
+        next(choice_listings(load_choices("longvideobench", longvideobench), model, _Processor(), 4)).load()
     with pytest.raises(ConfigurationError, match="at least 2 frames"):
-        next(choice_showings([], model, _Processor(), 1))
+        next(choice_listings([], model, _Processor(), 1))
 
 
 def test_a_tokenizer_without_letters(longvideobench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = family("llava-next-video")
     monkeypatch.setattr(_Processor, "encode", lambda self, text, add_special_tokens=True: [7] * len(text))
     with pytest.raises(ModelError, match=r"tells letters apart; got ABC as \[7, 7, 7\]"):
-        next(choice_showings(load_choices("longvideobench", longvideobench), model, _Processor(), 4))
+        next(choice_listings(load_choices("longvideobench", longvideobench), model, _Processor(), 4)).load()
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -14,13 +14,18 @@ from namm.vision.clips import choose, make_clip
 from namm.vision.evaluation import VideoConfig, evaluate_video
 from namm.vision.layout import FRAME, layout
 from namm.vision.picture import film_strip
-from namm.vision.reading import Watcher
-from namm.vision.showing import clip_showings, evenly
+from namm.vision.reading import Showing, Watcher
+from namm.vision.showing import clip_listings, evenly
 from namm.vision.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
 from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
 from tests.vision.made import images
 
 TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 1, 2)), polish=1, asked=6, width=32, layers=2)
+
+
+def clip_showing(seconds: int, asked: int) -> Showing:
+    (listing,) = clip_listings(images(), seconds, 1, asked)
+    return listing.load()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_no_model_and_another_one(tmp_path: Path) -> None:
 
 
 def test_full_cache_answers_as_the_model_does(model) -> None:
-    (showing,) = clip_showings(images(), 24, 1, 6)
+    showing = clip_showing(24, 6)
     watcher = Watcher(model, 64, 16)
     cache, held = watcher.watch(showing, watcher.whole(showing), Contender("full", None))
     replies = watcher.ask(cache, showing.queries)
@@ -114,7 +119,7 @@ def test_full_cache_answers_as_the_model_does(model) -> None:
 )
 @pytest.mark.parametrize("seconds", [24, 29])  # 145 and 175 tokens: one and fifteen follow the last update
 def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: int) -> None:
-    (showing,) = clip_showings(images(), seconds, 1, 2)
+    showing = clip_showing(seconds, 2)
     watcher = Watcher(model, 64, 16)
     whole = watcher.whole(showing)
     _, held = watcher.watch(showing, whole, Contender(name, 0.5, resolve(name)))
@@ -127,7 +132,7 @@ def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: i
 def test_fewer_frames_are_evenly_chosen(model) -> None:
     assert evenly(96, 3) == [0, 48, 95]
     assert evenly(5, 5) == [0, 1, 2, 3, 4]
-    (showing,) = clip_showings(images(), 24, 1, 2)
+    showing = clip_showing(24, 2)
     few = showing.thinned(0.25)
     assert few["pixel_values_videos"].shape[0] == 6
     assert few["input_ids"][0, 1::6].tolist() == text_ids("0 5 9 14 18 23")
@@ -138,7 +143,7 @@ def test_fewer_frames_are_evenly_chosen(model) -> None:
 
 def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> None:
     config = VideoConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
-    showings = list(clip_showings(images(), 24, 2, 3))
+    showings = list(clip_listings(images(), 24, 2, 3))
     seen: list[str] = []
     evaluate_video(config, showings[:1], model, tmp_path, lambda p: seen.append(p.watching))
     text = evaluate_video(config, showings, model, tmp_path, lambda p: seen.append(p.watching))
@@ -155,7 +160,7 @@ def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_watched(model) -> None:
-    (showing,) = clip_showings(images(), 12, 1, 1)
+    showing = clip_showing(12, 1)
     watcher = Watcher(model, 64, 64)
     with pytest.raises(ConfigurationError, match="at least 128 tokens; got 73 in clip 0"):
         watcher.boundary(showing)

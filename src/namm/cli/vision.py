@@ -85,14 +85,14 @@ def evaluate(
         tokens=tuple(seconds or (48,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
         update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
     )  # fmt: skip
-    loaded, showings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
+    loaded, listings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
     with _bar() as bar:
         line = bar.add_task("loading", total=None)
 
         def show(p: VideoProgress) -> None:
             bar.update(line, completed=p.done, total=p.total, description=p.watching)
 
-        evaluate_video(config, showings, loaded, out, show)
+        evaluate_video(config, listings, loaded, out, show)
     for found in tables(read_rows(out)):
         shown = ("policy", "accuracy", "to full", "bytes")
         table = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
@@ -160,26 +160,28 @@ def _images(split: str, folder: Path | None) -> Any:
 
 def _clips(config: Any, images: Path | None) -> tuple[Any, Any]:
     """The small model, and clips for it."""
-    from namm.vision.showing import clip_showings
+    from namm.vision.showing import clip_listings
     from namm.vision.small import load_small
 
     loaded = load_small(config.model)
     pictures = _images(config.split, images)
-    showings = [s for n in config.tokens for s in clip_showings(pictures, n, config.samples, config.asked, config.seed)]
-    return loaded, showings
+    listings = [
+        one for n in config.tokens for one in clip_listings(pictures, n, config.samples, config.asked, config.seed)
+    ]
+    return loaded, listings
 
 
 def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[Any, Any]:
     """A model with its processor, and the videos of a benchmark for it."""
     from namm.models import load_vision_model
     from namm.vision.published import load_choices
-    from namm.vision.showing import choice_showings
+    from namm.vision.showing import choice_listings
 
     if data is None:
         raise ConfigurationError(f"a folder with {task}", "none", "Download it and give its folder with --data.")
     choices = load_choices(task, data)[: config.samples or None]
     loaded, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
-    return loaded, choice_showings(choices, loaded, processor, frames)
+    return loaded, choice_listings(choices, loaded, processor, frames)
 
 
 def _share(text: str) -> float | str:

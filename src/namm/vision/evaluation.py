@@ -19,7 +19,7 @@ from namm.evaluation.folder import check_folder, identity, start_folder, write
 from namm.evaluation.reader import Contender
 from namm.evaluation.rows import RowFile, provenance, read_rows
 from namm.policies import MemoryPolicy, resolve
-from namm.vision.reading import Query, Showing, Watcher, contenders_of
+from namm.vision.reading import Listing, Watcher, contenders_of
 from namm.vision.summary import to_markdown
 
 THINNED = "fewer-frames"
@@ -80,12 +80,14 @@ class VideoProgress:
 
 def evaluate_video(
     config: VideoConfig,
-    showings: Iterable[Showing],
+    listings: Iterable[Listing],
     model: PreTrainedModel,
     out: str | Path,
     on_progress: Callable[[VideoProgress], None] | None = None,
 ) -> str:
-    """Measure, or go on measuring, what memories are worth on `showings`; returns the table, which is also in `out`.
+    """Measure, or go on measuring, what memories are worth on clips; returns the table, which is also in `out`.
+
+    A clip is read when its turn comes, and not at all if all its rows are there.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a budget cannot be met.
@@ -96,7 +98,7 @@ def evaluate_video(
     if config.threads:
         torch.set_num_threads(config.threads)
     policies = {name: resolve(name) for name in config.policies}
-    showings = list(showings)
+    listings = list(listings)
     watcher = Watcher(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
@@ -106,14 +108,15 @@ def evaluate_video(
         "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
     }  # fmt: skip
     with RowFile(out, (1, 1)) as file:
-        for number, showing in enumerate(showings):
-            missing = [c for c in contenders if not {_key(showing, q, c) for q in showing.queries} <= file.known]
+        for number, listing in enumerate(listings):
+            missing = [c for c in contenders if not _keys(listing, c) <= file.known]
             if not missing:
                 continue
+            showing = listing.load()
             whole = watcher.whole(showing)
             for contender in missing:
                 if on_progress:
-                    on_progress(VideoProgress(number, len(showings), f"{showing.name}: {contender.name}"))
+                    on_progress(VideoProgress(number, len(listings), f"{showing.name}: {contender.name}"))
                 if contender.name == THINNED:
                     assert isinstance(contender.budget, float)
                     cache, held = watcher.watch_thinned(showing, whole, contender.budget)
@@ -129,7 +132,7 @@ def evaluate_video(
                     for reply in replies
                 ])  # fmt: skip
     if on_progress:
-        on_progress(VideoProgress(len(showings), len(showings), "done"))
+        on_progress(VideoProgress(len(listings), len(listings), "done"))
     text = to_markdown(read_rows(out))
     write(out / "summary.md", text)
     return text
@@ -143,5 +146,5 @@ def _contenders(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[
     ]  # fmt: skip
 
 
-def _key(showing: Showing, query: Query, contender: Contender) -> tuple[Any, ...]:
-    return query.kind, showing.length, query.name, contender.name, contender.budget
+def _keys(listing: Listing, contender: Contender) -> set[tuple[Any, ...]]:
+    return {(kind, listing.length, name, contender.name, contender.budget) for kind, name in listing.asked}

@@ -64,6 +64,21 @@ class Showing:
         return self.inputs["input_ids"].shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """A clip that was not read yet.
+
+    Attributes:
+        asked: kind and name of every question about it.
+        load: reads it.
+    """
+
+    name: str
+    length: int
+    asked: tuple[tuple[str, str], ...]
+    load: Callable[[], Showing]
+
+
 @dataclass(frozen=True)
 class Reply:
     """How a question was answered: whether the right token is the likeliest, and its negative log-likelihood."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -18,11 +18,11 @@ from namm.packages import package
 from namm.vision.clips import Clip, choose, make_clip
 from namm.vision.images import Images
 from namm.vision.published import Choice, check_frames
-from namm.vision.reading import Inputs, Query, Showing
+from namm.vision.reading import Inputs, Listing, Query, Showing
 from namm.vision.small import clip_inputs, text_ids
 
 
-def clip_showings(images: Images, seconds: int, clips: int, asked: int, seed: int = 0) -> Iterator[Showing]:
+def clip_listings(images: Images, seconds: int, clips: int, asked: int, seed: int = 0) -> Iterator[Listing]:
     """Made clips for the small model, with `asked` questions about each."""
     for number in range(clips):
         clip = make_clip(images, seconds, (seed, 2, number))
@@ -30,7 +30,13 @@ def clip_showings(images: Images, seconds: int, clips: int, asked: int, seed: in
             Query(q.kind, f"{number}: {q.text}", tuple(text_ids(q.text)), text_ids(q.answer)[0])
             for q in choose(clip, asked, (seed, 2, number, 1))
         )
-        yield Showing(f"clip {number}", seconds, clip_inputs(clip), queries, partial(thinned, clip))
+        asks = tuple((query.kind, query.name) for query in queries)
+        showing = partial(_clip_showing, clip, f"clip {number}", queries)
+        yield Listing(f"clip {number}", seconds, asks, showing)
+
+
+def _clip_showing(clip: Clip, name: str, queries: tuple[Query, ...]) -> Showing:
+    return Showing(name, clip.seconds, clip_inputs(clip), queries, partial(thinned, clip))
 
 
 def thinned(clip: Clip, share: float) -> Inputs:
@@ -44,43 +50,47 @@ def evenly(total: int, count: int) -> list[int]:
     return [int(place) for place in np.linspace(0, total - 1, count).round()]
 
 
-def choice_showings(
-    choices: Sequence[Choice], model: PreTrainedModel, processor: Any, frames: int
-) -> Iterator[Showing]:
+def choice_listings(
+    choices: Iterable[Choice], model: PreTrainedModel, processor: Any, frames: int
+) -> Iterator[Listing]:
     """Videos of a published benchmark for a model with its processor; questions about one video share its reading.
 
-    Raises:
-        ModelError: the processor's prompt holds no place for a video.
+    Loading one raises:
+        ModelError: the processor's prompt holds no place for a video, or its tokenizer no letters.
+        ArtefactError: the video cannot be decoded.
     """
     check_frames(frames)
-    for video, of_video in groupby(choices, key=lambda choice: choice.video):
-        pictures = read_frames(video, frames)
-        prompts = [(choice, _prompt(processor, choice.prompt, pictures)) for choice in of_video]
-        cut = _boundary(model, prompts[0][1]["input_ids"][0].tolist())
-        before = {
-            name: value.to(model.device) for name, value in prompts[0][1].items() if isinstance(value, torch.Tensor)
-        }
-        before = {
-            name: value[:, :cut] if name in ("input_ids", "attention_mask") else value for name, value in before.items()
-        }
-        before.pop("attention_mask", None)
-        queries = tuple(
-            Query(choice.task, choice.name, tuple(inputs["input_ids"][0, cut:].tolist()), *_letters(processor, choice))
-            for choice, inputs in prompts
-        )
+    for video, of_video in groupby(sorted(choices, key=lambda choice: str(choice.video)), key=lambda c: c.video):
+        about = tuple(of_video)
+        asks = tuple((choice.task, choice.name) for choice in about)
+        yield Listing(str(video), frames, asks, partial(_video_showing, about, model, processor, frames))
 
-        def fewer(share: float, choice: Choice = prompts[0][0], pictures: np.ndarray = pictures) -> Inputs:
-            some = pictures[evenly(len(pictures), max(1, int(share * len(pictures))))]
-            inputs = _prompt(processor, choice.prompt, some)
-            cut = _boundary(model, inputs["input_ids"][0].tolist())
-            kept = {
-                n: v.to(model.device)
-                for n, v in inputs.items()
-                if isinstance(v, torch.Tensor) and n != "attention_mask"
-            }
-            return kept | {"input_ids": kept["input_ids"][:, :cut]}
 
-        yield Showing(str(video), frames, before, queries, fewer)
+def _video_showing(choices: tuple[Choice, ...], model: PreTrainedModel, processor: Any, frames: int) -> Showing:
+    pictures = read_frames(choices[0].video, frames)
+    prompts = [_prompt(processor, choice.prompt, pictures) for choice in choices]
+    before, cut = _up_to_video(model, prompts[0])
+    queries = tuple(
+        Query(choice.task, choice.name, tuple(inputs["input_ids"][0, cut:].tolist()), *_letters(processor, choice))
+        for choice, inputs in zip(choices, prompts, strict=True)
+    )
+
+    def fewer(share: float) -> Inputs:
+        some = pictures[evenly(len(pictures), max(1, int(share * len(pictures))))]
+        return _up_to_video(model, _prompt(processor, choices[0].prompt, some))[0]
+
+    return Showing(str(choices[0].video), frames, before, queries, fewer)
+
+
+def _up_to_video(model: PreTrainedModel, inputs: Any) -> tuple[Inputs, int]:
+    """What is read before the question, and how many tokens that are."""
+    cut = _boundary(model, inputs["input_ids"][0].tolist())
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    length = inputs["input_ids"].shape[1]
+    return {
+        name: (value[:, :cut] if value.shape[:2] == (1, length) else value).to(model.device)
+        for name, value in tensors.items() if name != "attention_mask"
+    }, cut  # fmt: skip
 
 
 def read_frames(video: Path, count: int) -> UInt8[np.ndarray, "frame height width 3"]:
