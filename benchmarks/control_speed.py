@@ -3,7 +3,7 @@
     python benchmarks/control_speed.py [--steps 400]
 
 Processor time of the model only, no simulator: random states of Hopper's size. The contexts take turns at every step, so
-that a busy machine slows all of them; medians over the steps after the window is full count. What the weights are does not
+that a busy machine slows all of them; means over the steps after the window is full count. What the weights are does not
 change what a step costs.
 """
 
@@ -78,13 +78,13 @@ def main() -> None:
             states = torch.randn(options.steps, beside, 11)
             measured = together(decision, contexts, states)
             halves = [slice(WINDOW, options.steps // 2), slice(options.steps // 2, None)]
-            median = {name: statistics.median(seconds[WINDOW:]) for name, (seconds, _) in measured.items()}
-            of_half = [{name: statistics.median(s[half]) for name, (s, _) in measured.items()} for half in halves]
+            mean = {name: statistics.fmean(seconds[WINDOW:]) for name, (seconds, _) in measured.items()}
+            of_half = [{name: statistics.fmean(s[half]) for name, (s, _) in measured.items()} for half in halves]
             for name in contexts:
                 row = {
                     "width": width, "layers": 3, "window": WINDOW, "beside": beside, "context": name,
-                    "steps": options.steps, "dtype": "float32", "steps_per_second": round(beside / median[name], 1),
-                    "ratio": round(median["window"] / median[name], 3),
+                    "steps": options.steps, "dtype": "float32", "steps_per_second": round(beside / mean[name], 1),
+                    "ratio": round(mean["window"] / mean[name], 3),
                     "ratio_of_each_half": [round(half["window"] / half[name], 3) for half in of_half],
                     "bytes_held": measured[name][1], "bytes_full": measured["full"][1],
                 }  # fmt: skip
