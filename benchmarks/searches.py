@@ -57,7 +57,6 @@ def search(name: str, config: EvolutionConfig, problem: LanguageProblem, out: Pa
         "seed": config.seed, "dimensions": space.dimensions, "evaluations": log[-1]["evaluations"],
         "start": log[0]["validated"]["start"]["scores"], "mean": log[-1]["validated"]["mean"]["scores"],
         "fitness_of_generations": [row["mean"] for row in log],
-        "seconds_a_generation": sum(row["seconds"] for row in log[1:]) / (len(log) - 1),
     }  # fmt: skip
     print(name, sum(row["start"]) / len(row["start"]), sum(row["mean"]) / len(row["mean"]), flush=True)
     return row

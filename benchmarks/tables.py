@@ -184,7 +184,6 @@ def searches() -> str:
         [
             r["features"], r["space"] + (", ranks" if r["ranks"] else ""), r["strategy"], f"{r['dimensions']:,}",
             f"{np.mean(r['start']):.3f}", f"{np.mean(r['mean']):.3f}", gain(r["mean"], r["start"]),
-            f"{r['seconds_a_generation']:.0f}",
         ]
         for r in rows
     ]  # fmt: skip
@@ -195,7 +194,7 @@ def searches() -> str:
         f"{len(rows[0]['start'])} validation samples; the gain is paired, with its 95 % interval. One seed each: gains that "
         "differ by less than their intervals do not rank two searches.\n\n"
         + table(
-            ["features", "space", "CMA-ES", "dimensions", "fitted", "evolved", "gain", "seconds a generation"], lines
+            ["features", "space", "CMA-ES", "dimensions", "fitted", "evolved", "gain"], lines
         )
         + "\n" + made_by(rows)
     )  # fmt: skip

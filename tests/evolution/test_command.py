@@ -48,13 +48,13 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_is_the_same_run(config: Path, tmp
         assert running.poll() is None, running.stderr
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    said, errors = running.communicate(timeout=60)
+    said, errors = running.communicate(timeout=300)
     assert running.returncode == 130, errors
     assert "every finished generation is kept. Go on with: namm evolve --out" in " ".join(said.split())
     assert "Traceback" not in errors
     done = len(json.loads((out / "checkpoint.json").read_text())["state"]["told"])
     going_on = start("--out", str(out), "--resume", "--generations", str(done + 2))  # three are the first stage's
-    said, errors = going_on.communicate(timeout=120)
+    said, errors = going_on.communicate(timeout=300)
     assert going_on.returncode == 0, errors
     assert re.search(r"two: fitness of mean \d\.\d+ best \d\.\d+ validated \d\.\d+ kept \d+%", " ".join(said.split()))
     assert f"The memory: {out / 'memory'}" in " ".join(said.split())
