@@ -52,6 +52,8 @@ def test_import(tmp_path: Path) -> None:
         (["vision", "eval", "--model", "a/b", "--out", "x", "--task", "mlvu"], "a folder with mlvu"),
         (["vision", "eval", "--model", "a/b", "--out", "x", "--task", "mlvu", "--data", "."], "1_plotQA.json"),
         (["vision", "eval", "--model", "a", "--out", "x", "--task", "nlvu", "--data", "."], "Did you mean 'mlvu'"),
+        (["vision", "eval", "--model", "nowhere", "--out", "x", "--split", "train"], "that the model has not seen"),
+        (["vision", "eval", "--model", "nowhere", "--out", "x", "--frames", "8"], "options of clips; got --frames"),
         (["vision", "eval", "--model", "nowhere", "--out", "x", "--budget", "2"], "budgets above 0 and below 1"),
         (["evolve", "--out", "no-such-run", "--set", 'stages.0.tasks=["pass"]'], "Did you mean 'passkey'"),
         (["evolve", "--out", "no-such-run", "--set", "search.space=heads"], "search.space: 'all', 'scoring', 'head'"),

@@ -68,8 +68,8 @@ def _loaded(
         beside = reader.from_pretrained(source, **extra)
         model = kind.from_pretrained(source, dtype=dtype, **_dequantised(extra))
     except ImportError as error:
-        missing = " ".join(str(error).split())
-        raise NotFoundError("the packages of a processor", missing, "Run: pip install 'namm[vision]'") from error
+        way_out = "Run: pip install 'namm[vision]'" if reader is AutoProcessor else "Install what it names."
+        raise NotFoundError(f"the packages that {name} needs", " ".join(str(error).split()), way_out) from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         way_out = "Check the path or the hub id and the network."

@@ -57,6 +57,17 @@ def test_rows_go_on_where_they_were(tmp_path: Path) -> None:
     )
 
 
+def test_rows_measured_in_another_way_are_not_taken_for_these(tmp_path: Path) -> None:
+    decision = toy_decision()
+    evaluate(decision, tmp_path, chosen(("h2o",)), SEEDS[:1])
+    before = (tmp_path / "rows.jsonl").read_text()
+    with pytest.raises(ConfigurationError, match=r"with update_interval = 96; got 48 in"):
+        evaluate(decision, tmp_path, chosen(("h2o",), interval=96), SEEDS)
+    with pytest.raises(ConfigurationError, match=r"with target = 7\.0; got"):
+        evaluate(decision, tmp_path, chosen(("h2o",)), SEEDS, target=7.0)
+    assert (tmp_path / "rows.jsonl").read_text() == before
+
+
 def test_own_is_for_memories_with_a_threshold() -> None:
     memory = "builtin:smollm2-135m-instruct-once"
     names = [(c.name, c.budget) for c in chosen(("h2o", memory), (5, "own"))]

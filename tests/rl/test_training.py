@@ -113,6 +113,8 @@ def test_a_behaviour_policy_goes_on_and_is_recorded(tmp_path: Path) -> None:
     train_behaviour("Toy-v0", run, replace(BEHAVIOUR, steps=700), every=500, report=told.append)
     halfway = latest(run)
     assert 700 <= halfway < 1_500
+    with pytest.raises(ConfigurationError, match="with seed = 0; got 1"):
+        train_behaviour("Toy-v0", run, BEHAVIOUR, seed=1)
     train_behaviour("Toy-v0", run, BEHAVIOUR, every=500)
     steps = [line["step"] for line in log(run)]
     assert steps == sorted(set(steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,8 +61,12 @@ def evaluate(
     ] = None,
     task: Annotated[str, typer.Option(help="clips, longvideobench or mlvu.")] = _CLIPS,
     seconds: Annotated[list[int] | None, typer.Option(help="Length of clips, several times; 48 if left out.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames shown of each video of a benchmark.")] = 32,
-    samples: Annotated[int, typer.Option(help="Clips of each length, or questions of a benchmark; 0 for all.")] = 40,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames shown of each video of a benchmark; 32 if left out.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Clips of each length (40 if left out), or first questions of a benchmark (all).")
+    ] = None,
     asked: Annotated[int, typer.Option(help="Questions about each clip.")] = 10,
     split: Annotated[str, typer.Option(help="validation or test, of clips.")] = "test",
     update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 512,
@@ -76,8 +81,12 @@ def evaluate(
     from namm.vision.evaluation import BASELINES, MEMORIES, VideoConfig, VideoProgress, evaluate_video
     from namm.vision.summary import tables
 
-    _prepare(threads)
+    _prepare(0)
     clips = task == _CLIPS
+    _check_options(
+        clips, seconds=seconds, images=images, frames=frames, data=data, dtype=None if dtype == "auto" else dtype
+    )
+    frames, samples = frames or 32, (40 if clips else 0) if samples is None else samples
     standard = VideoConfig("")
     config = VideoConfig(
         model=model, policies=tuple(policy or BASELINES + MEMORIES) + tuple(memory or ()),
@@ -85,14 +94,14 @@ def evaluate(
         tokens=tuple(seconds or (48,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
         update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
     )  # fmt: skip
-    loaded, listings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
+    loaded, listings, sources = _clips(config, images) if clips else _benchmark(config, task, data, frames)
     with _bar() as bar:
         line = bar.add_task("loading", total=None)
 
         def show(p: VideoProgress) -> None:
             bar.update(line, completed=p.done, total=p.total, description=p.watching)
 
-        evaluate_video(config, listings, loaded, out, show)
+        evaluate_video(config, listings, loaded, out, show, sources)
     for found in tables(read_rows(out)):
         shown = ("policy", "accuracy", "to full", "bytes")
         table = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
@@ -158,8 +167,18 @@ def _images(split: str, folder: Path | None) -> Any:
     return load_images(split, folder or SYSTEM)
 
 
-def _clips(config: Any, images: Path | None) -> tuple[Any, Any]:
-    """The small model, and clips for it."""
+def _check_options(clips: bool, **given: Any) -> None:
+    """Raise for options of the other kind, which would be without effect."""
+    others = ("frames", "data", "dtype") if clips else ("seconds", "images")
+    if strange := [f"--{name}" for name in others if given[name] is not None]:
+        raise ConfigurationError(
+            f"options of {'clips' if clips else 'a benchmark'}", ", ".join(strange),
+            "Leave them out, or choose --task longvideobench or mlvu." if clips else "Leave them out.",
+        )  # fmt: skip
+
+
+def _clips(config: Any, images: Path | None) -> tuple[Any, Any, dict[str, str]]:
+    """The small model, clips for it, and the checksum of the photographs they are made from."""
     from namm.vision.showing import clip_listings
     from namm.vision.small import load_small
 
@@ -168,10 +187,10 @@ def _clips(config: Any, images: Path | None) -> tuple[Any, Any]:
     listings = [
         one for n in config.tokens for one in clip_listings(pictures, n, config.samples, config.asked, config.seed)
     ]
-    return loaded, listings
+    return loaded, listings, {"images": hashlib.sha256(pictures.pixels.tobytes()).hexdigest()}
 
 
-def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[Any, Any]:
+def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[Any, Any, dict[str, str]]:
     """A model with its processor, and the videos of a benchmark for it."""
     from namm.models import load_vision_model
     from namm.vision.published import load_choices
@@ -181,7 +200,7 @@ def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[
         raise ConfigurationError(f"a folder with {task}", "none", "Download it and give its folder with --data.")
     choices = load_choices(task, data)[: config.samples or None]
     loaded, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
-    return loaded, choice_listings(choices, loaded, processor, frames)
+    return loaded, choice_listings(choices, loaded, processor, frames), {}
 
 
 def _share(text: str) -> float | str:

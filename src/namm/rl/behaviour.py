@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
+from namm.errors import ConfigurationError
 from namm.rl.simulators import make
 from namm.rl.trajectories import Trajectory, save_shard
 
@@ -153,6 +154,19 @@ def latest(folder: Path) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
+def _check_folder(folder: Path, now: dict[str, Any]) -> None:
+    file = folder / "config.json"
+    if file.exists():
+        old = json.loads(file.read_text())
+        differ = sorted(name for name in now if name != "steps" and old.get(name) != now[name])
+        if differ:
+            raise ConfigurationError(
+                "the behaviour run in that folder, with " + ", ".join(f"{name} = {old.get(name)!r}" for name in differ),
+                ", ".join(repr(now[name]) for name in differ), f"Use another folder than {folder}, or the same values.",
+            )  # fmt: skip
+    file.write_text(json.dumps(now, indent=1))
+
+
 def train(
     env_id: str,
     folder: Path,
@@ -167,10 +181,13 @@ def train(
         folder: where snapshots go.
         every: steps between two snapshots.
         report: called with each line of the log.
+
+    Raises:
+        ConfigurationError: `folder` holds another run; only its steps may grow.
     """
     behaviour = behaviour or behaviour_for(env_id)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"env": env_id, "seed": seed} | asdict(behaviour), indent=1))
+    _check_folder(folder, json.loads(json.dumps({"env": env_id, "seed": seed} | asdict(behaviour))))
     done = latest(folder)
     env: Any = DummyVecEnv([lambda: Recorder(make(env_id)) for _ in range(ENVIRONMENTS)])
     if done:

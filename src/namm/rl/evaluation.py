@@ -95,7 +95,8 @@ def evaluate(
         beside: episodes that are played side by side.
 
     Raises:
-        ConfigurationError: the environment does not fit the model.
+        ConfigurationError: the environment does not fit the model, or `out` holds rows of this model that were measured
+            in another way.
     """
     chosen, seeds = list(chosen), list(seeds)
     env_id = env_id or decision.about.env_id
@@ -104,6 +105,7 @@ def evaluate(
     common = _common(decision, env_id, target)
     place = (decision.about.name, TOKENS * decision.about.context)
     with RowFile(out, (1, 1)) as file:
+        _check_alike(out, place, common, chosen)
         for number, contender in enumerate(chosen):
             missing = [
                 seed for seed in seeds if (*place, str(seed), contender.name, contender.budget) not in file.known
@@ -117,6 +119,29 @@ def evaluate(
     rows = read_rows(out)
     (out / "summary.md").write_text(to_markdown(rows))
     return rows
+
+
+_SAME = ("env", "target", "updates", "loss", "width", "layers", "heads", "data_steps")  # of a model's rows in a folder
+
+
+def _check_alike(out: Path, place: tuple[str, int], common: Row, chosen: Iterable[Contender]) -> None:
+    """Raise if rows of the same model and contenders were measured in another way."""
+    wanted = {(contender.name, contender.budget): _memory_fields(contender.context) for contender in chosen}
+    for row in read_rows(out):
+        if (row["task"], row["tokens"]) != place:
+            continue
+        now = {name: common[name] for name in _SAME} | wanted.get((row["policy"], row["budget"]), {})
+        if differ := [name for name, value in now.items() if row.get(name, value) != value]:
+            raise ConfigurationError(
+                f"rows of {place[0]} with " + ", ".join(f"{name} = {now[name]!r}" for name in differ),
+                ", ".join(repr(row[name]) for name in differ) + f" in {out}", "Use another folder.",
+            )  # fmt: skip
+
+
+def _memory_fields(context: Context) -> Row:
+    if not isinstance(context, Remembered):
+        return {"selection": None, "update_interval": None}
+    return {"selection": repr(context.selection), "update_interval": context.update_interval}
 
 
 def _title(contender: Contender) -> str:
@@ -134,8 +159,7 @@ def row_of(decision: Decision, contender: Contender, episode: Episode, beside: i
         "length": steps, "terminated": episode.terminated,
         "steps_per_second": round(steps / episode.seconds, 1), "beside": beside,
         "bytes_held": episode.bytes_held, "bytes_most": episode.bytes_most, "bytes_full": episode.bytes_full,
-        "selection": repr(context.selection) if isinstance(context, Remembered) else None,
-        "update_interval": context.update_interval if isinstance(context, Remembered) else None,
+        **_memory_fields(context),
         "rehearses": policy is not None and policy.rehearsal is not None,
     }  # fmt: skip
 

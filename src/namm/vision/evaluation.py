@@ -63,6 +63,8 @@ class VideoConfig:
             raise ConfigurationError(
                 f'budgets above 0 and below 1, or "{OWN}"', list(self.budgets), "0.25 is a quarter of the bytes."
             )
+        if self.split not in ("validation", "test"):
+            raise ConfigurationError("a split that the model has not seen", repr(self.split), "validation or test.")
         if self.samples < 0 or self.asked < 1:
             raise ConfigurationError(
                 "samples >= 0 and at least one question", f"{self.samples}, {self.asked}", "See --help."
@@ -84,10 +86,14 @@ def evaluate_video(
     model: PreTrainedModel,
     out: str | Path,
     on_progress: Callable[[VideoProgress], None] | None = None,
+    sources: dict[str, str] | None = None,
 ) -> str:
     """Measure, or go on measuring, what memories are worth on clips; returns the table, which is also in `out`.
 
     A clip is read when its turn comes, and not at all if all its rows are there.
+
+    Args:
+        sources: checksums of what the clips are made from; a folder belongs to one.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a budget cannot be met.
@@ -103,7 +109,7 @@ def evaluate_video(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
     contenders = _contenders(config, policies)
-    start_folder(out, identity(config, policies, model, {}))
+    start_folder(out, identity(config, policies, model, sources or {}))
     common = provenance(model) | {
         "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
     }  # fmt: skip

@@ -30,7 +30,8 @@ class Part:
 
     Attributes:
         kind: "text", "image" or "frame".
-        number: of the image in the prompt, or of the frame over all its videos, from 0; of texts, from 0.
+        number: of the image in the prompt, or of the frame over all its videos, from 0;
+            of texts, from 0. A frame is what the model counts as one, which for Qwen-VL is a pair of frames.
     """
 
     kind: str

@@ -24,7 +24,7 @@ def film_strip(clip: Clip, reports: Mapping[str, PartReport], file: str | Path) 
     Raises:
         NotFoundError: matplotlib is not installed.
     """
-    figure = package("matplotlib.figure", "report").Figure(
+    figure = package("matplotlib.figure", "vision").Figure(
         figsize=(14, 0.9 + 1.15 * len(reports)), layout="constrained"
     )
     panels = figure.subplots(len(reports), 1, squeeze=False)[:, 0]

@@ -13,7 +13,7 @@ from namm.report.summary import Estimate, estimate, label, number, share, table
 from namm.vision.clips import KINDS
 
 Row = dict[str, Any]
-_NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens"}
+_NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens and the last"}
 
 
 @dataclass(frozen=True)
