@@ -25,7 +25,7 @@ from namm.evolution.start import start_memory
 from namm.network import NAMM
 
 SHIPPED = "compact-rehearsed"
-FEATURES = (SHIPPED, "paper", "extended", "rehearsed")
+FEATURES = (SHIPPED, "paper", "extended")
 SPACES = ("head", "gains", "low-rank", "random", "all")
 GENERATIONS = 6
 

@@ -179,7 +179,10 @@ def spaces() -> str:
 
 
 def searches() -> str:
-    rows = read("searches")
+    ladder = ("paper", "extended")  # and what rehearses above them
+    rows = sorted(
+        read("searches"), key=lambda r: ladder.index(r["features"]) if r["features"] in ladder else len(ladder)
+    )
     lines = [
         [
             r["features"], r["space"] + (", ranks" if r["ranks"] else ""), r["strategy"], f"{r['dimensions']:,}",
