@@ -15,7 +15,7 @@ play() { # folder of the model, options
   "$namm" rl eval --model "models/$1" --out rows "${@:2}"
 }
 
-for environment in ${ENVIRONMENTS:-Hopper-v5 HalfCheetah-v5}; do
+for environment in ${ENVIRONMENTS:-Hopper-v5 HalfCheetah-v5 Walker2d-v5}; do
   name=${environment%-v*} name=${name,,}
   seeds=10
   if [ "$name" = halfcheetah ]; then seeds=5; fi # no episode ends early there, which takes long
