@@ -54,7 +54,7 @@ def test_import(tmp_path: Path) -> None:
         (["vision", "eval", "--model", "a", "--out", "x", "--task", "nlvu", "--data", "."], "Did you mean 'mlvu'"),
         (["vision", "eval", "--model", "nowhere", "--out", "x", "--split", "train"], "that the model has not seen"),
         (["vision", "eval", "--model", "nowhere", "--out", "x", "--frames", "8"], "options of clips; got --frames"),
-        (["vision", "eval", "--model", "nowhere", "--out", "x", "--budget", "2"], "budgets above 0 and below 1"),
+        (["vision", "eval", "--model", "nowhere", "--out", "x", "--budget", "2"], "a budget above 0 and below 1"),
         (["evolve", "--out", "no-such-run", "--set", 'stages.0.tasks=["pass"]'], "Did you mean 'passkey'"),
         (["evolve", "--out", "no-such-run", "--set", "search.space=heads"], "search.space: 'all', 'scoring', 'head'"),
         (["evolve", "--out", "no-such-run", "--preset", "papr"], "Did you mean 'paper'"),

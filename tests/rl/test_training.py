@@ -90,9 +90,21 @@ def test_what_is_no_model(data: Offline, tmp_path: Path) -> None:
         Decision.load(tmp_path)
 
 
+def test_a_damaged_checkpoint(data: Offline, tmp_path: Path) -> None:
+    def stop(done: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path, RECIPE, every=5, report=stop)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtefactError, match=r"a whole checkpoint; got .*Remove it to start again"):
+        train(data, tmp_path, RECIPE)
+
+
 def test_a_folder_holds_one_run(data: Offline, tmp_path: Path) -> None:
     train(data, tmp_path, replace(RECIPE, updates=1))
-    with pytest.raises(ConfigurationError, match="another updates, width"):
+    with pytest.raises(ConfigurationError, match="with updates = 1, width = 16; got 2, 32"):
         train(data, tmp_path, replace(RECIPE, updates=2, width=32))
 
 

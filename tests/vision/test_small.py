@@ -1,6 +1,7 @@
 """The small model: training goes on where it stopped, and clips are read as they are meant."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from namm.vision.picture import film_strip
 from namm.vision.reading import Showing, Watcher
 from namm.vision.showing import clip_listings, evenly
 from namm.vision.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
+from namm.vision.summary import tables
 from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
 from tests.vision.made import images
 
@@ -87,7 +89,7 @@ def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
 
 def test_training_refuses_another_run_and_a_damaged_one(tmp_path: Path) -> None:
     train(TINY, (images(), images()), tmp_path)
-    with pytest.raises(ConfigurationError, match=r"a run with seed = 1; got 0 in"):
+    with pytest.raises(ConfigurationError, match=r"the run in .*, with seed = 0; got 1\. Use another folder"):
         train(TrainingConfig(**{**TINY.__dict__, "seed": 1}), (images(), images()), tmp_path)
     file = tmp_path / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:100])
@@ -98,6 +100,11 @@ def test_training_refuses_another_run_and_a_damaged_one(tmp_path: Path) -> None:
 def test_no_model_and_another_one(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="namm vision train --out"):
         load_small(tmp_path / "nothing")
+    other = small_model(32, 2)
+    other.resize_token_embeddings(300)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ArtefactError, match=r"a model of \d+ words; got 300"):
+        load_small(tmp_path)
 
 
 def test_full_cache_answers_as_the_model_does(model) -> None:
@@ -143,10 +150,10 @@ def test_fewer_frames_are_evenly_chosen(model) -> None:
 
 def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> None:
     config = VideoConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
-    showings = list(clip_listings(images(), 24, 2, 3))
+    listings = list(clip_listings(images(), 24, 2, 3))
     seen: list[str] = []
-    evaluate_video(config, showings[:1], model, tmp_path, lambda p: seen.append(p.watching))
-    text = evaluate_video(config, showings, model, tmp_path, lambda p: seen.append(p.watching))
+    evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
+    text = evaluate_video(config, listings, model, tmp_path, lambda p: seen.append(p.watching))
     assert [name for name in seen if name.startswith("clip 0")] == [
         f"clip 0: {name}" for name in ("full", "floor", "fewer-frames", "streaming", "h2o")
     ]
@@ -155,8 +162,11 @@ def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> Non
     assert {row["clip"] for row in rows} == {"clip 0", "clip 1"}
     assert "### 2 clips of 24 seconds (145 tokens), 50 % of the bytes" in text
     assert (tmp_path / "summary.md").read_text() == text
+    assert "Accuracy above each" not in text  # no learned memory is among them
+    with pytest.raises(ConfigurationError, match="another images"):
+        evaluate_video(replace(config, images="of other photographs"), listings, model, tmp_path)
     with pytest.raises(ConfigurationError, match="update_interval"):
-        evaluate_video(VideoConfig(**{**config.__dict__, "update_interval": 128}), showings, model, tmp_path)
+        evaluate_video(VideoConfig(**{**config.__dict__, "update_interval": 128}), listings, model, tmp_path)
 
 
 def test_what_cannot_be_watched(model) -> None:
@@ -164,10 +174,35 @@ def test_what_cannot_be_watched(model) -> None:
     watcher = Watcher(model, 64, 64)
     with pytest.raises(ConfigurationError, match="at least 128 tokens; got 73 in clip 0"):
         watcher.boundary(showing)
-    with pytest.raises(ConfigurationError, match=r"above 0 and below 1.*got \[1.5\]"):
+    with pytest.raises(ConfigurationError, match=r"above 0 and below 1.*got 1\.5"):
         VideoConfig("tiny", budgets=(1.5,))
     with pytest.raises(ModelError, match="attention layers"):
         Watcher(torch.nn.Linear(2, 2), 64, 16)  # type: ignore[arg-type]
+
+
+def test_memories_are_compared_question_by_question() -> None:
+    def row(policy: str, clip: int, exact: int, budget: float | None = 0.5) -> dict[str, object]:
+        return {
+            "task": "last", "sample": f"{clip}", "clip": f"clip {clip}", "tokens": 24, "policy": policy, "exact": exact,
+            "budget": budget, "bytes_held": 1, "bytes_full": 2, "slots": 1, "slots_full": 2, "clip_tokens": 145,
+        }  # fmt: skip
+
+    right = {"full": (1, 1, 1, 1), "h2o": (1, 0, 0, 1), "builtin:mine": (1, 1, 0, 1)}
+    rows = [
+        row(policy, clip, exact, None if policy == "full" else 0.5)
+        for policy, exacts in right.items() for clip, exact in enumerate(exacts)
+    ]  # fmt: skip
+    (found,) = tables(rows)
+    assert [line[3][:5] for line in found.lines] == ["-", "-0.50", "-0.25"]
+    assert found.learned == ["NAMM mine"]
+    assert [line[0] for line in found.above] == ["h2o"]  # the full cache held other bytes
+    assert found.above[0][1].startswith("+0.25 [+0.00, +0.75]")
+
+
+@pytest.mark.parametrize(("change", "told"), [({"samples": 0}, "samples >= 1; got 0"), ({"asked": 0}, "asked >= 1")])
+def test_nothing_to_ask(change: dict[str, int], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        VideoConfig("tiny", **change)
 
 
 def test_the_picture_is_drawn(model, tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from namm.cli.shared import console, quiet
+from namm.cli.shared import console, progress_bar, quiet, share_or_name
 from namm.errors import ConfigurationError
 from namm.evaluation.config import DEFAULT_POLICIES, EvaluationConfig
 
@@ -79,16 +78,12 @@ def evaluate(
     quiet()
     config = EvaluationConfig(
         model=model, policies=tuple(policy or DEFAULT_POLICIES) + tuple(memory or ()),
-        budgets=tuple(_budget(text) for text in budget) if budget else _STANDARD.budgets,
+        budgets=tuple(map(share_or_name, budget)) if budget else _STANDARD.budgets,
         tasks=tuple(task or _STANDARD.tasks), tokens=tuple(tokens or _STANDARD.tokens), samples=samples, split=split,
         seed=seed, protocol=protocol, template=template, update_interval=update_interval, longest=longest,
         data=str(data) if data else None, dtype=dtype, batch=batch, threads=threads,
     )  # fmt: skip
-    columns = [
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    ]  # fmt: skip
-    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
+    with progress_bar() as bar:
         line = bar.add_task(f"loading {model}", total=None)
 
         def show(step: Step) -> None:
@@ -119,13 +114,6 @@ def _show(summary: Summary, out: Path) -> None:
         "normalised: 1 is the full cache, 0 its first tokens only, with 95 % intervals. "
         f"All figures: {out}/summary.md; the page: {out}/report.html; the rows: {out}/rows*.jsonl"
     )
-
-
-def _budget(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from namm.cli.shared import console, quiet
+from namm.cli.shared import console, prepare, progress_bar
 from namm.packages import package
 
 rl = typer.Typer(help="Control: a Decision Transformer that acts under a memory.", no_args_is_help=True)
@@ -19,18 +18,7 @@ def _prepare(threads: int, *packages: str) -> None:
     """The packages of the extra are there, or one message says which is not."""
     for name in ("gymnasium", *packages):
         package(name, "rl")
-    quiet()
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _bar() -> Progress:
-    return Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, speed_estimate_period=600,
-    )  # fmt: skip
+    prepare(threads)
 
 
 @rl.command()
@@ -49,7 +37,7 @@ def data(
 
     behaviour = behaviour_for(env, steps)
     run = out / "behaviour" / env.rpartition("-v")[0].lower()
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task(env, total=behaviour.steps, completed=latest(run))
 
         def show(entry: dict[str, float]) -> None:
@@ -85,7 +73,7 @@ def train(
         context=context, updates=updates, batch=batch, width=width, layers=layers, heads=heads,
         learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task(str(data), total=updates)
 
         def show(done: int, loss: float) -> None:
@@ -131,7 +119,7 @@ def evaluate(
     decision = Decision.load(model)
     budgets = [int(text) if text.isdecimal() else text for text in budget or [str(decision.about.context)]]
     chosen = contenders(decision, memory or MEMORIES, budgets, update_interval)
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task(str(model), total=None)
 
         def show(step: Step) -> None:

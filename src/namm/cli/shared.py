@@ -1,4 +1,4 @@
-"""What every command needs: the console, and a quiet transformers."""
+"""What every command needs: the console, a bar, a quiet transformers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from namm.errors import NammError
 
@@ -31,3 +32,28 @@ def quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def prepare(threads: int = 0) -> None:
+    """Quiet, and with so many torch threads, if any are asked for."""
+    quiet()
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def progress_bar() -> Progress:
+    """What is done of all, what is being done, and the time left."""
+    return Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, speed_estimate_period=600,
+    )  # fmt: skip
+
+
+def share_or_name(text: str) -> float | str:
+    """A budget as it was typed: a number, or a name such as "own"."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

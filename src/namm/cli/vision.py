@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from namm.cli.shared import console, quiet
+from namm.cli.shared import console, prepare, progress_bar, share_or_name
 from namm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from namm.vision.evaluation import VideoConfig
 
 vision = typer.Typer(help="Images and video: a small model of our own, and published benchmarks.", no_args_is_help=True)
 _IMAGES = typer.Option(
@@ -32,9 +35,9 @@ def train(
     from namm.vision.train import TrainingConfig, TrainingProgress, steps_done
     from namm.vision.train import train as run
 
-    _prepare(threads)
+    prepare(threads)
     config = TrainingConfig(seed=seed)
-    with _bar() as bar:
+    with progress_bar() as bar:
         line = bar.add_task("starting", total=config.steps, completed=steps_done(out))
 
         def show(p: TrainingProgress) -> None:
@@ -81,7 +84,7 @@ def evaluate(
     from namm.vision.evaluation import BASELINES, MEMORIES, VideoConfig, VideoProgress, evaluate_video
     from namm.vision.summary import tables
 
-    _prepare(0)
+    prepare()
     clips = task == _CLIPS
     _check_options(
         clips, seconds=seconds, images=images, frames=frames, data=data, dtype=None if dtype == "auto" else dtype
@@ -90,18 +93,18 @@ def evaluate(
     standard = VideoConfig("")
     config = VideoConfig(
         model=model, policies=tuple(policy or BASELINES + MEMORIES) + tuple(memory or ()),
-        budgets=tuple(map(_share, budget)) if budget else standard.budgets, tasks=(task,),
+        budgets=tuple(map(share_or_name, budget)) if budget else standard.budgets, tasks=(task,),
         tokens=tuple(seconds or (48,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
         update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
     )  # fmt: skip
-    loaded, listings, sources = _clips(config, images) if clips else _benchmark(config, task, data, frames)
-    with _bar() as bar:
+    loaded, config, listings = _clips(config, images) if clips else _benchmark(config, task, data, frames)
+    with progress_bar() as bar:
         line = bar.add_task("loading", total=None)
 
         def show(p: VideoProgress) -> None:
             bar.update(line, completed=p.done, total=p.total, description=p.watching)
 
-        evaluate_video(config, listings, loaded, out, show, sources)
+        evaluate_video(config, listings, loaded, out, show)
     for found in tables(read_rows(out)):
         shown = ("policy", "accuracy", "to full", "bytes")
         table = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
@@ -132,7 +135,7 @@ def show(
     from namm.vision.picture import film_strip
     from namm.vision.small import clip_inputs, load_small
 
-    _prepare(0)
+    prepare()
     loaded = load_small(model)
     clip = make_clip(_images("test", images), seconds, (seed, 2, 0))
     inputs = clip_inputs(clip)
@@ -144,21 +147,6 @@ def show(
             reports[name] = kept(memory.cache, layout(loaded.config, inputs))
         console.print(f"[bold]{name}[/]\n{reports[name]}", highlight=False)
     console.print(f"The picture: {film_strip(clip, reports, out)}")
-
-
-def _prepare(threads: int) -> None:
-    import torch
-
-    quiet()
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _bar() -> Progress:
-    return Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, speed_estimate_period=600,
-    )  # fmt: skip
 
 
 def _images(split: str, folder: Path | None) -> Any:
@@ -177,8 +165,8 @@ def _check_options(clips: bool, **given: Any) -> None:
         )  # fmt: skip
 
 
-def _clips(config: Any, images: Path | None) -> tuple[Any, Any, dict[str, str]]:
-    """The small model, clips for it, and the checksum of the photographs they are made from."""
+def _clips(config: VideoConfig, images: Path | None) -> tuple[Any, VideoConfig, Any]:
+    """The small model, the configuration with the photographs' checksum, and clips."""
     from namm.vision.showing import clip_listings
     from namm.vision.small import load_small
 
@@ -187,11 +175,11 @@ def _clips(config: Any, images: Path | None) -> tuple[Any, Any, dict[str, str]]:
     listings = [
         one for n in config.tokens for one in clip_listings(pictures, n, config.samples, config.asked, config.seed)
     ]
-    return loaded, listings, {"images": hashlib.sha256(pictures.pixels.tobytes()).hexdigest()}
+    return loaded, replace(config, images=hashlib.sha256(pictures.pixels.tobytes()).hexdigest()), listings
 
 
-def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[Any, Any, dict[str, str]]:
-    """A model with its processor, and the videos of a benchmark for it."""
+def _benchmark(config: VideoConfig, task: str, data: Path | None, frames: int) -> tuple[Any, VideoConfig, Any]:
+    """A model, the configuration as it was, and the videos of a benchmark."""
     from namm.models import load_vision_model
     from namm.vision.published import load_choices
     from namm.vision.showing import choice_listings
@@ -200,11 +188,4 @@ def _benchmark(config: Any, task: str, data: Path | None, frames: int) -> tuple[
         raise ConfigurationError(f"a folder with {task}", "none", "Download it and give its folder with --data.")
     choices = load_choices(task, data)[: config.samples or None]
     loaded, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
-    return loaded, choice_listings(choices, loaded, processor, frames), {}
-
-
-def _share(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return loaded, config, choice_listings(choices, loaded, processor, frames)

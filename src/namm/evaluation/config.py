@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +73,7 @@ class EvaluationConfig:
         for name in ("budgets", "tokens"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ConfigurationError(f"{name} that differ", getattr(self, name), "Give each once.")
-        for budget in self.budgets:
-            if budget != OWN and not (isinstance(budget, float) and 0 < budget < 1):
-                raise ConfigurationError(
-                    f'a budget above 0 and below 1, or "{OWN}"', repr(budget), "0.25 is a quarter of the full cache."
-                )
+        check_budgets(self.budgets)
         for name, least in (("tokens", 1), ("samples", 0), ("longest", 0), ("batch", 1), ("threads", 0)):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < least:
@@ -88,6 +85,15 @@ class EvaluationConfig:
     def all_policies(self) -> tuple[str, ...]:
         """The sanity rows and what is compared, each once."""
         return tuple(dict.fromkeys(SANITY + self.policies))
+
+
+def check_budgets(budgets: Iterable[float | str]) -> None:
+    """Raise unless each is a share of the full cache's bytes or "own"."""
+    for budget in budgets:
+        if budget != OWN and not (isinstance(budget, float) and 0 < budget < 1):
+            raise ConfigurationError(
+                f'a budget above 0 and below 1, or "{OWN}"', repr(budget), "0.25 is a quarter of the full cache."
+            )
 
 
 def alignment(hops: list[int], interval: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,6 +91,14 @@ class Answer:
     score: float
     prediction: str
     seconds: float
+
+
+def contenders(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]) -> list[Contender]:
+    """Every policy at every budget; at their own threshold those that have one."""
+    return [
+        Contender(name, budget, policy)
+        for name, policy in policies.items() for budget in budgets if budget != OWN or policy.absolute
+    ]  # fmt: skip
 
 
 def text_before(encoded: Encoded, step: int, whole: bool = False) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.errors import ConfigurationError
 from namm.evaluation.config import OWN, EvaluationConfig, alignment
 from namm.evaluation.folder import check_folder, identity, start_folder, write
-from namm.evaluation.reader import Contender, Group, Reader, text_before
+from namm.evaluation.reader import Contender, Group, Reader, contenders, text_before
 from namm.evaluation.rows import RowFile, common_fields, keys, read_rows, row_of
 from namm.models import context_length, load_model
 from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve
@@ -126,12 +126,7 @@ def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> lis
     batches = [[Contender("full", None)], [Contender("floor", None)]]
     batches += [[Contender("truncated", share)] for share in shares]
     batches += [[Contender("oracle", share) for share in shares]] if shares else []
-    contenders = [
-        Contender(name, budget, policy)
-        for name, policy in policies.items() for budget in config.budgets
-        if budget != OWN or policy.absolute
-    ]  # fmt: skip
-    return batches + _chunks(contenders, config.batch)
+    return batches + _chunks(contenders(policies, config.budgets), config.batch)
 
 
 def _chunks(items: list[Contender], size: int) -> list[list[Contender]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,8 +95,12 @@ class Prefix:
     def settled(self, policy: MemoryPolicy) -> Prefix:
         """Only what memories need that observe as `policy` does, which is a fraction of the bytes."""
         bases = {i: self._observed(policy, i) for i, read in enumerate(self.reads) if isinstance(read, Read)}
+        return replace(self.without_tokens(), _bases={policy.observer: bases})
+
+    def without_tokens(self) -> Prefix:
+        """Only the shapes, which tell what memories cost."""
         reads = tuple(read.without_tokens() if isinstance(read, Read) else read for read in self.reads)
-        return Prefix(self.config, self.tokens, reads, _bases={policy.observer: bases})
+        return Prefix(self.config, self.tokens, reads)
 
     def nbytes(self) -> int:
         """Bytes of what was read and observed."""

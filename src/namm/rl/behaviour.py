@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from namm.errors import ConfigurationError
+from namm.checkpoints import check_same
 from namm.rl.simulators import make
 from namm.rl.trajectories import Trajectory, save_shard
 
@@ -157,13 +157,7 @@ def latest(folder: Path) -> int:
 def _check_folder(folder: Path, now: dict[str, Any]) -> None:
     file = folder / "config.json"
     if file.exists():
-        old = json.loads(file.read_text())
-        differ = sorted(name for name in now if name != "steps" and old.get(name) != now[name])
-        if differ:
-            raise ConfigurationError(
-                "the behaviour run in that folder, with " + ", ".join(f"{name} = {old.get(name)!r}" for name in differ),
-                ", ".join(repr(now[name]) for name in differ), f"Use another folder than {folder}, or the same values.",
-            )  # fmt: skip
+        check_same(folder, json.loads(file.read_text()), now, grows=("steps",))
     file.write_text(json.dumps(now, indent=1))
 
 

@@ -181,7 +181,7 @@ class Line:
 
     Attributes:
         against: normalised return less that of the window of training, on the seeds that both have.
-        tokens_held, tokens_most, tokens_full: bytes, as so many tokens of a full cache.
+        tokens_held, tokens_most: bytes, as so many tokens of a full cache.
     """
 
     task: str
@@ -191,12 +191,9 @@ class Line:
     n: int
     normalised: tuple[float, float, float]
     against: tuple[float, float, float] | None
-    total: float
     length: float
     tokens_held: float
     tokens_most: float
-    tokens_full: float
-    steps_per_second: float
 
 
 def summarise(rows: Iterable[Row]) -> list[Line]:
@@ -222,8 +219,8 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
         lines.append(
             Line(
                 task, context, policy, budget, len(group), _estimate([r["normalised"] for r in group.values()]),
-                _estimate(gains) if gains and group is not window else None, mean("return"), mean("length"),
-                tokens("bytes_held"), tokens("bytes_most"), tokens("bytes_full"), mean("steps_per_second"),
+                _estimate(gains) if gains and group is not window else None, mean("length"),
+                tokens("bytes_held"), tokens("bytes_most"),
             )
         )  # fmt: skip
     return lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
+from namm.checkpoints import check_same, read_checkpoint, save_checkpoint
 from namm.errors import ConfigurationError, RunError
 from namm.rl.decision import About, Decision
 from namm.rl.offline import Offline
@@ -146,6 +146,7 @@ def train(
 
     Raises:
         ConfigurationError: the folder holds another run.
+        ArtefactError: its checkpoint is damaged.
         RunError: the loss is no number.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,11 +193,8 @@ def _rate(update: int, recipe: Recipe) -> float:
 def _check_folder(folder: Path, data: Offline, recipe: Recipe) -> None:
     file = folder / "run.json"
     now = {"data": data.name, "env_id": data.env_id, "steps": data.steps} | dataclasses.asdict(recipe)
-    if file.exists() and (old := json.loads(file.read_text())) != now:
-        changed = sorted(name for name in now if old.get(name) != now[name])
-        raise ConfigurationError(
-            f"the run that {folder} holds", f"another {', '.join(changed)}", "Use another folder, or the same values."
-        )
+    if file.exists():
+        check_same(folder, json.loads(file.read_text()), now)
     file.write_text(json.dumps(now, indent=1) + "\n")
 
 
@@ -205,15 +203,14 @@ def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, done: int) ->
         "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
         "random": torch.get_rng_state(), "done": done,
     }  # fmt: skip
-    torch.save(state, folder / "checkpoint.new")
-    os.replace(folder / "checkpoint.new", folder / _CHECKPOINT)
+    save_checkpoint(folder / _CHECKPOINT, state)
 
 
 def _resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
     """Updates that were done; 0 without a checkpoint."""
-    if not (folder / _CHECKPOINT).exists():
+    state = read_checkpoint(folder / _CHECKPOINT)
+    if state is None:
         return 0
-    state = torch.load(folder / _CHECKPOINT, weights_only=True)
     for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"])

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError
-from namm.evaluation.config import OWN, alignment
+from namm.evaluation.config import OWN, alignment, check_budgets
 from namm.evaluation.folder import check_folder, identity, start_folder, write
-from namm.evaluation.reader import Contender
+from namm.evaluation.reader import Contender, contenders
 from namm.evaluation.rows import RowFile, provenance, read_rows
 from namm.policies import MemoryPolicy, resolve
-from namm.vision.reading import Listing, Watcher, contenders_of
+from namm.vision.reading import Listing, Watcher
 from namm.vision.summary import to_markdown
 
 THINNED = "fewer-frames"
@@ -37,10 +37,11 @@ class VideoConfig:
         budgets: shares of the full cache's bytes, or "own" for a NAMM's own threshold.
         tasks: "clips", "longvideobench" or "mlvu".
         tokens: for clips their lengths in seconds; for published benchmarks the frames shown of each video.
-        samples: clips of each length, or questions of a benchmark; 0 for all there are.
+        samples: clips of each length, or first questions of a benchmark, of which 0 are all.
         asked: questions about each clip.
         update_interval: tokens between two updates.
         data: folder of a published benchmark, in its own layout.
+        images: checksum of the photographs that clips are made from.
     """
 
     model: str
@@ -54,21 +55,17 @@ class VideoConfig:
     seed: int = 0
     update_interval: int = 512
     data: str | None = None
+    images: str | None = None
     dtype: str = "auto"
     threads: int = 0
 
     def __post_init__(self) -> None:
-        wrong = [b for b in self.budgets if b != OWN and not (isinstance(b, float) and 0 < b < 1)]
-        if wrong or not self.budgets:
-            raise ConfigurationError(
-                f'budgets above 0 and below 1, or "{OWN}"', list(self.budgets), "0.25 is a quarter of the bytes."
-            )
+        check_budgets(self.budgets)
         if self.split not in ("validation", "test"):
             raise ConfigurationError("a split that the model has not seen", repr(self.split), "validation or test.")
-        if self.samples < 0 or self.asked < 1:
-            raise ConfigurationError(
-                "samples >= 0 and at least one question", f"{self.samples}, {self.asked}", "See --help."
-            )
+        for name, least in (("samples", 1 if "clips" in self.tasks else 0), ("asked", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} >= {least}", getattr(self, name), "See the help for what it means.")
 
 
 @dataclass(frozen=True)
@@ -86,14 +83,10 @@ def evaluate_video(
     model: PreTrainedModel,
     out: str | Path,
     on_progress: Callable[[VideoProgress], None] | None = None,
-    sources: dict[str, str] | None = None,
 ) -> str:
     """Measure, or go on measuring, what memories are worth on clips; returns the table, which is also in `out`.
 
     A clip is read when its turn comes, and not at all if all its rows are there.
-
-    Args:
-        sources: checksums of what the clips are made from; a folder belongs to one.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a budget cannot be met.
@@ -108,14 +101,14 @@ def evaluate_video(
     watcher = Watcher(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
-    contenders = _contenders(config, policies)
-    start_folder(out, identity(config, policies, model, sources or {}))
+    chosen = _contenders(config, policies)
+    start_folder(out, identity(config, policies, model, {}))
     common = provenance(model) | {
         "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
     }  # fmt: skip
     with RowFile(out, (1, 1)) as file:
         for number, listing in enumerate(listings):
-            missing = [c for c in contenders if not _keys(listing, c) <= file.known]
+            missing = [c for c in chosen if not _keys(listing, c) <= file.known]
             if not missing:
                 continue
             showing = listing.load()
@@ -148,7 +141,7 @@ def _contenders(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[
     shares = [budget for budget in config.budgets if budget != OWN]
     return [
         Contender("full", None), Contender("floor", None), *(Contender(THINNED, share) for share in shares),
-        *contenders_of(policies, config.budgets),
+        *contenders(policies, config.budgets),
     ]  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError
-from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Held, check_bytes, held_by, plan_for
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
-from namm.policies import MemoryPolicy
+from namm.memory.sequence import Plan
+from namm.policies import KeepAll
 
 Inputs = Mapping[str, Tensor]
 
@@ -114,9 +114,9 @@ class Watcher:
 
     @torch.no_grad()
     def whole(self, showing: Showing) -> Prefix:
-        """The clip with nothing forgotten, from which the bytes of every memory are known."""
+        """The shapes of what was read of the clip, from which the bytes of every memory are known."""
         images = {name: value for name, value in showing.inputs.items() if name != "input_ids"}
-        return Prefix.of(self.model, showing.inputs["input_ids"], **images)
+        return Prefix.of(self.model, showing.inputs["input_ids"], **images).without_tokens()
 
     @torch.no_grad()
     def watch(self, showing: Showing, whole: Prefix, contender: Contender) -> tuple[MemoryCache, Held]:
@@ -138,11 +138,11 @@ class Watcher:
     @torch.no_grad()
     def watch_thinned(self, showing: Showing, whole: Prefix, share: float) -> tuple[MemoryCache, Held]:
         """As `watch`, for the usual way to save bytes: fewer frames, all of which are kept."""
-        inputs = showing.thinned(share)
-        cache = MemoryCache.planned(self.model.config, (plan_for(Contender("full", None), whole, 1, self.interval),))
+        inputs, plan = showing.thinned(share), Plan(KeepAll(), None, self.interval)
+        cache = MemoryCache.planned(self.model.config, (plan,))
         self.model(**inputs, past_key_values=cache, logits_to_keep=1)
         seen = inputs["input_ids"].shape[1]
-        full = held_by(cache, 0, plan_for(Contender("full", None), whole, 1, self.interval), whole, seen)
+        full = held_by(cache, 0, plan, whole, seen)
         scale = showing.tokens / seen
         return cache, Held(
             full.slots, round(full.slots * scale), full.bytes_held, round(full.bytes_held * scale),
@@ -161,11 +161,3 @@ class Watcher:
             place = int((options == query.answer).nonzero())
             replies.append(Reply(query, int(likely.argmax()) == place, -float(likely[place])))
         return replies
-
-
-def contenders_of(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]) -> list[Contender]:
-    """Every policy at every budget, but for those that have no threshold of their own."""
-    return [
-        Contender(name, budget, policy)
-        for budget in budgets for name, policy in policies.items() if budget != OWN or policy.absolute
-    ]  # fmt: skip

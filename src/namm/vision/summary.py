@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from namm.report.bootstrap import interval, resample
+from namm.report.statistics import kind
 from namm.report.summary import Estimate, estimate, label, number, share, table
 from namm.vision.clips import KINDS
 
@@ -23,6 +24,9 @@ class Table:
     title: str
     headings: list[str]
     lines: list[list[str]]
+    above: list[list[str]]
+    """For each other policy that held the same bytes, how far each of the learned memories is above it."""
+    learned: list[str]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -42,7 +46,12 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """All `tables`, one below the other."""
-    return "\n".join(f"### {t.title}\n\n{table(t.headings, t.lines)}" for t in tables(rows))
+    parts = []
+    for t in tables(rows):
+        parts.append(f"### {t.title}\n\n{table(t.headings, t.lines)}")
+        if t.above:
+            parts.append("Accuracy above each at equal bytes, paired:\n\n" + table(["", *t.learned], t.above))
+    return "\n".join(parts)
 
 
 def mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
@@ -62,18 +71,40 @@ def _title(rows: Sequence[Row], length: int, budget: float | str) -> str:
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
     kinds = list(dict.fromkeys(row["task"] for row in rows))
-    full = {(row["task"], row["sample"]): row for row in rows if row["policy"] == "full"}
+    by_policy: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        by_policy.setdefault(row["policy"], {})[row["task"], row["sample"]] = row
     lines = []
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        mine = [row for row in rows if row["policy"] == policy]
-        apart = [row["exact"] - full[row["task"], row["sample"]]["exact"] for row in mine]
+    for policy, of_policy in by_policy.items():
+        mine = list(of_policy.values())
         held = float(np.mean([row["bytes_held"] / row["bytes_full"] for row in mine]))
         slots = float(np.mean([row["slots"] / row["slots_full"] for row in mine]))
-        of_kinds = [[row["exact"] for row in mine if row["task"] == kind] for kind in kinds]
+        of_kinds = [[row["exact"] for row in mine if row["task"] == asked] for asked in kinds]
         lines.append([
-            _NAMES.get(policy, label(policy)), str(len(mine)), estimate(mean_of([row["exact"] for row in mine], mine)),
-            "-" if policy == "full" else estimate(mean_of(apart, mine), sign=True),
+            _name(policy), str(len(mine)), estimate(mean_of([row["exact"] for row in mine], mine)),
+            "-" if policy == "full" else estimate(_above(of_policy, by_policy["full"]), sign=True),
             *(number(float(np.mean(right)) if right else None) for right in of_kinds),
             share(round(held, 3)), share(round(slots, 3)),
         ])  # fmt: skip
-    return Table(title, ["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"], lines)
+    learned = [policy for policy in by_policy if policy not in _NAMES and kind(policy) == "learned"]
+    equal = [
+        p for p, r in by_policy.items() if p not in learned and isinstance(next(iter(r.values()))["budget"], float)
+    ]
+    above = [[_name(o), *(estimate(_above(by_policy[p], by_policy[o]), sign=True) for p in learned)] for o in equal]
+    return Table(
+        title,
+        ["policy", "questions", "accuracy", "to full", *kinds, "bytes", "slots"],
+        lines,
+        above if learned else [],
+        [_name(p) for p in learned],
+    )
+
+
+def _above(policy: dict[tuple[str, str], Row], other: dict[tuple[str, str], Row]) -> Estimate:
+    """How much more often the first is right, on the questions that both were asked."""
+    both = [key for key in policy if key in other]
+    return mean_of([policy[key]["exact"] - other[key]["exact"] for key in both], [policy[key] for key in both])
+
+
+def _name(policy: str) -> str:
+    return _NAMES.get(policy, label(policy))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from namm.errors import ArtefactError, ConfigurationError
+from namm.checkpoints import check_same, read_checkpoint, save_checkpoint
 from namm.vision.clips import Clip, Question, choose, make_clip, shaken
 from namm.vision.images import CLASSES, Images
 from namm.vision.small import clip_ids, pixel_values, save_processor, small_model, text_ids
 
 IGNORED = -100
+_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def train(
 
 def steps_done(out: Path) -> int:
     """Steps that the run in `out` has saved."""
-    file = out / "checkpoint.pt"
-    return int(_read(file)["step"]) if file.exists() else 0
+    saved = read_checkpoint(out / _CHECKPOINT)
+    return 0 if saved is None else int(saved["step"])
 
 
 def make_batch(clips: Sequence[Clip], asked: Sequence[Sequence[Question]]) -> Batch:
@@ -260,30 +260,15 @@ def _optimizer(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.O
 
 def _restore(out: Path, config: TrainingConfig, *parts: Any) -> int:
     """Load the checkpoint in `out`, if there is one; returns the steps that are done."""
-    file, wanted = out / "checkpoint.pt", json.loads(json.dumps(asdict(config)))
-    if not file.exists():
+    saved = read_checkpoint(out / _CHECKPOINT)
+    if saved is None:
         return 0
-    saved = _read(file)
-    found = json.loads(saved["config"])
-    if found != wanted:
-        differ = [name for name in wanted if wanted[name] != found.get(name)]
-        raise ConfigurationError(
-            f"a run with {', '.join(f'{n} = {wanted[n]}' for n in differ)}",
-            ", ".join(str(found.get(n)) for n in differ) + f" in {out}", "Choose another folder, or the same values.",
-        )  # fmt: skip
+    check_same(out, json.loads(saved["config"]), json.loads(json.dumps(asdict(config))))
     for part, state in zip(parts, saved["parts"], strict=True):
         part.load_state_dict(state)
     return int(saved["step"])
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return torch.load(file, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ArtefactError("a whole checkpoint", f"{file}: {error}", "Remove it to start again.") from error
-
-
 def _save(out: Path, config: TrainingConfig, step: int, *parts: Any) -> None:
     state = {"config": json.dumps(asdict(config)), "step": step, "parts": [part.state_dict() for part in parts]}
-    torch.save(state, out / "checkpoint.new")
-    os.replace(out / "checkpoint.new", out / "checkpoint.pt")
+    save_checkpoint(out / _CHECKPOINT, state)
