@@ -68,6 +68,11 @@ def test_rows_measured_in_another_way_are_not_taken_for_these(tmp_path: Path) ->
     assert (tmp_path / "rows.jsonl").read_text() == before
 
 
+def test_no_episode(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="an episode at least, of each; got 0, 10 side by side"):
+        evaluate(toy_decision(), tmp_path, chosen(("h2o",)), ())
+
+
 def test_own_is_for_memories_with_a_threshold() -> None:
     memory = "builtin:smollm2-135m-instruct-once"
     names = [(c.name, c.budget) for c in chosen(("h2o", memory), (5, "own"))]

@@ -76,6 +76,8 @@ def test_data_that_is_not_there_or_damaged(folder: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr("minari.load_dataset", Mock(side_effect=failure))
         with pytest.raises(NotFoundError, match=rf"or the name of one; got no/such-v0 \({failure}\)"):
             load("no/such-v0", "Toy-v0")
+    with pytest.raises(NotFoundError, match=r"such as mujoco/hopper/medium-v0; got nowhere\."):
+        load("nowhere", "Toy-v0")
     (folder / "toy" / "medium-v0" / "data" / "main_data.hdf5").write_bytes(b"cut off")
     with pytest.raises(ArtefactError, match="a folder with a Minari data set"):
         load(folder / "toy" / "medium-v0", "Toy-v0")
@@ -96,7 +98,11 @@ def test_the_scale_of_d4rl() -> None:
     assert scale_of("Swimmer-v5") is None
 
 
-@pytest.mark.parametrize(("env", "said"), [("Hoper-v5", "Did you mean 'Hopper-v5'"), ("No/Such-v0", "an environment")])
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [("Hoper-v5", "Did you mean 'Hopper-v5'"), ("No/Such-v0", "an environment"), ("Hopper", "Did you mean Hopper-v5")],
+)
+@pytest.mark.filterwarnings("ignore:.*latest versioned environment")
 def test_unknown_environments(env: str, said: str) -> None:
     with pytest.raises(NotFoundError, match=said):
         make(env)

@@ -213,3 +213,5 @@ def test_the_picture_is_drawn(model, tmp_path: Path) -> None:
         model(**clip_inputs(clip))
         report = kept(memory.cache, layout(model.config, clip_inputs(clip)))
     assert film_strip(clip, {"h2o": report}, tmp_path / "film.png").stat().st_size > 1000
+    with pytest.raises(ConfigurationError, match=r"a picture, .png, .svg, .pdf; got .*film.txt"):
+        film_strip(clip, {"h2o": report}, tmp_path / "film.txt")

@@ -99,6 +99,8 @@ def evaluate(
             in another way.
     """
     chosen, seeds = list(chosen), list(seeds)
+    if not seeds or beside < 1:
+        raise ConfigurationError("an episode at least, of each", f"{len(seeds)}, {beside} side by side", "Give more.")
     env_id = env_id or decision.about.env_id
     target = decision.about.target if target is None else target
     out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from namm.rl.trajectories import Trajectory
 
 # the base of the hub's own error is that of its HTTP library, which Minari lets through
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, KeyError, ValueError, *HfHubHTTPError.__bases__)
+
+
+_NAME = re.compile(r".+-v\d+")
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ..
     minari = package("minari", "rl")
     package("h5py", "rl")
     folder = Path(source)
+    if not folder.is_dir() and not _NAME.fullmatch(str(source)):
+        raise NotFoundError(
+            "a folder with a Minari data set, or the name of one such as mujoco/hopper/medium-v0", source,
+            "Check the path, or record one with `namm rl data`.",
+        )  # fmt: skip
     folder = folder / "data" if (folder / "data").is_dir() else folder
     try:
         data = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(str(source), download=True)

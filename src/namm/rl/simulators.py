@@ -49,6 +49,8 @@ def make(env_id: str, **options: Any) -> Any:
         raise NotFoundError(f"the simulator of {env_id}", error, "Run: pip install 'namm[rl]'") from error
     except gymnasium.error.Error as error:
         raise NotFoundError("an environment of Gymnasium", env_id, nearest(env_id, gymnasium.registry)) from error
+    if env.spec is not None and env.spec.id != env_id:  # a name without a version is filled up, with another each year
+        raise NotFoundError("the full name of an environment", env_id, f"Did you mean {env.spec.id}?")
     spaces = (env.observation_space, env.action_space)
     if not all(isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 for space in spaces):
         raise ConfigurationError(

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from namm.errors import ConfigurationError
 from namm.packages import package
 from namm.vision.clips import Clip
 from namm.vision.layout import FRAME, PartReport
 
 _ROWS = 2  # lines of film for a clip
+_FORMATS = (".png", ".svg", ".pdf")
 
 
 def film_strip(clip: Clip, reports: Mapping[str, PartReport], file: str | Path) -> Path:
@@ -23,7 +25,11 @@ def film_strip(clip: Clip, reports: Mapping[str, PartReport], file: str | Path) 
 
     Raises:
         NotFoundError: matplotlib is not installed.
+        ConfigurationError: the file's ending is none of these.
     """
+    path = Path(file)
+    if path.suffix not in _FORMATS:
+        raise ConfigurationError(f"a picture, {', '.join(_FORMATS)}", str(path), "Choose one of these endings.")
     figure = package("matplotlib.figure", "vision").Figure(
         figsize=(14, 0.9 + 1.15 * len(reports)), layout="constrained"
     )
@@ -49,7 +55,6 @@ def film_strip(clip: Clip, reports: Mapping[str, PartReport], file: str | Path) 
             f"{name}: {whole:.0%} of the frames' tokens kept, {text:.0%} of the time stamps", loc="left", fontsize=9
         )
         panel.set_axis_off()
-    path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
