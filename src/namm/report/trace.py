@@ -1,0 +1,276 @@
+"""What a memory held after each update, as events for the memory page: recorded from a text, or one by one as it runs.
+
+    recorder = Recorder()
+    events = [start_event(None, shape_of(model.config, model.dtype), ..., tokens=pieces(tokenizer, ids))]
+    ...                                     # after each forward call of the model:
+    events.append(recorder.after(cache))
+
+An event is a JSON object with a `type`:
+
+    start   model, memory, rule, layers, heads, bytes_per_token, interval, tokens, continues, held
+    read    seen, bytes_held, bytes_full            tokens were read, none was forgotten
+    update  seen, bytes_held, bytes_full, held      some were
+    token   tokens                                  what the model wrote
+    end     bytes_held, bytes_full
+
+`held` is base64 of bits [layer, kv_head, token], each head's row filled up to whole bytes, the first token in the
+highest bit: which of the `seen` tokens that head holds. Eviction is permanent, so an update tells all that went since
+the one before.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.errors import ConfigurationError
+from namm.memory.attach import attach, find_decoder
+from namm.memory.cache import MemoryCache, make_plan, memory_layers
+from namm.memory.layer import MemoryLayer
+from namm.memory.sequence import Plan
+from namm.network import NAMM
+from namm.policies import MemoryPolicy, resolve
+from namm.report.forgetting import check_context, fitting_interval, tokenised
+from namm.selection import Budget, Selection, Threshold
+
+Event = dict[str, Any]
+Held = Bool[np.ndarray, "layer kv_head token"]
+
+_SPLIT = 4  # tokens that one character can be split over, at most: its bytes in UTF-8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The part of a model's cache that a memory rules.
+
+    Attributes:
+        layers: index in the model of each layer with a memory.
+        heads: kv heads of a layer.
+        bytes_per_token: keys and values of one token in a full cache, over these layers and heads.
+    """
+
+    layers: tuple[int, ...]
+    heads: int
+    bytes_per_token: int
+
+
+def shape_of(config: PreTrainedConfig, dtype: torch.dtype) -> Shape:
+    """The shape of the memory of models with this config, whose cache is of that dtype.
+
+    Raises:
+        ModelError: the model has no full-attention layer.
+    """
+    config = config.get_text_config(decoder=True)
+    plan = Plan(resolve("full"), None, 1)
+    layers = tuple(layer.index for layer in memory_layers(config, (plan,)) if isinstance(layer, MemoryLayer))
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(layers, heads, 2 * len(layers) * heads * width * dtype.itemsize)
+
+
+def rule_of(plan: Plan) -> str:
+    """How much a memory keeps, in words that follow its name: "keeps 25 % of the tokens read"."""
+    selection = plan.selection
+    if not plan.policy.evicts:
+        return "keeps every token"
+    if isinstance(selection, Budget):
+        if selection.tokens is not None:
+            return f"keeps {selection.tokens:,} tokens a head"
+        return f"keeps {100 * (selection.fraction or 0):.3g} % of the tokens read"
+    if isinstance(selection, Threshold):
+        return f"keeps what it scores at {selection.value:g} or above"
+    return f"keeps what {selection!r} selects"
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+def start_event(
+    cache: MemoryCache | None,
+    shape: Shape,
+    *,
+    model: str,
+    memory: str,
+    rule: str,
+    interval: int,
+    tokens: Iterable[str],
+) -> Event:
+    """The first event: who reads, under which rule, and the text known so far.
+
+    Args:
+        cache: what is continued, of one row; None or an empty cache for a new text.
+        rule: see `rule_of`.
+        interval: tokens between two updates.
+        tokens: the text of each token, those that `cache` has read and those that it will read now; see `pieces`.
+    """
+    continues = 0 if cache is None else cache.get_seq_length()
+    return {
+        "type": "start", "model": model, "memory": memory, "rule": rule, "layers": list(shape.layers),
+        "heads": shape.heads, "bytes_per_token": shape.bytes_per_token, "interval": interval, "tokens": list(tokens),
+        "continues": continues, "held": packed(held_by(cache)) if cache is not None and continues else None,
+    }  # fmt: skip
+
+
+class Recorder:
+    """Tells what became of a cache of one row since the last call.
+
+    Args:
+        cache: what is continued; None or an empty cache for a new text.
+    """
+
+    def __init__(self, cache: MemoryCache | None = None) -> None:
+        self._updates = 0 if cache is None else _updates(cache)
+
+    def after(self, cache: MemoryCache) -> Event:
+        """An `update` event if a layer forgot since the last call, else a `read` event."""
+        report, updates = cache.memory(), _updates(cache)
+        event: Event = {
+            "type": "read", "seen": report.tokens_seen, "bytes_held": report.bytes_held,
+            "bytes_full": report.bytes_full,
+        }  # fmt: skip
+        if updates != self._updates:
+            self._updates = updates
+            event |= {"type": "update", "held": packed(held_by(cache))}
+        return event
+
+
+def token_event(tokens: Iterable[str]) -> Event:
+    """The text of tokens that the model wrote."""
+    return {"type": "token", "tokens": list(tokens)}
+
+
+def end_event(cache: MemoryCache) -> Event:
+    """The last event of an answer."""
+    report = cache.memory()
+    return {"type": "end", "bytes_held": report.bytes_held, "bytes_full": report.bytes_full}
+
+
+def _updates(cache: MemoryCache) -> int:
+    """Updates of all layers together; the layers forget at the same tokens, but not all need have one yet."""
+    layers = (layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+    return sum(sequence.updates for layer in layers for sequence in layer.sequences)
+
+
+# -- which head holds which token --------------------------------------------------------------------------------------
+
+
+def held_by(cache: MemoryCache) -> Held:
+    """Which of the tokens read each head still holds; `cache` has read something, in one row.
+
+    Raises:
+        ConfigurationError: the cache holds several rows.
+    """
+    places = [i for i, layer in enumerate(cache.layers) if isinstance(layer, MemoryLayer)]
+    rows = [cache.kept_positions(place) for place in places]
+    if len(rows[0]) != 1:
+        raise ConfigurationError("a cache of one row", f"{len(rows[0])} rows", "Record each text alone.")
+    held = np.zeros((len(rows), len(rows[0][0]), cache.get_seq_length()), dtype=bool)
+    for layer, (heads,) in enumerate(rows):
+        for head, positions in enumerate(heads):
+            held[layer, head, positions] = True
+    return held
+
+
+def packed(held: Held) -> str:
+    """`held` as an event has it."""
+    return b64encode(np.packbits(held, axis=-1).tobytes()).decode("ascii")
+
+
+def unpacked(held: str, layers: int, heads: int, seen: int) -> Held:
+    """`held` of an event, read again."""
+    rows = np.frombuffer(b64decode(held), dtype=np.uint8).reshape(layers, heads, -1)
+    return np.unpackbits(rows, axis=-1, count=seen).astype(bool)
+
+
+# -- the text of each token --------------------------------------------------------------------------------------------
+
+
+class Pieces:
+    """The text of tokens that come one by one.
+
+    A character that is split over several tokens comes with its last one; those before it have no text. Special
+    tokens have their name.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._shown: list[int] = []  # the last tokens whose text was given; what follows may hang together with them
+        self._new: list[int] = []  # tokens whose text was not given yet
+
+    def next(self, token: int) -> str:
+        """The text that `token` adds."""
+        self._new.append(token)
+        before, after = self._decode(self._shown), self._decode(self._shown + self._new)
+        if after.endswith("\ufffd") and len(self._new) < _SPLIT:  # the middle of a character
+            return ""
+        self._shown, self._new = self._new, []
+        return after[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+    """The text of each token; together they are the text."""
+    stream = Pieces(tokenizer)
+    return [stream.next(token) for token in ids]
+
+
+# -- recording ---------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def record(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    memory: NAMM | MemoryPolicy | str | Path,
+    selection: Selection | None = None,
+    update_interval: int | None = None,
+    *,
+    names: tuple[str, str] | None = None,
+) -> list[Event]:
+    """Read `text` under a memory and record what it held after each update.
+
+    Args:
+        memory: as for `namm.attach`.
+        selection: which scored tokens stay; a NAMM decides at its threshold if left out.
+        update_interval: tokens between two updates; `fitting_interval` if left out.
+        names: of the model and of the memory, for the page; their own if left out.
+
+    Raises:
+        ConfigurationError: the text is empty, too short for one update, or longer than the model's context; or
+            options that do not fit together.
+        ModelError: the tokenizer cannot say where its tokens stand in the text.
+    """
+    ids, _ = tokenised(tokenizer, text)
+    check_context(model, len(ids))
+    policy = resolve(memory)
+    interval = update_interval if update_interval is not None else fitting_interval(policy, len(ids))
+    plan = make_plan(policy, selection, interval)
+    reader, remembered = names or (model.config.name_or_path or type(model).__name__, policy.name)
+    decoder = find_decoder(model)
+    events = [
+        start_event(
+            None, shape_of(decoder.config, model.dtype), model=reader, memory=remembered, rule=rule_of(plan),
+            interval=interval, tokens=pieces(tokenizer, ids),
+        )
+    ]  # fmt: skip
+    cache, recorder = None, Recorder()
+    with attach(model, policy, selection, interval) as handle:
+        for block in torch.tensor([ids], device=model.device).split(interval, dim=1):
+            decoder(input_ids=block, past_key_values=cache, use_cache=True)
+            cache = handle.cache
+            events.append(recorder.after(cache))
+        events.append(end_event(handle.cache))
+    return events
