@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from namm.errors import ConfigurationError, ModelError
@@ -208,6 +208,46 @@ class MemoryCache(Cache):
         twin = MemoryCache.__new__(MemoryCache)
         twin._start([layer.fork(meter) if isinstance(layer, MemoryLayer) else deepcopy(layer) for layer in self.layers])
         return twin
+
+    def save(self, path: str | Path, model: PreTrainedModel, notes: dict[str, str] | None = None) -> Path:
+        """Write this memory to one safetensors file, whole or not at all; returns its path.
+
+        Args:
+            model: the model that read the text, which the file will belong to.
+            notes: any text by name, which `namm.memory.saved.read_notes` finds again.
+
+        Raises:
+            ModelError: the cache cannot be saved: it is in the middle of a call, or its rows follow a plan each.
+        """
+        from namm.memory.saved import write
+
+        return write(self, Path(path), model, notes)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        memory: NAMM | MemoryPolicy | str | Path | Plan,
+        selection: Selection | None = None,
+        update_interval: int = 512,
+    ) -> MemoryCache:
+        """Go on with a memory that was saved, with the same model and the same memory.
+
+        One that rehearses goes on inside `namm.attach`, as it began.
+
+        Args:
+            memory: as when it was made, or a plan, which holds the other two as well.
+
+        Raises:
+            ArtefactError: the file is damaged, or belongs to another model or memory.
+            NotFoundError: there is no such file.
+        """
+        from namm.memory.saved import read
+
+        return read(
+            Path(path), model, memory if isinstance(memory, Plan) else make_plan(memory, selection, update_interval)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         raise ModelError(

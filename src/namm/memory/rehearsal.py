@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
-from namm.memory.sequence import Sequence
+from namm.memory.sequence import Plan
 from namm.policies.base import Rehearsal
 
 _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids")
@@ -202,18 +202,17 @@ def _drop_old(layer: MemoryLayer) -> None:
     tokens, real = layer.heard
     first = tokens.shape[1]
     for row, sequence in enumerate(layer.sequences):
-        if count := _unread(sequence):
+        if count := unread(sequence.plan, sequence.seen, sequence.updates):
             first = min(first, int(real[row].nonzero()[-count]))
     layer.heard = (tokens[:, first:].clone(), real[:, first:].clone())
 
 
-def _unread(sequence: Sequence) -> int:
-    """Real tokens of a sequence that were not rehearsed, since its last update that was made."""
-    plan = sequence.plan
-    if plan.policy.rehearsal is None or (plan.next_update(sequence.seen) is None and not sequence.due):
+def unread(plan: Plan, seen: int, updates: int) -> int:
+    """Real tokens that wait for their rehearsal: those since the last update that was made."""
+    if plan.policy.rehearsal is None or (plan.next_update(seen) is None and updates == plan.updates(seen)):
         return 0
-    end = sequence.updates * plan.update_interval
-    return sequence.seen - (end if plan.last is None else min(end, plan.last))
+    end = updates * plan.update_interval
+    return seen - (end if plan.last is None else min(end, plan.last))
 
 
 def _block(layer: MemoryLayer, rehearsal: Rehearsal, due: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
@@ -221,7 +220,9 @@ def _block(layer: MemoryLayer, rehearsal: Rehearsal, due: tuple[bool, ...]) -> t
     assert layer.heard is not None
     tokens, real = layer.heard
     blocks = [
-        rehearsed(rehearsal, tokens[row][real[row]][-_unread(sequence) :]) if due[row] else tokens[row, :0]
+        rehearsed(rehearsal, tokens[row][real[row]][-unread(sequence.plan, sequence.seen, sequence.updates) :])
+        if due[row]
+        else tokens[row, :0]
         for row, sequence in enumerate(layer.sequences)
     ]
     longest = max(map(len, blocks))

@@ -1,0 +1,191 @@
+"""What a cache holds, as numbers and tensors: taken out of a cache, and put into a fresh one.
+
+For layer `i` and row `r` the tensors `i.r.keys` and `i.r.values` (`[slot, dim]`), `i.r.positions` (`[slot]`) and
+`i.r.state` (`[channel, slot]`) hold the slots in use of all kv heads, one head after another; `counts[i][r]` says where
+a head ends. `i.r.query` and `i.r.lse` are the last queries, while an update is still to come. `heard.tokens` wait for
+their rehearsal, `real` says which columns are no padding if the model's mask needs it, and layers of another kind hold
+what they call by other names. Memory that is free is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from namm.errors import ArtefactError, ModelError
+from namm.memory import others
+from namm.memory.cache import MemoryCache, memory_layers
+from namm.memory.layer import MemoryLayer
+from namm.memory.sequence import Plan, Sequence
+from namm.memory.slots import Block, Tail
+
+MOST = 2**31 - 1  # tokens: positions are int32
+WAY_OUT = "The file is altered or of another version: save the cache again."
+
+
+@dataclass(frozen=True)
+class Contents:
+    """
+    Attributes:
+        columns: tokens read as the model counts them, padding included.
+        padded: whether there was padding.
+        seen, updates: of each row: real tokens read, and how often it has forgotten.
+        counts: slots of each kv head, `counts[layer][row][head]`.
+        others: plain values of layers of another kind, by layer.
+    """
+
+    columns: int
+    padded: bool
+    seen: list[int]
+    updates: list[int]
+    counts: dict[str, list[list[int]]]
+    others: dict[str, dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @property
+    def rows(self) -> int:
+        return len(self.seen)
+
+    def header(self) -> dict[str, Any]:
+        """All but the tensors."""
+        return {name: value for name, value in vars(self).items() if name != "tensors"}
+
+    @classmethod
+    def of(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
+        """
+        Raises:
+            ArtefactError: the header has other fields or types.
+        """
+        for name, right in _TYPES.items():
+            if name not in header or not right(header[name]):
+                raise ArtefactError(f"{name} in a header", ascii(header.get(name))[:100], WAY_OUT)
+        if unknown := set(header) - set(_TYPES):
+            raise ArtefactError(f"the fields {sorted(_TYPES)}", ascii(sorted(unknown))[:100], WAY_OUT)
+        return cls(**header, tensors=tensors)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def _listed(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(right, value))
+
+
+def _named(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(right, value.values()))
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "columns": _whole,
+    "padded": lambda value: type(value) is bool,
+    "seen": _listed(_whole),
+    "updates": _listed(_whole),
+    "counts": _named(_listed(_listed(_whole))),
+    "others": _named(lambda value: isinstance(value, dict)),
+}
+
+
+def taken(cache: MemoryCache, plan: Plan) -> Contents:
+    """What a cache holds; its tensors are shared where that is possible.
+
+    Raises:
+        ModelError: it is in the middle of a call, or has layers that hold more than tensors and numbers.
+    """
+    first = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+    fresh = memory_layers(first.config, (plan,))
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, list[list[int]]] = {}
+    changed: dict[str, dict[str, Any]] = {}
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, MemoryLayer):
+            layer.check_served()
+            if _read(layer) != _read(first) or not _same(layer._real, first._real):
+                raise ModelError("layers that have read the same", "others", "Save a cache between two calls.")
+            counts[str(i)] = [sequence.slots() for sequence in layer.sequences]
+            for row, sequence in enumerate(layer.sequences):
+                tensors |= {f"{i}.{row}.{name}": part for name, part in _slots(sequence).items()}
+        else:
+            changed[str(i)], parts = others.changes(layer, fresh[i])
+            tensors |= {f"{i}.{name}": part for name, part in parts.items()}
+    if first._real is not None:
+        tensors["real"] = first._real
+    if first.heard is not None:
+        tensors["heard.tokens"], tensors["heard.real"] = first.heard
+    seen, updates = [s.seen for s in first.sequences], [s.updates for s in first.sequences]
+    return Contents(first.columns, first._padded, seen, updates, counts, changed, tensors)
+
+
+def _read(layer: MemoryLayer) -> tuple[Any, ...]:
+    return layer.columns, layer._padded, [(s.seen, s.updates) for s in layer.sequences]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _slots(sequence: Sequence) -> dict[str, Tensor]:
+    if not sequence.blocks:
+        raise ModelError("a real token in each row", "a row of padding only", "Save it when every row has begun.")
+    keys, values, positions, states = zip(*(block.used() for block in sequence.blocks), strict=True)
+    parts = {
+        "keys": torch.cat([part.flatten(0, 1) for part in keys]),
+        "values": torch.cat([part.flatten(0, 1) for part in values]),
+        "positions": torch.cat([part.flatten() for part in positions]),
+        "state": torch.cat([part.transpose(0, 1).flatten(1) for part in states], 1),
+    }
+    if sequence.tail is not None and sequence.plan.next_update(sequence.seen) is not None:
+        parts |= {"query": sequence.tail.query, "lse": sequence.tail.lse}
+    return parts
+
+
+def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
+    """Give a fresh cache these contents, which were checked."""
+    tensors = {
+        name: held.tensors[name].to(device, copy=True)
+        for name in ("real", "heard.tokens", "heard.real")
+        if name in held.tensors
+    }
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, MemoryLayer):
+            _fill_layer(layer, held, device)
+            layer._real = tensors.get("real")
+        else:
+            parts = {n.partition(".")[2]: t for n, t in held.tensors.items() if n.partition(".")[0] == str(i)}
+            others.fill(layer, held.others[str(i)], parts, device)
+    if "heard.tokens" in tensors:
+        first = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+        first.heard = tensors["heard.tokens"], tensors["heard.real"]
+
+
+def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:
+    layer.columns, layer._padded = held.columns, held.padded
+    for row, counts in enumerate(held.counts[str(layer.index)]):
+        names = ("keys", "values", "positions", "state", "query", "lse")
+        found = {name: held.tensors.get(f"{layer.index}.{row}.{name}") for name in names}
+        parts = {name: tensor for name, tensor in found.items() if tensor is not None}
+        sequence = Sequence(layer.plans[0], row, layer.index, layer.meter)
+        sequence.seen, sequence.updates = held.seen[row], held.updates[row]
+        sequence.blocks = _blocks(parts, counts, device)
+        if "query" in parts:
+            sequence.tail = Tail(*(parts[name].to(device, copy=True) for name in ("query", "lse")))
+        layer.sequences.append(sequence)
+        layer.meter.note(layer.index, row, sequence.nbytes())
+        layer.dtype, layer.device, layer.is_initialized = parts["keys"].dtype, device, True
+
+
+def _blocks(parts: dict[str, Tensor], counts: list[int], device: torch.device) -> list[Block]:
+    """Heads that hold equally many slots together in one block, others each in one of its own."""
+    by_head = [
+        parts[name].split(counts, dim=1 if name == "state" else 0) for name in ("keys", "values", "positions", "state")
+    ]
+    size = len(counts) if len(set(counts)) == 1 else 1
+    blocks = []
+    for start in range(0, len(counts), size):
+        heads = slice(start, start + size)
+        blocks.append(Block(heads, counts[start], *(torch.stack(split[heads]).to(device) for split in by_head)))
+    return blocks

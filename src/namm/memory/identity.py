@@ -1,0 +1,113 @@
+"""What a saved cache belongs to: one model, one plan, and keys and values of one shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from namm.errors import ModelError
+from namm.memory.sequence import Plan
+from namm.policies import MemoryPolicy, NAMMPolicy
+
+_CHANGING = {  # keys of a config that say nothing about what a model computes
+    "architectures", "bos_token_id", "dtype", "eos_token_id", "output_attentions", "output_hidden_states",
+    "pad_token_id", "return_dict", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+_SAMPLES = 16  # values of each parameter
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Shape of what an attention layer caches.
+
+    Attributes:
+        kv: key/value heads.
+        group: query heads that share one.
+        key_dim, value_dim: numbers of a key and of a value.
+    """
+
+    kv: int
+    group: int
+    key_dim: int
+    value_dim: int
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A sha256, in hex, that two models share if they have the same configuration and the same weights.
+
+    It reads a few values of each parameter, not all. Paths, versions and the choice of an attention kernel do not
+    matter; the dtype of the weights does.
+    """
+    known = json.dumps(_lasting(model.config.to_diff_dict()), sort_keys=True, default=str)
+    digest = hashlib.sha256(known.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().reshape(-1)
+            few = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+            digest.update(few.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _lasting(config: Any) -> Any:
+    if isinstance(config, dict):
+        items = ((str(key), value) for key, value in config.items())
+        return {key: _lasting(value) for key, value in items if key not in _CHANGING and not key.startswith("_")}
+    return [_lasting(part) for part in config] if isinstance(config, (list, tuple)) else config
+
+
+def describe(plan: Plan) -> str:
+    """What a plan does, as text that is the same wherever it does the same."""
+    return (
+        f"{_describe_policy(plan.policy)}, {plan.selection!r}, update_interval={plan.update_interval}, last={plan.last}"
+    )
+
+
+def _describe_policy(policy: MemoryPolicy) -> str:
+    if isinstance(policy, NAMMPolicy):
+        network = policy.network
+        digest = hashlib.sha256()
+        for tensor in (network.theta, network.mean, network.var):
+            digest.update(f"{list(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
+        c = network.config
+        kind = f"features={c.features!r}, width={c.width}, rehearsal={float(c.rehearsal)}"
+        return f"{type(policy).__name__}({kind}, sha256={digest.hexdigest()})"
+    return repr(policy) if dataclasses.is_dataclass(policy) else f"{policy!r} {vars(policy) or ''}".strip()
+
+
+def heads_of(config: PreTrainedConfig) -> Heads:
+    """The heads that a model's configuration tells of.
+
+    Raises:
+        ModelError: it tells none, or different ones for different layers.
+    """
+    text = config.get_text_config(decoder=True)
+
+    def told(name: str) -> Any:  # others may be there by accident: a configuration takes any keyword
+        there = name in inspect.signature(type(text).__init__).parameters or hasattr(type(text), name)
+        return getattr(text, name, None) if there or name in text.attribute_map else None
+
+    queries = told("num_attention_heads")
+    kv = told("num_key_value_heads") or queries
+    if told("kv_lora_rank"):  # multi-head latent attention, whose keys and values are cached head by head
+        kv, key, value = queries, text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim
+    else:
+        hidden = told("hidden_size")
+        whole = type(hidden) is int and type(queries) is int and queries > 0
+        key = value = told("head_dim") or (hidden // queries if whole else None)
+    if not all(type(number) is int and number > 0 for number in (queries, kv, key, value)) or queries % kv:
+        raise ModelError(
+            "a configuration with one number of heads and one head_dim for all layers",
+            f"{type(text).__name__} with {queries} heads, {kv} for keys and values, of {key} numbers",
+            "Caches of this model cannot be saved yet.",
+        )  # fmt: skip
+    return Heads(kv, queries // kv, key, value)
