@@ -5,15 +5,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test test-slow check bench results
+.PHONY: demo test test-slow test-browser check bench results
 demo: $(READY)
 	$(BIN)/namm demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow"
+
+# needs Chromium: apt-get install chromium
+test-browser: $(DEV)
+	$(BIN)/python -m pytest -m "browser"
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ GOLDEN = Path(__file__).parent / "conformance" / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", default=str(GOLDEN), help="folder of vectors in the golden format")
+    parser.addoption("--live-url", default="", help="server whose page the browser tests open; a stand-in if left out")
 
 
 @pytest.fixture(autouse=True)
