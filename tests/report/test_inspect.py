@@ -383,6 +383,26 @@ def test_only_a_namm_has_a_threshold_of_its_own(tmp_path: Path) -> None:
         inspect([TEXT], "h2o", "own", None, "smollm2-135m-instruct", None, None, tmp_path)
 
 
+def test_the_memory_beside_it_needs_a_page_and_a_budget(tmp_path: Path) -> None:
+    arguments = [TEXT], "builtin:smollm2-135m-instruct", "own", None, "smollm2-135m-instruct", None, None, tmp_path
+    with pytest.raises(namm.ConfigurationError, match="got --against alone"):
+        inspect(*arguments, against="h2o")
+    with pytest.raises(namm.ConfigurationError, match="a budget for h2o"):
+        inspect(*arguments, html=tmp_path / "memory.html", against="h2o")
+
+
+@pytest.mark.model
+def test_the_command_records_two_memories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pages" / "memory.html"
+    inspect([TEXT], "h2o", "0.5", 16, "smollm2-135m-instruct", None, None, tmp_path, file, "streaming")
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[0])
+    (recording,) = data["recordings"]
+    assert (recording["title"], recording["language"]) == ("text 1", "prose")
+    assert [trace[0]["memory"] for trace in recording["traces"]] == ["h2o", "streaming"]
+    assert "".join(recording["traces"][0][0]["tokens"]) == TEXT
+    assert str(file) in capsys.readouterr().out.replace("\n", "")
+
+
 def test_embedded_texts() -> None:
     texts = embedded_samples()
     prose, code, dialogue = texts.values()

@@ -14,7 +14,11 @@ from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from namm.policies import MemoryPolicy
     from namm.report.forgetting import Forgetting
+    from namm.report.memory_page import Recording
     from namm.report.token_classes import Language
     from namm.selection import Budget, Selection
 
@@ -45,6 +49,10 @@ def inspect(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to show; all together if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for page, tables and picture.")] = Path("inspect-output"),
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page that shows update by update what each head lets go.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Memory to show beside the first one in --html.")] = None,
 ) -> None:
     """Show what a memory forgets of a text: which tokens, of which class, in which layer."""
     from namm.models import load_model
@@ -54,13 +62,20 @@ def inspect(
     from namm.report.inspect_page import Setting, inspect_page
 
     quiet()
+    if against is not None and html is None:
+        raise ConfigurationError("--html FILE, the page that compares", "--against alone", "Try --html memory.html.")
     selection, policy = read_budget(budget), resolve(memory)
-    if selection is None and policy.evicts and not policy.absolute:
-        raise ConfigurationError(f"a budget for {memory}, which has no threshold", "--budget own", "Try --budget 0.25.")
+    watched = {memory: policy} | ({against: resolve(against)} if against is not None else {})
+    for name, chosen in watched.items():
+        if selection is None and chosen.evicts and not chosen.absolute:
+            raise ConfigurationError(
+                f"a budget for {name}, which has no threshold", "--budget own", "Try --budget 0.25."
+            )
     sources = list(read_sources(texts or []))
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model, dtype)
     runs: dict[str, Forgetting] = {}
+    recordings: list[Recording] = []
     for title, text, language in sources:
         with console.status(f"reading {title}"):
             run = forgetting(lm, tokenizer, text, policy, selection, update_interval, language)
@@ -69,6 +84,9 @@ def inspect(
         _tell(title, run, layer)
         if update_interval is None and run.update_interval < own_interval(policy):
             console.print(f"The text is short: one update, after {run.update_interval} tokens.\n")
+        if html is not None:
+            with console.status(f"recording {title}"):
+                recordings.append(_recording(lm, tokenizer, model, run, title, watched, selection, update_interval))
     setting = Setting(model, memory, _rule(selection, policy.evicts))
     out.mkdir(parents=True, exist_ok=True)
     page = inspect_page(runs, setting, layer)
@@ -80,6 +98,8 @@ def inspect(
     console.print(
         f"The text, shaded: {out / 'inspect.html'}   (also classes.md, tokens.jsonl, kept.png)", soft_wrap=True
     )
+    if html is not None:
+        _write_memory_page(html, recordings)
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------------
@@ -151,6 +171,37 @@ def _rule(selection: Selection | None, evicts: bool) -> str:
     if isinstance(selection, Budget):
         return f"it may keep {selection.fraction:.0%} of the tokens read so far"
     return "it keeps what the network scores at 0 or above"
+
+
+# -- what is recorded ----------------------------------------------------------------------------------------------
+
+
+def _recording(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
+    run: Forgetting,
+    title: str,
+    watched: dict[str, MemoryPolicy],
+    selection: Selection | None,
+    update_interval: int | None,
+) -> Recording:
+    """A text as the memories in `watched` (name -> policy) read it."""
+    from namm.report.trace import record
+
+    traces = [
+        record(lm, tokenizer, run.text, policy, selection, update_interval, names=(model, name))
+        for name, policy in watched.items()
+    ]
+    return {"title": title, "traces": traces, "language": run.classes.language}
+
+
+def _write_memory_page(file: Path, recordings: list[Recording]) -> None:
+    from namm.report.memory_page import memory_page
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(memory_page(recordings), encoding="utf-8")
+    console.print(f"The memory, update by update: {file}", soft_wrap=True)
 
 
 # -- what is shown -------------------------------------------------------------------------------------------------
