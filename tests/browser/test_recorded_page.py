@@ -182,6 +182,23 @@ def test_phone(open_page: Callable[..., Any], address: str, picture: Callable[..
     assert page.locator("#card").is_hidden()
 
 
+def test_a_text_that_goes_on_keeps_its_history(open_page: Callable[..., Any], address: str) -> None:
+    page = open_page(address)
+    found = page.evaluate("""() => {
+      const trace = new Trace(), bytes = { bytes_held: 1, bytes_full: 2 };
+      const start = { type: 'start', memory: 'm', layers: [0], heads: 1, bytes_per_token: 1, continues: 0, held: null };
+      trace.feed({ ...start, tokens: ['a', 'b', 'c', 'd'] });
+      trace.feed({ type: 'update', seen: 2, held: btoa('\\x40'), ...bytes });  // b
+      trace.feed({ type: 'update', seen: 4, held: btoa('\\x10'), ...bytes });  // d
+      const before = [0, 1, 2, 3].map((token) => trace.fate(token)[0]);
+      trace.feed({ ...start, tokens: ['a', 'b', 'x'], continues: 2, held: btoa('\\x40') });  // from the first update on
+      const after = [0, 1, 2].map((token) => trace.fate(token)[0]);
+      trace.feed({ ...start, tokens: ['y', 'z'], continues: 2, held: btoa('\\x40') });  // another text, read elsewhere
+      return [before, after, [0, 1].map((token) => trace.fate(token)[0]), trace.updates];
+    }""")
+    assert found == [[1, 2, 2, 0], [1, 0, 0], [1, 0], [{"seen": 2, "earlier": True}]]
+
+
 def test_many_tokens_are_fast(open_page: Callable[..., Any], tmp_path: Path) -> None:
     """8,000 tokens and 90 heads: a move of the slider takes less than the blink of an eye, on a slow machine too."""
     import numpy as np

@@ -10,6 +10,7 @@ function showCard(panel, panels, index) {
   card.hidden = false;
   for (const one of same) drawFate(one, index);
   placeCard(panel, panel.spans[index]);
+  if (panel.text !== document.activeElement) return; // a pointer that passes by is not worth a word
   document.getElementById("said").textContent =
     `${text.trim() || "white space"}, position ${index}: ${same.map((one) => heldWords(one, index)).join("; ")}`;
 }
@@ -50,8 +51,11 @@ function cardKey() {
 function heldWords(panel, index) {
   const { trace, state } = panel;
   if (index >= state.seen) return "not read yet";
-  const held = trace.fate(index).filter((gone) => gone === 0 || gone > state.updates).length;
-  return `held by ${number(held)} of ${number(trace.cells)} heads`;
+  const held = trace.fate(index).map((gone) => (gone === 0 || gone > state.updates ? 1 : 0));
+  const words = `held by ${number(sum(held))} of ${number(trace.cells)} heads`;
+  if (panel.heads === null) return words;
+  const chosen = held.filter((_, cell) => panel.heads[cell]);
+  return `${words}, ${number(sum(chosen))} of the ${number(chosen.length)} chosen`;
 }
 
 /** When heads let a token go: "went: 61 after 1,024 tokens, 20 after 1,536". */

@@ -103,11 +103,15 @@ function showRecording(recording) {
     panels[place].text.classList.toggle("code", recording.language === "code");
   });
   timeline.pinned = true;
-  const about = recording.traces[0][0];
-  document.getElementById("about").textContent =
-    `${about.model} read ${number(about.tokens.length)} tokens. Every ${number(about.interval)} tokens each of its ` +
-    `${number(about.layers.length * about.heads)} heads decides what to hold on to.`;
+  document.getElementById("about").textContent = aboutWords(recording.traces.map((events) => events[0]));
   repaint();
+}
+
+/** Who read what, of the start events of one text. */
+function aboutWords(starts) {
+  const [{ model, tokens, layers, heads }] = starts, intervals = [...new Set(starts.map((start) => number(start.interval)))];
+  return `${model} read ${number(tokens.length)} tokens. Every ${intervals.join(" or ")} tokens each of its ` +
+    `${number(layers.length * heads)} heads decides what to hold on to.`;
 }
 
 function openRecordings(recordings) {

@@ -94,6 +94,7 @@ class Panel {
       return;
     }
     this.state = trace.at(view.time);
+    this.heads = view.heads;
     const counts = trace.count(this.state, view.heads);
     const heads = view.heads === null ? trace.cells : sum(view.heads);
     this.paintText(counts.perToken, heads);

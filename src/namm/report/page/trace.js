@@ -46,10 +46,10 @@ class Trace {
 
   /** Whether this trace knows the tokens that the event continues from. */
   goesOn(event) {
-    const known = this.about;
+    const known = this.about, text = (tokens) => tokens.slice(0, event.continues).join("");
     return event.continues > 0 && known !== null && known.memory === event.memory && known.heads === event.heads
       && known.layers.length === event.layers.length && event.continues <= this.tokens.length
-      && event.tokens.slice(0, event.continues).every((text, i) => text === this.tokens[i]);
+      && text(event.tokens) === text(this.tokens);
   }
 
   /** Forget the history behind the first `tokens` tokens. */
