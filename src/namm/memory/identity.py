@@ -30,13 +30,12 @@ class Heads:
     Attributes:
         kv: key/value heads.
         group: query heads that share one.
-        key_dim, value_dim: numbers of a key and of a value.
+        dim: numbers of a key, and of a value.
     """
 
     kv: int
     group: int
-    key_dim: int
-    value_dim: int
+    dim: int
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -98,16 +97,13 @@ def heads_of(config: PreTrainedConfig) -> Heads:
 
     queries = told("num_attention_heads")
     kv = told("num_key_value_heads") or queries
-    if told("kv_lora_rank"):  # multi-head latent attention, whose keys and values are cached head by head
-        kv, key, value = queries, text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim
-    else:
-        hidden = told("hidden_size")
-        whole = type(hidden) is int and type(queries) is int and queries > 0
-        key = value = told("head_dim") or (hidden // queries if whole else None)
-    if not all(type(number) is int and number > 0 for number in (queries, kv, key, value)) or queries % kv:
+    hidden = told("hidden_size")
+    whole = type(hidden) is int and type(queries) is int and queries > 0
+    dim: Any = told("head_dim") or (hidden // queries if whole else None)
+    if not all(type(number) is int and number > 0 for number in (queries, kv, dim)) or queries % kv:
         raise ModelError(
             "a configuration with one number of heads and one head_dim for all layers",
-            f"{type(text).__name__} with {queries} heads, {kv} for keys and values, of {key} numbers",
+            f"{type(text).__name__} with {queries} heads, {kv} for keys and values, of {dim} numbers",
             "Caches of this model cannot be saved yet.",
         )  # fmt: skip
-    return Heads(kv, queries // kv, key, value)
+    return Heads(kv, queries // kv, dim)

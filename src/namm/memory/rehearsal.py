@@ -191,6 +191,11 @@ def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
 def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor) -> None:
     """Keep the tokens of the block that is being read, and of no other."""
     if layer.heard is not None:
+        if tokens.ndim != layer.heard[0].ndim:
+            kinds = ("embeddings", "ids") if tokens.ndim == 2 else ("ids", "embeddings")
+            raise ModelError(
+                f"{kinds[0]}, as before, for a memory that rehearses", kinds[1], "Give a text in one way."
+            )  # fmt: skip
         tokens, real = (torch.cat(parts, dim=1) for parts in zip(layer.heard, (tokens, real), strict=True))
     layer.heard = (tokens, real)
     _drop_old(layer)

@@ -81,6 +81,9 @@ def unpack(
 ) -> tuple[MemoryCache, dict[str, str]]:
     """The cache that `pack` gave as bytes, and its notes. The bytes may come from anywhere.
 
+    What cannot be known is not checked: whether the numbers are those that the model would have, and the shape of
+    linear attention's states, which no configuration tells.
+
     Args:
         config: the model's own config object (`model.config`).
         plan: what the memory does, the same as then.
