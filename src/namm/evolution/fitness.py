@@ -74,8 +74,8 @@ class LanguageProblem:
     ) -> None:
         self.config = config
         if model is None:
-            auto = {name: None if value == "auto" else value for name, value in config.model if name != "name"}
-            model = load_model(config.model.name, **auto)
+            dtype, device = (None if said == "auto" else said for said in (config.model.dtype, config.model.device))
+            model = load_model(config.model.name, dtype, device)
         self.model, self.tokenizer = model
         self.reader = Reader(*model, config.memory.update_interval, decode=config.objective.score == "metric")
         self._loaded: dict[str, list[Sample]] = {}

@@ -138,6 +138,13 @@ class MemoryCache(Cache):
         cache._start(memory_layers(config, plans, kind))
         return cache
 
+    @classmethod
+    def lent(cls, layers: list[Any]) -> MemoryCache:
+        """A cache around layers whose sequences belong to others, which keep the model routed meanwhile."""
+        cache = cls.__new__(cls)
+        Cache.__init__(cache, layers=layers)
+        return cache
+
     def _start(self, layers: list[Any]) -> None:
         super().__init__(layers=layers)
         config = next(layer.config for layer in layers if isinstance(layer, MemoryLayer))

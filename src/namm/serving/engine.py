@@ -1,0 +1,441 @@
+"""The engine: one thread that reads prompts in chunks, answers all requests side by side, and keeps within its bytes.
+
+A request waits until what it will hold at most fits, beside what others will hold; conversations at rest make room,
+least recently used first. Prompts take turns chunk by chunk, and after each chunk the answers that are being written
+get as long as the chunk took. So a long prompt makes nobody wait for more than a chunk of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from transformers import GenerationConfig
+
+from namm.errors import ArtefactError
+from namm.memory.batch import can_join, together
+from namm.memory.cache import MemoryCache
+from namm.memory.rehearsal import rehearsing
+from namm.memory.routing import route, unroute
+from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
+from namm.serving.answer import Streamer, Text
+from namm.serving.conversations import Conversation, Conversations, Said, kept_tokens, new_tokens, rested
+from namm.serving.host import Host, Limits, Served
+from namm.serving.metrics import Metrics
+from namm.serving.refusals import draining, full_queue, never_fits, no_room
+from namm.serving.sampling import Sampler
+
+log = logging.getLogger("namm.serving")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class Job:
+    """One request.
+
+    Attributes:
+        prompt: the whole prompt as text, by which a chat is found again.
+        prompt_ids: the whole prompt as tokens; of a continued chat, as they were read.
+        most: tokens of the answer at most.
+        text: the answer's text so far.
+        watch: whether events of the memory are streamed as well.
+        ids: prompt and answer.
+        unread: tokens of `ids`, the last ones, that the model has not read.
+        reused: tokens that a continued conversation had read.
+        reserved: bytes this request may hold.
+        forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
+        finish: why the answer ended: "stop" or "length"; None until then.
+    """
+
+    id: str
+    owner: str
+    served: Served
+    chat: bool
+    prompt: str
+    prompt_ids: list[int]
+    config: GenerationConfig
+    most: int
+    text: Text
+    streamer: Streamer
+    seed: int | None = None
+    presence: float = 0.0
+    frequency: float = 0.0
+    watch: bool = False
+    ids: list[int] = field(default_factory=list)
+    unread: int = 0
+    reused: int = 0
+    reserved: int = 0
+    forgotten_before: float = 0.0
+    finish: str | None = None
+    failed: str | None = None
+    cache: MemoryCache | None = None
+    sampler: Sampler | None = None
+    recorder: Recorder | None = None
+    written: Pieces | None = None
+    came: float = field(default_factory=time.monotonic)
+    began: float | None = None  # when it was admitted
+    first: float | None = None  # when its first token came
+    ended: float | None = None
+    kept: float = 0.0
+    bytes_held: int = 0
+    bytes_full: int = 0
+    conversation: str | None = None
+
+    @property
+    def answer_ids(self) -> list[int]:
+        return self.ids[len(self.prompt_ids) :]
+
+
+class Engine:
+    """Runs the model of a host for many requests. All but `submit`, `call` and `close` happens in its own thread."""
+
+    def __init__(self, host: Host, limits: Limits, conversations: Conversations, metrics: Metrics) -> None:
+        self.host, self.limits, self.conversations, self._metrics = host, limits, conversations, metrics
+        self._inbox: deque[Job] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._reading: deque[Job] = deque()
+        self._answering: list[Job] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._state: dict[str, int] = {}
+        self._measured = 0.0
+        self._seconds = 1.0  # that a request takes, smoothed
+        self._thread = threading.Thread(target=self._run, name="namm-engine", daemon=True)
+        self._thread.start()
+
+    # -- for other threads ---------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """
+        Raises:
+            Refusal: the request can never be held, the queue is full, or the server is shutting down.
+        """
+        needed = job.served.bytes_for(len(job.prompt_ids) + job.most)
+        if needed > self.limits.memory:
+            raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
+        with self._wake:
+            if self._closing or not self._thread.is_alive():
+                raise draining()
+            if len(self._inbox) >= self.limits.waiting and not self._idle():
+                raise full_queue(len(self._inbox), self.wait_seconds())
+            self._inbox.append(job)
+            self._wake.notify()
+
+    def call(self, action: Callable[[], Result]) -> Future[Result]:
+        """Have something done between two steps, with the conversations at rest."""
+        done: Future[Result] = Future()
+        with self._wake:
+            if self._closing:
+                raise draining()
+            self._calls.append((action, done))
+            self._wake.notify()
+        return done
+
+    def close(self, seconds: float = 30.0) -> bool:
+        """Refuse what comes, finish what runs within `seconds`, put conversations to disk; True if all was done."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def wait_seconds(self) -> int:
+        """A guess of when a request may come again."""
+        return max(1, min(60, round(self._seconds * (1 + len(self._inbox) / self.limits.parallel))))
+
+    def state(self) -> dict[str, int]:
+        """Counts and bytes after the last step."""
+        return self._state | {"waiting": len(self._inbox)}
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def take_in(self, data: bytes, owner: str) -> Conversation:
+        """A conversation from the bytes of an exported file; by `call` only.
+
+        Raises:
+            ArtefactError: the file is damaged, or of another model or memory.
+            Refusal: it needs more bytes than are free.
+        """
+        one = self.conversations.restore(data, owner)
+        if not self._make_room(one.bytes_held, None):
+            raise no_room(one.bytes_held, self.wait_seconds())
+        self.conversations.add(one)
+        return one
+
+    def _idle(self) -> bool:
+        return not self._reading and not self._answering
+
+    def _run(self) -> None:
+        with ExitStack() as stack, torch.inference_mode():
+            route(self.host.model.config)
+            stack.callback(unroute, self.host.model.config)
+            stack.enter_context(rehearsing(self.host.decoder))
+            while True:
+                with self._wake:
+                    while not (self._inbox or self._calls or self._closing) and self._idle():
+                        self._wake.wait()
+                    if self._closing and not self._inbox and self._idle():
+                        break
+                self._serve_calls()
+                self._turn()
+            self._serve_calls()
+            self.conversations.spill_all()
+
+    def _serve_calls(self) -> None:
+        while self._calls:
+            action, done = self._calls.popleft()
+            try:
+                done.set_result(action())
+            except Exception as error:  # handed to whoever asked; the engine goes on
+                done.set_exception(error)
+        self._measure()
+
+    def _turn(self) -> None:
+        """One chunk of one prompt, and answers for as long as that took."""
+        self._drop_cancelled()
+        self._admit()
+        started = time.monotonic()
+        if self._reading:
+            job = self._reading.popleft()
+            self._guarded([job], self._read, job)
+        now = time.monotonic()
+        until = now + (now - started)
+        while self._answering:
+            for group in self._groups():
+                self._guarded(group, self._answer, group)
+            if not (self._reading or self._inbox) or time.monotonic() >= until:
+                break
+        self._measure()
+
+    def _guarded(self, jobs: list[Job], step: Callable[..., None], *args: Any) -> None:
+        """What fails must cost its own requests only, whatever it was: their memories are in no known state."""
+        try:
+            step(*args)
+        except Exception as error:
+            log.exception("a request failed", extra={"requests": [job.id for job in jobs]})
+            for job in jobs:
+                self._leave(job)
+                job.failed = f"{type(error).__name__}: {error}"
+                job.streamer.fail(job.failed)
+
+    # -- who gets in ---------------------------------------------------------------------------------------------------
+
+    def _drop_cancelled(self) -> None:
+        """Clients that left free their memory."""
+        with self._wake:
+            gone = [job for job in self._inbox if job.streamer.cancelled]
+            for job in gone:
+                self._inbox.remove(job)
+        gone += [job for job in (*self._reading, *self._answering) if job.streamer.cancelled]
+        for job in gone:
+            self._leave(job)
+            job.finish = "cancelled"
+            job.streamer.end()
+        if gone:
+            self._metrics.cancelled.inc(len(gone))
+
+    def _admit(self) -> None:
+        """First come, first served, as far as bytes and places reach."""
+        while self._inbox and len(self._reading) + len(self._answering) < self.limits.parallel:
+            job = self._inbox[0]
+            found = self.conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
+            if found is not None:
+                self.conversations.add(found)  # the last to make room
+            job.reserved = job.served.bytes_for(self._tokens_to_come(job, found))
+            if not self._make_room(job.reserved, found):
+                if not self._idle():
+                    return
+                job.streamer.cancel()  # nothing is in its way, and still it does not fit
+                job.streamer.fail(str(never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most)))
+                self._drop_cancelled()
+                continue
+            with self._wake:
+                self._inbox.popleft()
+            self._guarded([job], self._begin, job, found)
+
+    def _tokens_to_come(self, job: Job, found: Conversation | None) -> int:
+        """Tokens at the end; a chat that goes on may have been cut into a few more."""
+        prompt = len(job.prompt_ids)
+        if found is not None:
+            prompt = len(found.said.ids) + len(new_tokens(found.said, job.prompt, job.prompt_ids, self.host))
+        return prompt + job.most
+
+    def _make_room(self, needed: int, found: Conversation | None) -> bool:
+        """Whether `needed` bytes are free, after conversations at rest made way; `found` is what goes on."""
+        own = found.bytes_held if found is not None and found.cache is not None else 0
+        held = self.conversations.bytes_held - own
+        reserved = sum(job.reserved for job in (*self._reading, *self._answering))
+        missing = reserved + held + needed - self.limits.memory
+        if missing <= 0:
+            return True
+        if missing > held:
+            return False
+        self.conversations.make_room(missing)
+        return True
+
+    def _begin(self, job: Job, found: Conversation | None) -> None:
+        """A new memory, or the one of the conversation that goes on."""
+        job.began = time.monotonic()
+        job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
+        job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids)
+        if found is not None:
+            new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
+            try:
+                job.cache = self.conversations.take(found)
+            except ArtefactError as error:  # the whole prompt is here: nothing is lost but time
+                log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
+            else:
+                job.reused, job.conversation = len(found.said.ids), found.id
+                job.forgotten_before = job.reused - found.kept
+                job.ids, job.unread = [*found.said.ids, *new], len(new)
+                job.prompt_ids = list(job.ids)
+        job.sampler = Sampler(
+            self.host.model, job.config, len(job.ids), job.seed, job.presence, job.frequency
+        )  # fmt: skip
+        if job.watch:
+            job.recorder = Recorder(job.cache)
+            job.written = Pieces(self.host.tokenizer)
+            job.streamer.event(
+                start_event(
+                    job.cache, self.host.shape, model=self.host.name, memory=job.served.memory, rule=job.served.rule,
+                    interval=job.served.plan.update_interval, tokens=pieces(self.host.tokenizer, job.ids),
+                )
+            )  # fmt: skip
+        self._reading.append(job)
+
+    # -- reading and answering -----------------------------------------------------------------------------------------
+
+    def _read(self, job: Job) -> None:
+        """The next chunk of a prompt, no further than the next update; the last one gives the first token."""
+        assert job.cache is not None
+        seen = len(job.ids) - job.unread
+        due = job.served.plan.next_update(seen)
+        count = min(self.limits.chunk, job.unread, job.unread if due is None else due - seen)
+        chunk = torch.tensor([job.ids[seen : seen + count]], device=self.host.model.device)
+        logits = self.host.model(chunk, past_key_values=job.cache, logits_to_keep=1).logits[:, -1]
+        job.unread -= count
+        self._metrics.read.inc(count)
+        self._note(job, reading=True)
+        if job.unread:
+            self._reading.append(job)
+        else:
+            self._answering.append(job)
+            self._write(job, logits)
+
+    def _groups(self) -> list[list[Job]]:
+        """Answers that can be written in one batch: of the same memory, with nothing but memories as layers."""
+        groups: dict[str, list[Job]] = {}
+        for job in self._answering:
+            assert job.cache is not None
+            groups.setdefault(job.served.id if can_join(job.cache) else job.id, []).append(job)
+        return list(groups.values())
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """One more token for each of these."""
+        device = self.host.model.device
+        caches = [job.cache for job in jobs if job.cache is not None]
+        tokens = torch.tensor([[job.ids[-1]] for job in jobs], device=device)
+        if len(jobs) == 1:
+            logits = self.host.model(tokens, past_key_values=caches[0]).logits[:, -1]
+        else:
+            places = torch.tensor([[cache.get_seq_length()] for cache in caches], device=device)
+            with together(caches) as batch:
+                logits = self.host.model(tokens, past_key_values=batch, position_ids=places).logits[:, -1]
+        for job, row in zip(jobs, logits, strict=True):
+            job.unread = 0
+            self._note(job, reading=False)
+            self._guarded([job], self._write, job, row[None])
+
+    def _write(self, job: Job, logits: torch.Tensor) -> None:
+        """Choose a token, show its text, and see whether it was the last."""
+        assert job.sampler is not None
+        token = job.sampler.next(job.ids, logits)
+        job.ids.append(token)
+        job.unread = 1
+        job.first = job.first or time.monotonic()
+        job.streamer.total_tokens += 1
+        self._metrics.written.inc()
+        if job.written is not None:
+            job.streamer.event(token_event([job.written.next(token)]))
+        job.streamer.text(job.text.add(token))
+        if job.sampler.ends(token) or job.text.stopped:
+            job.finish = "stop"
+        elif len(job.answer_ids) >= job.most:
+            job.finish = "length"
+        if job.finish is not None:
+            self._finish(job)
+
+    def _note(self, job: Job, reading: bool) -> None:
+        """Show what became of a memory; while it answers, only what was forgotten."""
+        if job.recorder is not None and job.cache is not None:
+            event = job.recorder.after(job.cache)
+            if reading or event["type"] == "update":
+                job.streamer.event(event)
+
+    def _finish(self, job: Job) -> None:
+        """The conversation comes to rest before its client hears the end, and may go on at once."""
+        cache = job.cache
+        assert cache is not None
+        self._leave(job)
+        ids, shown = tuple(job.ids[:-1]), self._text_of(job.answer_ids[:-1])
+        job.streamer.text(job.text.close())
+        if job.text.shown.startswith(shown):  # not so if more was read than is shown: a long stop sequence
+            said = Said(job.chat, job.prompt, shown, ids)
+            conversation = rested(job.owner, job.served, said, cache, job.conversation)
+            self.conversations.add(conversation)
+            job.conversation = conversation.id
+        else:
+            job.conversation = None
+        report = cache.memory()
+        job.kept, job.bytes_held, job.bytes_full = kept_tokens(cache), report.bytes_held, report.bytes_full
+        job.ended = time.monotonic()
+        self._seconds += 0.2 * (job.ended - (job.began or job.ended) - self._seconds)
+        self._metrics.finished(job)
+        if job.watch:
+            job.streamer.event(end_event(cache))
+        job.streamer.end()
+
+    def _text_of(self, ids: list[int]) -> str:
+        text = Text(self.host.tokenizer, (), special=False)
+        for token in ids:
+            text.add(token)
+        return text.shown
+
+    def _leave(self, job: Job) -> None:
+        """The job runs no more; what it held is free unless it comes to rest."""
+        job.cache = None
+        if job in self._reading:
+            self._reading.remove(job)
+        if job in self._answering:
+            self._answering.remove(job)
+
+    def _measure(self) -> None:
+        """Counts for other threads, twice a second while something runs."""
+        now = time.monotonic()
+        if now - self._measured < 0.5 and not self._idle():
+            return
+        self._measured = now
+        running = [*self._reading, *self._answering]
+        held = [job.cache.memory().bytes_held for job in running if job.cache is not None]
+        self._state = {
+            "running": len(running),
+            "running_bytes": sum(held),
+            "reserved_bytes": sum(job.reserved for job in running),
+            "conversations": len(self.conversations),
+            "resting_bytes": self.conversations.bytes_held,
+            "disk_bytes": self.conversations.bytes_on_disk,
+            "limit_bytes": self.limits.memory,
+        }
+        self._metrics.gauge(self.state(), self.conversations)

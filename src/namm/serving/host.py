@@ -1,0 +1,169 @@
+"""What a server offers: one model, its tokenizer, and the memories it can be asked with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.errors import ConfigurationError, ModelError
+from namm.memory.attach import find_decoder
+from namm.memory.cache import make_plan
+from namm.memory.identity import fingerprint
+from namm.memory.prefix import Footprint, Prefix
+from namm.memory.sequence import Plan
+from namm.memory.slots import SLACK
+from namm.models import context_length
+from namm.policies import own_interval, resolve
+from namm.report.trace import Shape, rule_of, shape_of
+from namm.selection import Budget, Selection
+
+UNBOUNDED = 1 << 20  # context of a model whose configuration names none
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server may be asked for.
+
+    Attributes:
+        memory: bytes of all conversations together, running and resting.
+        body: bytes of a request.
+        answer: tokens of one answer.
+        context: tokens of a conversation; the model's own if None.
+        parallel: requests that are read and answered at once.
+        waiting: requests that may queue for their turn.
+        chunk: tokens of a prompt that are read before others get a turn.
+        spilled: bytes of conversations on disk.
+    """
+
+    memory: int = 2 << 30
+    body: int = 4 << 20
+    answer: int = 4096
+    context: int | None = None
+    parallel: int = 16
+    waiting: int = 64
+    chunk: int = 256
+    spilled: int = 16 << 30
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and (not isinstance(value, int) or value < (0 if name == "waiting" else 1)):
+                raise ConfigurationError(f"a positive whole number for {name}", value, "Leave it out for the default.")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model with a memory, under the name that requests call it by.
+
+    Attributes:
+        memory: the memory's name.
+        plan: what it does.
+        layers: memory layers.
+        cost: bytes of a token, over all layers.
+    """
+
+    id: str
+    memory: str
+    plan: Plan
+    layers: int
+    cost: Footprint
+
+    @property
+    def rule(self) -> str:
+        """How much is kept: "keeps 25 % of the tokens read"."""
+        return rule_of(self.plan)
+
+    def bytes_for(self, tokens: int) -> int:
+        """The most bytes that a conversation of so many tokens holds at any time.
+
+        Between two updates a head holds what the last one left and what came since; a memory that decides by a
+        threshold may keep everything. While a layer is compacted, its old and its new slots are there together.
+        """
+        held = tokens
+        selection, interval = self.plan.selection, self.plan.update_interval
+        if self.plan.policy.evicts and isinstance(selection, Budget):
+            held = min(tokens, selection.target(tokens) + interval)
+        slots = (held + SLACK) * (1 + 1 / self.layers)
+        waiting = interval * torch.int64.itemsize * 2 if self.plan.policy.rehearsal else 0  # see `MemoryLayer.heard`
+        return math.ceil(slots * self.cost.token) + self.cost.constant + waiting
+
+
+class Host:
+    """One model and the memories it is served with; the first is the default.
+
+    Args:
+        name: what requests call the model; with another memory than the first, `name+memory`.
+        budget: share of the tokens each memory may keep; None for a memory's own threshold.
+        update_interval: tokens between two updates; what the memory was evolved with, or 512, if None.
+
+    Raises:
+        ConfigurationError: two memories of one name, or options that do not fit together.
+        ModelError: the model cannot be given a memory, or its tokenizer is not a fast one.
+        NotFoundError: no memory has that name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        memories: list[str | Path],
+        budget: float | None,
+        update_interval: int | None = None,
+        context: int | None = None,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ModelError(
+                "a fast tokenizer, which can stream", type(tokenizer).__name__,
+                "Load the fast tokenizer of this model: AutoTokenizer.from_pretrained(..., use_fast=True).",
+            )  # fmt: skip
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.decoder = find_decoder(model)
+        self.shape: Shape = shape_of(model.config, model.dtype)
+        self.print = fingerprint(model)
+        own = context_length(model) or UNBOUNDED
+        if context is not None and context > own:
+            raise ConfigurationError(f"a context of at most {own:,} tokens, the model's own", context, "Lower it.")
+        self.context = context or own
+        self.served = {served.id: served for served in self._offers(memories, budget, update_interval)}
+
+    def _offers(self, memories: list[str | Path], budget: float | None, interval: int | None) -> list[Served]:
+        prefix = Prefix.of(self.model, torch.tensor([[0, 0]], device=self.model.device)).without_tokens()
+        offers: list[Served] = []
+        for memory in memories:
+            policy = resolve(memory)
+            selection: Selection | None = None
+            if policy.evicts:
+                selection = Budget(fraction=budget) if budget is not None else policy.default_selection()
+            plan = make_plan(policy, selection, interval if interval is not None else own_interval(policy))
+            called = short_name(memory)
+            ident = f"{self.name}+{called}" if offers else self.name
+            if ident in {offer.id for offer in offers} or (offers and called == offers[0].memory):
+                raise ConfigurationError("memories of different names", called, "Name each memory once.")
+            offers.append(Served(ident, called, plan, len(self.shape.layers), prefix.footprint(plan)))
+        return offers
+
+
+def short_name(memory: str | Path) -> str:
+    """The last part of a memory's folder or id: `builtin:` and folders left out."""
+    return str(memory).rstrip("/").replace("builtin:", "").rpartition("/")[2]
+
+
+def describe_model(served: Served, host: Host) -> dict[str, Any]:
+    """An entry of `/v1/models`."""
+    return {
+        "id": served.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "namm",
+        "namm": {
+            "memory": served.memory,
+            "rule": served.rule,
+            "update_interval": served.plan.update_interval,
+            "context": host.context,
+        },
+    }

@@ -1,0 +1,99 @@
+"""Whatever a server refuses, in OpenAI's error format: the status, a message with the way out, and a code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from namm.errors import NammError
+
+
+class Refusal(Exception):
+    """A request that is not served, and why.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs.
+        param: the field of the request that it is about.
+        retry_after: seconds after which the same request may be served.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    def body(self) -> dict[str, Any]:
+        kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+        kind = kinds.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def invalid(message: str, param: str | None = None) -> Refusal:
+    return Refusal(400, message, "invalid_value", param)
+
+
+def of_error(error: NammError, status: int = 400) -> Refusal:
+    """What the library refuses, for a client."""
+    return Refusal(status, str(error), "not_found" if status == 404 else "invalid_value")
+
+
+def unknown_model(name: str, known: list[str]) -> Refusal:
+    return Refusal(
+        404, f"expected a model served here; got {name!r}. Known: {', '.join(known)}.", "model_not_found", "model"
+    )
+
+
+def unauthorised() -> Refusal:
+    return Refusal(
+        401, "expected a known API key; got none or another. Send the header 'Authorization: Bearer KEY'.",
+        "invalid_api_key",
+    )  # fmt: skip
+
+
+def too_large(limit: int) -> Refusal:
+    return Refusal(413, f"expected a body of at most {limit:,} bytes; got more. Send less.", "body_too_large")
+
+
+def too_long(prompt: int, asked: int, context: int) -> Refusal:
+    return Refusal(
+        400,
+        f"expected at most {context:,} tokens, prompt and answer together; got {prompt:,} and {asked:,}. "
+        "Shorten the prompt or lower max_tokens.",
+        "context_length_exceeded",
+        "messages",
+    )
+
+
+def never_fits(needed: int, limit: int, prompt: int, asked: int) -> Refusal:
+    return Refusal(
+        400,
+        f"expected a request that holds at most {limit:,} bytes; got one that may hold {needed:,} "
+        f"({prompt:,} tokens and an answer of {asked:,}). Shorten the prompt, lower max_tokens, or ask the operator "
+        "for a larger --memory-limit.",
+        "memory_limit_exceeded",
+    )
+
+
+def full_queue(waiting: int, seconds: int) -> Refusal:
+    return Refusal(
+        429, f"expected a place in the queue; got {waiting} requests that wait already. Try again in {seconds} s.",
+        "queue_full", retry_after=seconds,
+    )  # fmt: skip
+
+
+def no_room(needed: int, seconds: int) -> Refusal:
+    return Refusal(
+        429, f"expected {needed:,} free bytes; got fewer while requests run. Try again in {seconds} s.",
+        "no_room", retry_after=seconds,
+    )  # fmt: skip
+
+
+def draining() -> Refusal:
+    return Refusal(
+        503, "expected a server that takes requests; got one that is shutting down. Try again shortly.",
+        "shutting_down", retry_after=5,
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""Everything that makes a server, as one value that can be sent to a replica."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from namm.models import load_model
+from namm.serving.app import create_app
+from namm.serving.conversations import Conversations
+from namm.serving.engine import Engine
+from namm.serving.host import Host, Limits
+from namm.serving.metrics import Metrics
+from namm.tasks.text import paragraphs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `namm serve` was asked for.
+
+    Attributes:
+        memories: names, as for `namm.attach`; the first is the default.
+        budget: share of the tokens each may keep; None for a memory's own threshold.
+        limits: of `Limits`.
+        spill: folder for conversations that memory has no room for.
+        keys: API keys; without any, none is asked for.
+    """
+
+    model: str
+    memories: tuple[str, ...]
+    budget: float | None = 0.25
+    update_interval: int | None = None
+    name: str | None = None
+    limits: dict[str, int | None] = field(default_factory=dict)
+    spill: Path | None = None
+    keys: tuple[str, ...] = ()
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+    threads: int = 0
+
+    def called(self) -> str:
+        """The name of the model in requests."""
+        path = Path(self.model).expanduser()
+        return self.name or (path.resolve().name.removesuffix(".gguf") if path.exists() else self.model)
+
+    def app(self) -> FastAPI:
+        """Load the model and build the application; its engine runs from now on.
+
+        Raises:
+            ConfigurationError, ModelError, NotFoundError: see `Host` and `load_model`.
+        """
+        limits = Limits(**self.limits)  # type: ignore[arg-type]
+        model, tokenizer = load_model(self.model, self.dtype, self.device, self.trust_remote_code)
+        host = Host(
+            self.called(), model, tokenizer, list(self.memories), self.budget, self.update_interval, limits.context
+        )
+        metrics = Metrics()
+        conversations = Conversations(host, self.spill, limits.spilled)
+        engine = Engine(host, limits, conversations, metrics)
+        return create_app(engine, metrics, self.keys, example())
+
+
+def example() -> dict[str, Any]:
+    """What the page offers to try: a text long enough to be forgotten in part, and a question about it."""
+    fact = "The pass key is 60494. Remember it. 60494 is the pass key."
+    chapter = paragraphs("persuasion")[40:60]
+    text = "\n\n".join([*chapter[:4], fact, *chapter[4:]])
+    return {"example": {"title": "a chapter of Persuasion", "text": text, "question": "What is the pass key?"}}
