@@ -107,8 +107,8 @@ class Panel {
 
   paintName() {
     const known = this.trace.about || this.planned || {};
-    this.find("h2").textContent = known.memory || "Memory";
-    this.find(".rule").textContent = known.rule || "";
+    write(this.find("h2"), known.memory || "Memory");
+    write(this.find(".rule"), known.rule || "");
     this.text.setAttribute("aria-label", `The text as ${known.memory || "the memory"} holds it; arrow keys walk`);
   }
 
@@ -153,7 +153,7 @@ class Panel {
   paintSizes(view) {
     const now = this.trace.bytesAt(view.time), [big, small] = this.find(".share").children;
     big.textContent = now && now.full ? percent(now.held / now.full) : "–";
-    small.textContent = now ? `of a full cache: ${bytesOf(now.held, now.full)}` : "nothing read yet";
+    small.textContent = now ? `${bytesOf(now.held, now.full)} held` : "nothing read yet";
     const far = this.farthest(), top = view.top || 1, unit = this.trace.about.bytes_per_token;
     const x = (seen) => ((100 * seen) / far).toFixed(2), y = (bytes) => (100 - (94 * bytes) / top).toFixed(2);
     const line = growth(this.trace.samples, unit).map(([seen, bytes]) => `${x(seen)} ${y(bytes)}`);
@@ -162,8 +162,8 @@ class Panel {
     this.find(".held").setAttribute("d", `M${line.join("L")}`);
     this.find(".area").setAttribute("d", `M${line.join("L")}L${x(last ? last.seen : 0)} 100L0 100Z`);
     this.find(".mark").setAttribute("d", `M${x(this.state.seen)} 0V100`);
-    this.find(".most").textContent = bytesOf(0, top).split(" of ")[1];
-    this.find(".far").textContent = `${number(far)} tokens`;
+    write(this.find(".most"), bytesOf(0, top).split(" of ")[1]);
+    write(this.find(".far"), `${number(far)} tokens`);
     const spoken = now ? `${bytesOf(now.held, now.full)} held` : "nothing read";
     this.find(".curve svg").setAttribute("aria-label", `Bytes over tokens read: ${spoken}`);
   }
@@ -279,6 +279,11 @@ function tokenSpan(text, index) {
   if (text === "") span.dataset.part = "";
   else if (/^<\|?[^\s<>]+\|?>$/.test(text)) span.dataset.special = "";
   return span;
+}
+
+/** Give an element a text, if it is another one: writing the same would cost a layout too. */
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** Points [seen, bytes] of the curve: between two updates a memory grows like a full cache, then it drops. */
