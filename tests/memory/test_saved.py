@@ -328,7 +328,7 @@ def test_what_cannot_be_saved():
     with pytest.raises(ModelError, match="one plan for all rows; got 2 plans"):
         pack(MemoryCache.planned(model.config, plans), "")
     cache = started(model, plans[0], ids(1, 40))
-    for notes in ({"namm": "x"}, {"number": 1}):
+    for notes in ({"namm": "x"}, {"number": 1}, {"half": "\ud800"}):
         with pytest.raises(ConfigurationError, match="notes of text by name"):
             pack(cache, "", notes)
     other = cache.fork()

@@ -53,7 +53,7 @@ def pack(cache: MemoryCache, model_print: str, notes: dict[str, str] | None = No
     """
     notes = notes or {}
     ours = {_HEADER, _CHECKSUM} & notes.keys()
-    if ours or not all(isinstance(part, str) for pair in notes.items() for part in pair):
+    if ours or not all(_is_text(part) for pair in notes.items() for part in pair):
         raise ConfigurationError(
             f"notes of text by name, none called {_HEADER}", ascii(notes)[:100], "Give them as text."
         )
@@ -150,6 +150,10 @@ def read_notes(path: Path) -> dict[str, str]:
     if _HEADER not in notes:
         raise ArtefactError(f"a saved cache in {path}", "another safetensors file", _WAY_OUT)
     return {name: text for name, text in notes.items() if name not in (_HEADER, _CHECKSUM)}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)  # lone surrogates
 
 
 def _parsed(data: bytes) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
