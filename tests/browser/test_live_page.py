@@ -100,6 +100,7 @@ def test_two_memories_side_by_side(open_page: Open, base_url: str, picture: Pict
     assert page.locator(".answer h3").count() == 2
     assert shades(page, 0) != shades(page, 1)
     page.locator('.panel:nth-child(1) [data-i="60"]').hover()
+    page.locator("#card").wait_for()
     assert page.locator("#card canvas").count() == 2
     picture(page)
     page.select_option("#right", index=0)

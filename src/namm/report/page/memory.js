@@ -54,7 +54,7 @@ const asks = {
     from.paintWindow();
     for (const other of panels) if (other !== from && scrolledBy !== from) scrollLike(from, other);
     if (scrolledBy === from) scrolledBy = null;
-    else if (chosenToken && !from.text.matches(":focus-visible")) asks.token(from, null);
+    if (chosenToken && !chosenToken.panel.inSight(chosenToken.index)) asks.token(chosenToken.panel, null);
     else if (chosenToken) showToken();
   },
 };

@@ -153,7 +153,7 @@ class Panel {
   paintSizes(view) {
     const now = this.trace.bytesAt(view.time), [big, small] = this.find(".share").children;
     big.textContent = now && now.full ? percent(now.held / now.full) : "–";
-    small.textContent = now ? `${bytesOf(now.held, now.full)} held` : "nothing read yet";
+    small.textContent = now ? bytesOf(now.held, now.full) : "nothing read yet";
     const far = this.farthest(), top = view.top || 1, unit = this.trace.about.bytes_per_token;
     const x = (seen) => ((100 * seen) / far).toFixed(2), y = (bytes) => (100 - (94 * bytes) / top).toFixed(2);
     const line = growth(this.trace.samples, unit).map(([seen, bytes]) => `${x(seen)} ${y(bytes)}`);
@@ -238,6 +238,11 @@ class Panel {
     if (centred) box.scrollTop = top - box.clientHeight / 2;
     else if (top < box.scrollTop + 8) box.scrollTop = top - 24;
     else if (bottom > box.scrollTop + box.clientHeight - 24) box.scrollTop = bottom - box.clientHeight + 48;
+  }
+
+  inSight(index) {
+    const span = this.spans[index], top = this.text.scrollTop;
+    return span !== undefined && span.offsetTop + span.offsetHeight > top && span.offsetTop < top + this.text.clientHeight;
   }
 
   walk(event) {
