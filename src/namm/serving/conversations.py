@@ -20,7 +20,7 @@ from namm.memory.cache import MemoryCache
 from namm.memory.saved import pack, read_notes, unpack
 from namm.serving.host import Host, Served
 
-_NOTE = "conversation"
+NOTE = "conversation"  # a file's note that holds what was said
 log = logging.getLogger("namm.serving")
 
 
@@ -37,12 +37,14 @@ class Said:
         prompt: the last prompt as the chat template rendered it.
         answer: as much of the answer as was read again by the model; its last token never is.
         ids: every token that was read.
+        opening: of a chat, the digest of how it begins, by which a replica is found, see `sticky`.
     """
 
     chat: bool
     prompt: str
     answer: str
     ids: tuple[int, ...]
+    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class _Note(BaseModel):
     prompt: str
     answer: str
     ids: list[int]
+    opening: str = ""
     memory: str
     owner: str | None = None
     served: str | None = None
@@ -225,7 +228,7 @@ class Conversations:
         note = asdict(one.said) | {"memory": self._host.served[one.served].memory}
         if owner:
             note |= {"owner": one.owner, "served": one.served}
-        return pack(self._cache_of(one), self._host.print, {_NOTE: json.dumps(note)})
+        return pack(self._cache_of(one), self._host.print, {NOTE: json.dumps(note)})
 
     def restore(self, data: bytes, owner: str) -> Conversation:
         """The conversation of an exported file, now this owner's.
@@ -238,10 +241,10 @@ class Conversations:
         return rested(owner, served, said_by(note, self._host, cache.get_seq_length()), cache)
 
     def _read_note(self, notes: dict[str, str]) -> tuple[_Note, Served]:
-        if _NOTE not in notes:
+        if NOTE not in notes:
             raise ArtefactError("a file of a conversation", "a memory without one", "Export it from a namm server.")
         try:
-            note = _Note.model_validate_json(notes[_NOTE])
+            note = _Note.model_validate_json(notes[NOTE])
         except ValidationError as error:
             raise ArtefactError("the note of a conversation", error.errors()[0]["msg"], "Export it again.") from error
         for served in self._host.served.values():
@@ -295,7 +298,7 @@ def said_by(note: _Note, host: Host, seen: int) -> Said:
     known = host.model.get_input_embeddings().num_embeddings
     if len(note.ids) != seen or seen == 0 or not all(0 <= token < known for token in note.ids):
         raise ArtefactError("the tokens that a conversation has read", "others", "Export it again.")
-    return Said(note.chat, note.prompt, note.answer, tuple(note.ids))
+    return Said(note.chat, note.prompt, note.answer, tuple(note.ids), note.opening)
 
 
 def notes_of(data: bytes) -> dict[str, str]:
@@ -304,7 +307,7 @@ def notes_of(data: bytes) -> dict[str, str]:
     try:
         header = json.loads(data[8 : 8 + size])
         notes = header["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError("a safetensors file", "something else", "Upload what was exported.") from error
     if not isinstance(notes, dict):
         raise ArtefactError("a safetensors file", "one without notes", "Upload what was exported.")

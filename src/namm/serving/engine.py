@@ -46,6 +46,7 @@ class Job:
         prompt_ids: the whole prompt as tokens; of a continued chat, as they were read.
         most: tokens of the answer at most.
         text: the answer's text so far.
+        opening: how a chat begins, see `sticky`.
         watch: whether events of the memory are streamed as well.
         ids: prompt and answer.
         unread: tokens of `ids`, the last ones, that the model has not read.
@@ -68,6 +69,7 @@ class Job:
     seed: int | None = None
     presence: float = 0.0
     frequency: float = 0.0
+    opening: str = ""
     watch: bool = False
     ids: list[int] = field(default_factory=list)
     unread: int = 0
@@ -392,7 +394,7 @@ class Engine:
         ids, shown = tuple(job.ids[:-1]), self._text_of(job.answer_ids[:-1])
         job.streamer.text(job.text.close())
         if job.text.shown.startswith(shown):  # not so if more was read than is shown: a long stop sequence
-            said = Said(job.chat, job.prompt, shown, ids)
+            said = Said(job.chat, job.prompt, shown, ids, job.opening)
             conversation = rested(job.owner, job.served, said, cache, job.conversation)
             self.conversations.add(conversation)
             job.conversation = conversation.id
