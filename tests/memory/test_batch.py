@@ -26,7 +26,7 @@ def plan(policy):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gpt_neox"])
 @pytest.mark.parametrize("policy", ["h2o", "observed-max", "rehearses", "mixed"])
-@torch.inference_mode()
+@torch.no_grad()
 def test_together_is_each_alone(name, policy):
     model = causal_model(name)
     kinds = {"rehearses": [memory()] * 3, "mixed": ["h2o", memory(), "full"]}.get(policy, [policy] * 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 from transformers.cli.serving.utils import response_events_to_chunks
 from transformers.utils.chat_parsing import ResponseParser
@@ -21,8 +20,9 @@ class Text:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...], special: bool) -> None:
         """`special`: whether special tokens are part of the text."""
-        self._tokenizer = tokenizer._tokenizer
-        self._stream = DecodeStream([], skip_special_tokens=not special)
+        self._tokenizer, self._special = tokenizer, special
+        self._ids: list[int] = []
+        self._shown_from = self._shown_to = 0  # tokens whose text was given last; what follows may hang on to it
         self._stops = stops
         self._held = ""  # might be the beginning of a stop sequence
         self.shown = ""
@@ -30,7 +30,8 @@ class Text:
 
     def add(self, token: int) -> str:
         """The text that can be shown now."""
-        text = self._held + (self._stream.step(self._tokenizer, token) or "")
+        self._ids.append(token)
+        text = self._held + self._fresh(whole=False)
         found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -39,8 +40,22 @@ class Text:
         return self._show(text[: len(text) - held], text[len(text) - held :])
 
     def close(self) -> str:
-        """What was held back and turned out to be no stop sequence."""
-        return "" if self.stopped else self._show(self._held, "")
+        """What was held back: no stop sequence, and a character that was never completed."""
+        return "" if self.stopped else self._show(self._held + self._fresh(whole=True), "")
+
+    def _fresh(self, whole: bool) -> str:
+        """The text of tokens that have none yet; unless `whole`, not in the middle of a character."""
+        before = self._decode(self._ids[self._shown_from : self._shown_to])
+        after = self._decode(self._ids[self._shown_from :])
+        if after.endswith("\ufffd") and not whole:
+            return ""
+        self._shown_from, self._shown_to = self._shown_to, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=not self._special, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     def _show(self, text: str, held: str) -> str:
         self._held = held

@@ -15,9 +15,11 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from namm.errors import ArtefactError, NammError, NotFoundError
+from namm.errors import ArtefactError, ModelError, NammError, NotFoundError
 from namm.memory.cache import MemoryCache
+from namm.memory.layer import MemoryLayer
 from namm.memory.saved import pack, read_notes, unpack
+from namm.memory.sequence import Plan
 from namm.serving.host import Host, Served
 
 NOTE = "conversation"  # a file's note that holds what was said
@@ -57,6 +59,7 @@ class Conversation:
         cache: what is remembered, of one row; None while it is on disk only.
         bytes_held: by the cache.
         path: its file, while it is on disk.
+        foreign: whether it was uploaded; its numbers may be anything, so it shares no batch with others.
     """
 
     owner: str
@@ -69,6 +72,7 @@ class Conversation:
     id: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
     path: Path | None = None
+    foreign: bool = False
 
     def describe(self) -> dict[str, Any]:
         """For a client."""
@@ -92,6 +96,7 @@ class _Note(BaseModel):
     memory: str
     owner: str | None = None
     served: str | None = None
+    foreign: bool = False
 
 
 class Conversations:
@@ -175,7 +180,7 @@ class Conversations:
         except OSError as error:
             raise ArtefactError("a file of a conversation", error, "It is read again from its text.") from error
         self.returned += 1
-        return unpack(data, self._host.model.config, plan, self._host.print)[0]
+        return self._unpacked(data, plan)
 
     def make_room(self, needed: int) -> int:
         """Let go of the least recently used until `needed` bytes are free or nothing is left; returns bytes freed."""
@@ -198,7 +203,7 @@ class Conversations:
         try:
             scratch.write_bytes(self.export(one, owner=True))
             os.replace(scratch, path)
-        except OSError as error:  # a full disk costs this conversation and not the server
+        except (OSError, ModelError) as error:  # a full disk costs this conversation and not the server
             scratch.unlink(missing_ok=True)
             log.warning("a conversation could not be put to disk", extra={"error": str(error), "folder": str(path)})
             self.dropped += 1
@@ -227,7 +232,7 @@ class Conversations:
                 return one.path.read_bytes()
         note = asdict(one.said) | {"memory": self._host.served[one.served].memory}
         if owner:
-            note |= {"owner": one.owner, "served": one.served}
+            note |= {"owner": one.owner, "served": one.served, "foreign": one.foreign}
         return pack(self._cache_of(one), self._host.print, {NOTE: json.dumps(note)})
 
     def restore(self, data: bytes, owner: str) -> Conversation:
@@ -237,8 +242,20 @@ class Conversations:
             ArtefactError: the file is damaged, or of another model or memory than those served here.
         """
         note, served = self._read_note(notes_of(data))
-        cache, _ = unpack(data, self._host.model.config, served.plan, self._host.print)
-        return rested(owner, served, said_by(note, self._host, cache.get_seq_length()), cache)
+        cache = self._unpacked(data, served.plan)
+        said = said_by(note, self._host, cache.get_seq_length())
+        return rested(owner, served, said, cache, foreign=True)
+
+    def _unpacked(self, data: bytes, plan: Plan) -> MemoryCache:
+        model = self._host.model
+        cache, _ = unpack(data, model.config, plan, self._host.print, device=model.device, dtype=model.dtype)
+        for layer in cache.layers:
+            if not isinstance(layer, MemoryLayer):
+                continue
+            alone = len(layer.sequences) == 1 and layer.columns == layer.sequences[0].seen
+            if not alone or (layer.heard is not None and layer.heard[0].ndim != 2):
+                raise ArtefactError("one conversation, of text", "a batch, padding or images", "Export it again.")
+        return cache
 
     def _read_note(self, notes: dict[str, str]) -> tuple[_Note, Served]:
         if NOTE not in notes:
@@ -270,17 +287,27 @@ class Conversations:
             self.add(
                 Conversation(
                     note.owner, served.id, said, None, held, full, tokens * held / full if full else 0.0,
-                    id=path.stem, path=path, created=int(path.stat().st_mtime),
+                    id=path.stem, path=path, foreign=note.foreign, created=int(path.stat().st_mtime),
                 )
             )  # fmt: skip
 
 
-def rested(owner: str, served: Served, said: Said, cache: MemoryCache, ident: str | None = None) -> Conversation:
+def rested(
+    owner: str, served: Served, said: Said, cache: MemoryCache, ident: str | None = None, foreign: bool = False
+) -> Conversation:
     """A conversation that comes to rest, without free slots; a new one if it has no id yet."""
     cache.trim()
     report = cache.memory()
     return Conversation(
-        owner, served.id, said, cache, report.bytes_held, report.bytes_full, kept_tokens(cache), id=ident or new_id()
+        owner,
+        served.id,
+        said,
+        cache,
+        report.bytes_held,
+        report.bytes_full,
+        kept_tokens(cache),
+        id=ident or new_id(),
+        foreign=foreign,
     )
 
 

@@ -53,6 +53,8 @@ class Job:
         reused: tokens that a continued conversation had read.
         reserved: bytes this request may hold.
         forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
+        conversation: id of what it continues, then of what it became.
+        foreign: see `Conversation`.
         finish: why the answer ended: "stop" or "length"; None until then.
     """
 
@@ -90,6 +92,7 @@ class Job:
     bytes_held: int = 0
     bytes_full: int = 0
     conversation: str | None = None
+    foreign: bool = False
 
     @property
     def answer_ids(self) -> list[int]:
@@ -300,7 +303,7 @@ class Engine:
                 log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
             else:
                 job.reused, job.conversation = len(found.said.ids), found.id
-                job.forgotten_before = job.reused - found.kept
+                job.forgotten_before, job.foreign = job.reused - found.kept, found.foreign
                 job.ids, job.unread = [*found.said.ids, *new], len(new)
                 job.prompt_ids = list(job.ids)
         job.sampler = Sampler(
@@ -341,7 +344,8 @@ class Engine:
         groups: dict[str, list[Job]] = {}
         for job in self._answering:
             assert job.cache is not None
-            groups.setdefault(job.served.id if can_join(job.cache) else job.id, []).append(job)
+            joins = can_join(job.cache) and not job.foreign
+            groups.setdefault(job.served.id if joins else job.id, []).append(job)
         return list(groups.values())
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -395,7 +399,7 @@ class Engine:
         job.streamer.text(job.text.close())
         if job.text.shown.startswith(shown):  # not so if more was read than is shown: a long stop sequence
             said = Said(job.chat, job.prompt, shown, ids, job.opening)
-            conversation = rested(job.owner, job.served, said, cache, job.conversation)
+            conversation = rested(job.owner, job.served, said, cache, job.conversation, job.foreign)
             self.conversations.add(conversation)
             job.conversation = conversation.id
         else:
@@ -410,10 +414,9 @@ class Engine:
         job.streamer.end()
 
     def _text_of(self, ids: list[int]) -> str:
-        text = Text(self.host.tokenizer, (), special=False)
-        for token in ids:
-            text.add(token)
-        return text.shown
+        text = self.host.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     def _leave(self, job: Job) -> None:
         """The job runs no more; what it held is free unless it comes to rest."""
