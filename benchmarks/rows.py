@@ -33,11 +33,21 @@ def commit() -> str:
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write `results/NAME.jsonl`; each row carries script, commit, hardware and versions."""
+    return _write(name, rows, "w")
+
+
+def add(name: str, rows: list[dict[str, Any]]) -> Path:
+    """The same, after the rows that are there."""
+    return _write(name, rows, "a")
+
+
+def _write(name: str, rows: list[dict[str, Any]], mode: str) -> Path:
     RESULTS.mkdir(exist_ok=True)
     common = {
         "script": f"benchmarks/{name}.py", "commit": commit(), "hardware": hardware(), "kernels": kernels.backend(),
         "namm": namm.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
     file = RESULTS / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(row | common) + "\n" for row in rows))
+    with file.open(mode) as out:
+        out.writelines(json.dumps(row | common) + "\n" for row in rows)
     return file
