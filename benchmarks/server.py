@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 
 _NAMM = Path(sys.executable).with_name("namm")
+_REPLICA = re.compile(r'replica="\d+",?')
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -72,7 +74,7 @@ class Server:
             return self._process.wait()
 
     def metrics(self) -> dict[str, float]:
-        """`/metrics` by name, with the labels as Prometheus writes them: `namm_bytes_held{where="resting"}`."""
+        """`/metrics` by name, with the labels as Prometheus writes them: `namm_bytes_held{where="resting"}`; else 0."""
         return parse(httpx.get(f"{self.url}/metrics", timeout=60).text)
 
     def status(self, name: str) -> int:
@@ -98,8 +100,12 @@ class Server:
 
 
 def parse(text: str) -> dict[str, float]:
-    """Samples of Prometheus' text format."""
-    return {f"{name}{{{labels}}}" if labels else name: float(value) for name, labels, value in _SAMPLE.findall(text)}
+    """Samples of Prometheus' text format, those of several replicas together."""
+    samples: dict[str, float] = defaultdict(float)
+    for name, labels, value in _SAMPLE.findall(text):
+        kept = _REPLICA.sub("", labels)
+        samples[f"{name}{{{kept}}}" if kept else name] += float(value)
+    return samples
 
 
 def free_port() -> int:

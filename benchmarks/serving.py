@@ -145,7 +145,7 @@ class Watch:
     async def _look(self) -> None:
         while True:
             seen = await asyncio.to_thread(self._server.metrics)
-            held = sum(seen.get(f'namm_bytes_held{{where="{where}"}}', 0) for where in ("running", "resting"))
+            held = sum(seen[f'namm_bytes_held{{where="{where}"}}'] for where in ("running", "resting"))
             self.most = max(self.most, held)
             await asyncio.sleep(0.25)
 

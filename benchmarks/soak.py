@@ -391,13 +391,13 @@ class Soak:
         while True:
             seen = parse((await self.http.get("/metrics")).text)
             self.seen.most_bytes = max(self.seen.most_bytes, held(seen))
-            if held(seen) > self.options.limit:
-                self.seen.violated(f"{held(seen):,.0f} bytes of at most {self.options.limit:,}")
+            if held(seen) > (most := self.options.limit * self.options.replicas):
+                self.seen.violated(f"{held(seen):,.0f} bytes of at most {most:,}")
             await asyncio.sleep(0.5)
 
     def kill(self) -> None:
         """Kill a replica without a warning."""
-        found = [pid for pid in descendants(self.server.pid) if b"ServeReplica" in command_of(pid)]
+        found = self.replicas()
         if not found:
             self.seen.violated("there is no replica to kill")
             return
@@ -405,11 +405,15 @@ class Soak:
         self.killed = time.monotonic()
         os.kill(found[0], signal.SIGKILL)
 
+    def replicas(self) -> list[int]:
+        """Processes of replicas, if there are several."""
+        return [pid for pid in descendants(self.server.pid) if b"ServeReplica" in command_of(pid)]
+
     async def empty(self) -> dict[str, float]:
         """Delete all conversations once nothing runs; the numbers of the process afterwards."""
         for _ in range(120):
             seen = self.server.metrics()
-            if not seen.get("namm_requests_running") and not seen.get("namm_requests_waiting"):
+            if not seen["namm_requests_running"] and not seen["namm_requests_waiting"]:
                 break
             await asyncio.sleep(0.5)
         for key in range(KEYS):
@@ -418,14 +422,13 @@ class Soak:
         await self.http.aclose()
         self.http = httpx.AsyncClient(base_url=self.server.url, timeout=120)
         await asyncio.sleep(2)
-        pids = [self.server.pid, *descendants(self.server.pid)] if self.options.replicas > 1 else [self.server.pid]
         seen = self.server.metrics()
         names = ("namm_conversations", "namm_requests_running", "namm_requests_waiting", "namm_bytes_reserved")
-        for what, count in [("bytes", held(seen)), *((name, seen.get(name, 0)) for name in names)]:
+        for what, count in [("bytes", held(seen)), *((name, seen[name]) for name in names)]:
             if count:
                 self.seen.violated(f"{count:,.0f} {what} although nothing runs and all is deleted")
         return {
-            "rss": sum(map(memory_of, pids)),
+            "rss": sum(map(memory_of, [self.server.pid, *self.replicas()])),
             "threads": self.server.status("Threads"),
             "files": self.server.open_files(),
         }
@@ -448,7 +451,7 @@ async def events(answer: httpx.Response) -> Any:
 
 
 def held(metrics: dict[str, float]) -> float:
-    return sum(metrics.get(f'namm_bytes_held{{where="{where}"}}', 0) for where in ("running", "resting"))
+    return sum(metrics[f'namm_bytes_held{{where="{where}"}}'] for where in ("running", "resting"))
 
 
 def keys_of(seed: int) -> list[str]:
