@@ -35,15 +35,15 @@ def test_no_more_is_held_than_was_reserved(memory, budget, pair):
     model = causal_model("llama")
     host = Host("llama", model, pair[1], [memory], budget, 32)
     (served,) = host.served.values()
-    for length in (1, 31, 33, 100, 400):
+    for length in (5, 31, 33, 100, 400):
         text = ids(1, length)
         with namm.attach(model, served.plan.policy, served.plan.selection, 32) as handle:
             model(text[:, :-4])
             cache = handle.cache
-            for place in range(max(1, length - 4), length):
+            for place in range(length - 4, length):
                 model(text[:, place : place + 1], past_key_values=cache)
         assert cache.memory().peak_bytes <= served.bytes_for(length)
-        if length == 400:  # and not absurdly more
+        if length == 400 and budget is not None:  # and not absurdly more
             assert served.bytes_for(length) < 2.2 * cache.memory().peak_bytes
 
 
@@ -83,7 +83,7 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve):
 @pytest.mark.parametrize("when", ["reading", "answering", "waiting"])
 def test_a_client_that_leaves_frees_its_memory(serve: Serve, when):
     server = serve(limits={"parallel": 1, "chunk": 16})
-    first = stream(server, LONG * 5)
+    first = stream(server, LONG * 3, max_tokens=1000)
     next(first)
     if when == "answering":
         for _ in range(5):

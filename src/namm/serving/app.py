@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +30,7 @@ from namm.version import __version__
 
 log = logging.getLogger("namm.serving")
 ANYONE = "anyone"
+_UNREADABLE = "There was an error parsing the body"  # what FastAPI says of bytes that are no text
 _CLIENT_CLOSED = 499  # nginx' status for a client that left
 _UPLOAD = "/v1/conversations"
 _ALTERNATIVE = re.compile(r"\[|^str$")  # what pydantic calls a branch of a union
@@ -71,7 +73,7 @@ class Keys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._owners = {_digest(key) for key in keys}
 
-    def owner(self, authorization: str | None) -> str:
+    def owner(self, authorization: str) -> str:
         """Who sends this header.
 
         Raises:
@@ -79,7 +81,7 @@ class Keys:
         """
         if not self._owners:
             return ANYONE
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = authorization.partition(" ")
         owner = _digest(key.strip())
         if scheme.lower() != "bearer" or owner not in self._owners:
             raise unauthorised()
@@ -105,12 +107,14 @@ def create_app(
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPI(title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, limit=engine.limits.body, upload=engine.limits.memory, metrics=metrics)
+    app = FastAPI(
+        title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.add_middleware(Door, keys=Keys(keys), limit=engine.limits.body, upload=engine.largest_file(), metrics=metrics)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
-    app.state.engine, app.state.keys = engine, Keys(keys)
+    app.state.engine = engine
     app.include_router(_answers(engine))
     app.include_router(_models(engine.host))
     app.include_router(_conversations(engine))
@@ -118,9 +122,9 @@ def create_app(
     return app
 
 
-def _owner(request: Request) -> str:
-    found: str = request.app.state.keys.owner(request.headers.get("authorization"))
-    request.state.log["key"] = found[:8]
+def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=False))]) -> str:
+    """Whom the request is from, as the door found."""
+    found: str = request.state.owner
     return found
 
 
@@ -308,7 +312,10 @@ async def _malformed(_: Request, error: Exception) -> Response:
 
 async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _told(Refusal(error.status_code, str(error.detail), "invalid_request"), error.headers)
+    message = str(error.detail)
+    if message == _UNREADABLE:
+        message = "expected a body of JSON in UTF-8; got something else."
+    return _told(Refusal(error.status_code, message, "invalid_request"), error.headers)
 
 
 def _told(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -319,15 +326,16 @@ def _told(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONRes
 
 
 class Door:
-    """What every request passes: a limit on its body, an id, the log, and a count.
+    """What every request passes: a look at its key, a limit on its body, an id, the log, and a count.
 
     Args:
+        keys: asked for by every path under `/v1/`, before anything of the body is read.
         limit: bytes of a body.
         upload: bytes of an uploaded conversation.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, upload: int, metrics: Metrics) -> None:
-        self._app, self._limit, self._upload, self._metrics = app, limit, upload, metrics
+    def __init__(self, app: ASGIApp, keys: Keys, limit: int, upload: int, metrics: Metrics) -> None:
+        self._app, self._keys, self._limit, self._upload, self._metrics = app, keys, limit, upload, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -338,15 +346,7 @@ class Door:
         ident = _id_of(headers.get(b"x-request-id"))
         noted: dict[str, Any] = {"request": ident, "method": scope["method"], "path": scope["path"]}
         scope.setdefault("state", {})["log"] = noted
-        began, status, received = time.monotonic(), 0, 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise too_large(limit)
-            return message
+        began, status = time.monotonic(), 0
 
         async def told(message: Message) -> None:
             nonlocal status
@@ -356,9 +356,11 @@ class Door:
             await send(message)
 
         try:
-            if _length(headers) > limit:
-                raise too_large(limit)
-            await self._app(scope, counted, told)
+            if scope["path"].startswith("/v1/"):
+                owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
+                scope["state"]["owner"], noted["key"] = owner, owner[:8]
+            body = await _body(headers, receive, limit)
+            await self._app(scope, _again(body, receive), told)
         except Refusal as error:  # raised outside of the routes
             await _told(error)(scope, receive, told)
         finally:
@@ -368,9 +370,33 @@ class Door:
             log.log(level, "request", extra={**noted, "status": status, "seconds": round(time.monotonic() - began, 4)})
 
 
-def _length(headers: dict[bytes, bytes]) -> int:
+async def _body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refusal: it is larger than the limit; no more of it than that is read.
+    """
     given = headers.get(b"content-length", b"0")
-    return int(given) if given.isdigit() else 0
+    if given.isdigit() and int(given) > limit:
+        raise too_large(limit)
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise too_large(limit)
+    return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once, then what else comes: that the client left."""
+    parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def given() -> Message:
+        return parts.pop() if parts else await receive()
+
+    return given
 
 
 def _id_of(given: bytes | None) -> str:

@@ -106,6 +106,7 @@ class Engine:
         self.host, self.limits, self.conversations, self._metrics = host, limits, conversations, metrics
         self._inbox: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._jobs: set[Job] = set()  # admitted; each is in one of the two that follow
         self._reading: deque[Job] = deque()
         self._answering: list[Job] = []
         self._wake = threading.Condition()
@@ -144,6 +145,12 @@ class Engine:
             self._wake.notify()
         return done
 
+    def largest_file(self) -> int:
+        """Bytes of the largest conversation that may be uploaded: tokens as text take some too."""
+        context = self.host.context
+        most = max(served.bytes_for(context) for served in self.host.served.values())
+        return min(self.limits.memory, most) + 64 * context
+
     def close(self, seconds: float = 30.0) -> bool:
         """Refuse what comes, finish what runs within `seconds`, put conversations to disk; True if all was done."""
         with self._wake:
@@ -162,7 +169,7 @@ class Engine:
 
     def state(self) -> dict[str, int]:
         """Counts and bytes after the last step."""
-        return self._state | {"waiting": len(self._inbox)}
+        return self._state | {"waiting": len(self._inbox), "running": len(self._jobs)}
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class Engine:
         return one
 
     def _idle(self) -> bool:
-        return not self._reading and not self._answering
+        return not self._jobs
 
     def _run(self) -> None:
         with ExitStack() as stack, torch.inference_mode():
@@ -243,7 +250,7 @@ class Engine:
             gone = [job for job in self._inbox if job.streamer.cancelled]
             for job in gone:
                 self._inbox.remove(job)
-        gone += [job for job in (*self._reading, *self._answering) if job.streamer.cancelled]
+        gone += [job for job in self._jobs if job.streamer.cancelled]
         for job in gone:
             self._leave(job)
             job.finish = "cancelled"
@@ -253,7 +260,7 @@ class Engine:
 
     def _admit(self) -> None:
         """First come, first served, as far as bytes and places reach."""
-        while self._inbox and len(self._reading) + len(self._answering) < self.limits.parallel:
+        while self._inbox and len(self._jobs) < self.limits.parallel:
             job = self._inbox[0]
             found = self.conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
             if found is not None:
@@ -268,6 +275,7 @@ class Engine:
                 continue
             with self._wake:
                 self._inbox.popleft()
+                self._jobs.add(job)
             self._guarded([job], self._begin, job, found)
 
     def _tokens_to_come(self, job: Job, found: Conversation | None) -> int:
@@ -281,7 +289,7 @@ class Engine:
         """Whether `needed` bytes are free, after conversations at rest made way; `found` is what goes on."""
         own = found.bytes_held if found is not None and found.cache is not None else 0
         held = self.conversations.bytes_held - own
-        reserved = sum(job.reserved for job in (*self._reading, *self._answering))
+        reserved = sum(job.reserved for job in self._jobs)
         missing = reserved + held + needed - self.limits.memory
         if missing <= 0:
             return True
@@ -421,6 +429,7 @@ class Engine:
     def _leave(self, job: Job) -> None:
         """The job runs no more; what it held is free unless it comes to rest."""
         job.cache = None
+        self._jobs.discard(job)
         if job in self._reading:
             self._reading.remove(job)
         if job in self._answering:
@@ -432,12 +441,10 @@ class Engine:
         if now - self._measured < 0.5 and not self._idle():
             return
         self._measured = now
-        running = [*self._reading, *self._answering]
-        held = [job.cache.memory().bytes_held for job in running if job.cache is not None]
+        held = [job.cache.memory().bytes_held for job in self._jobs if job.cache is not None]
         self._state = {
-            "running": len(running),
             "running_bytes": sum(held),
-            "reserved_bytes": sum(job.reserved for job in running),
+            "reserved_bytes": sum(job.reserved for job in self._jobs),
             "conversations": len(self.conversations),
             "resting_bytes": self.conversations.bytes_held,
             "disk_bytes": self.conversations.bytes_on_disk,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MOST_STOPS = 4
+LEAST = 0.01  # temperature above 0; smaller ones leave the range of float32
 
 
 def _encodable(text: str) -> str:
@@ -90,7 +91,7 @@ class _Request(_Strict):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
@@ -99,6 +100,13 @@ class _Request(_Strict):
     n: Literal[1] | None = None
     user: Unicode | None = None
     namm: Watch | None = None
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_tiny(cls, temperature: float | None) -> float | None:
+        if temperature is not None and 0 < temperature < LEAST:
+            raise ValueError(f"expected a temperature of 0, or at least {LEAST}; got {temperature}")
+        return temperature
 
     @field_validator("logit_bias")
     @classmethod
