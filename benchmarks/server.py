@@ -62,6 +62,10 @@ class Server:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def ended(self) -> int | None:
+        """Its exit status if it runs no more: the negative number of a signal."""
+        return self._process.poll() if self._process is not None else None
+
     def stop(self) -> int | None:
         """Ask it to end, and see to it; its exit status."""
         if self._process is None:

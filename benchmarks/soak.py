@@ -46,7 +46,7 @@ from namm.models import load_model
 
 KEYS = 5
 RETURNING = (429, 503)  # come again later
-MOST_TOLD = 40  # violations that are told in full
+MOST_TOLD = 5  # violations of a kind that are told in full
 ACTIONS = {
     "talk": 10,
     "stranger": 2,
@@ -69,6 +69,7 @@ class Seen:
     statuses: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)  # of violations
     answers: int = 0
     continued: int = 0
     strangers: int = 0
@@ -78,7 +79,9 @@ class Seen:
 
     def violated(self, what: str) -> None:
         self.violations.append(what)
-        if len(self.violations) <= MOST_TOLD:
+        kind = what.partition(":")[0]
+        self.kinds[kind] += 1
+        if self.kinds[kind] <= MOST_TOLD:
             console.print(f"violated: {what}", style="red", highlight=False, markup=False)
 
 
@@ -376,16 +379,22 @@ class Soak:
         self.stop.clear()
         clients = [asyncio.create_task(self.client(number)) for number in range(self.options.clients)]
         watching = asyncio.create_task(self.watch())
-        await asyncio.sleep(30 * minutes)
+        await self.wait(30 * minutes)
         if self.options.kill and minutes == self.options.minutes:
             self.kill()
-        await asyncio.sleep(30 * minutes)
+        await self.wait(30 * minutes)
         self.stop.set()
         _, stuck = await asyncio.wait(clients, timeout=180)
         for task in stuck:
             task.cancel()
             self.seen.violated("a client waited for three minutes after all others had stopped")
         watching.cancel()
+
+    async def wait(self, seconds: float) -> None:
+        """As long as the server runs."""
+        end = time.monotonic() + seconds
+        while self.server.runs and time.monotonic() < end:
+            await asyncio.sleep(0.5)
 
     async def watch(self) -> None:
         while True:
@@ -533,18 +542,19 @@ async def soak(
 ) -> dict[str, Any]:
     """Warm up, soak, and compare what is left with what was there before."""
     run = Soak(options, server, Path(source).name, scripts, secrets)
-    await run.run(options.warm)
-    before = await run.empty()
-    await run.run(options.minutes)
-    after = await run.empty()
+    try:
+        await run.run(options.warm)
+        before = await run.empty()
+        await run.run(options.minutes)
+        after = await run.empty()
+    except httpx.TransportError as error:
+        raise RuntimeError(f"the server is gone, with exit status {server.ended()}") from error
     await run.http.aclose()
     if after["rss"] > before["rss"] + options.leak and run.killed is None:
         run.seen.violated(f"{after['rss']:,.0f} bytes of memory after {before['rss']:,.0f}")
     for what in ("threads", "files"):
         if after[what] > before[what] + 5 and run.killed is None:
             run.seen.violated(f"{after[what]:.0f} {what} after {before[what]:.0f}")
-    if not server.runs:
-        run.seen.violated("the server ended by itself")
     seen = run.seen
     return {
         "model": "tiny" if options.model is None else Path(source).name, "memory": options.memory, "replicas": options.replicas,
@@ -553,7 +563,7 @@ async def soak(
         "statuses": dict(sorted(seen.statuses.items())), "actions": dict(seen.actions), "limit_bytes": options.limit,
         "most_bytes_held": round(seen.most_bytes), "rss_before": before["rss"], "rss_after": after["rss"],
         "files": [before["files"], after["files"]], "threads": [before["threads"], after["threads"]],
-        "violations": seen.violations[:MOST_TOLD], "n": seen.answers,
+        "violations": seen.violations[:100], "n": seen.answers,
     }  # fmt: skip
 
 
