@@ -14,10 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from namm.serving import merge
 from namm.serving.app import Keys
-from namm.serving.host import Limits
 from namm.serving.refusals import Refusal, too_large
 from namm.serving.remote import Remote, Reply, UnreachableError, nobody
-from namm.serving.replica import Asked
+from namm.serving.replica import Asked, Offer
 from namm.serving.sticky import CHAT, TEXT, UPLOAD, key_of, order
 
 log = logging.getLogger("namm.serving")
@@ -35,15 +34,12 @@ class Front:
     """An ASGI application that answers with replicas.
 
     Args:
-        limits: those on bodies are kept here already.
+        offer: what the replicas take; limits on bodies are kept here already.
         keys: API keys; replicas check them as well, here nobody's body is read without one.
-        models: what requests call the models.
     """
 
-    def __init__(
-        self, replicas: Sequence[Remote], limits: Limits, keys: Iterable[str] = (), models: Sequence[str] = ()
-    ) -> None:
-        self._replicas, self._limits, self._keys, self.models = replicas, limits, Keys(keys), models
+    def __init__(self, replicas: Sequence[Remote], offer: Offer, keys: Iterable[str] = ()) -> None:
+        self._replicas, self.offer, self._keys = replicas, offer, Keys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,12 +73,14 @@ class Front:
         """The request, and its key if it is one that sticks to a replica.
 
         Raises:
-            Gone, Refusal: the body is too large, or of a stranger.
+            Gone, Refusal: of a stranger, or too large.
         """
         path, headers = scope["path"], dict(scope["headers"])
+        owner = ""
+        if path.startswith("/v1/"):
+            owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
         sticks = scope["method"] == "POST" and path in (CHAT, TEXT, UPLOAD)
-        owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1")) if sticks else ""
-        limit = self._limits.memory if path == UPLOAD else self._limits.body
+        limit = self.offer.upload if path == UPLOAD else self.offer.body
         body = await read_body(receive, headers.get(b"content-length", b""), limit)
         named = () if b"x-request-id" in headers else ((b"x-request-id", uuid4().hex.encode()),)
         asked = Asked(

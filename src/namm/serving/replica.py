@@ -40,6 +40,21 @@ class Asked:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What every replica takes.
+
+    Attributes:
+        models: what requests call them.
+        body: bytes of a request.
+        upload: bytes of an uploaded conversation.
+    """
+
+    models: tuple[str, ...]
+    body: int
+    upload: int
+
+
 class Records(QueueHandler):
     """Keeps what is logged until it is fetched; the oldest are lost if nobody comes."""
 
@@ -76,9 +91,10 @@ class Replica:
         self._app = settings.app()
         self._running: set[asyncio.Task[None]] = set()
 
-    def names(self) -> list[str]:
-        """What requests call the models."""
-        return list(self._app.state.engine.host.served)
+    def offer(self) -> Offer:
+        """The same for all replicas."""
+        engine = self._app.state.engine
+        return Offer(tuple(engine.host.served), engine.limits.body, engine.largest_file())
 
     def check_health(self) -> None:
         """Serve starts the replica again if this raises."""

@@ -49,7 +49,7 @@ def run_replicas(settings: Settings, host: str, port: int, replicas: int, log_le
         deployed(settings, replicas, log_level, f"namm-{port}") as front,
     ):
         status.stop()
-        console.print(f"{replicas} replicas of {', '.join(front.models)}", highlight=False)
+        console.print(f"{replicas} replicas of {', '.join(front.offer.models)}", highlight=False)
         console.print(f"http://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False)
         log_json(log_level)
         with suppress(KeyboardInterrupt, SystemExit):  # uvicorn has stopped, and passes the signal on
@@ -70,7 +70,7 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
         ConfigurationError: more replicas than the cluster has room for, or options that are no server's.
         RunError: there is no cluster where RAY_ADDRESS says, or a replica does not start.
     """
-    limits = Limits(**settings.limits)  # type: ignore[arg-type]
+    Limits(**settings.limits)  # type: ignore[arg-type]  # refused here rather than in a replica
     if replicas < 1:
         raise ConfigurationError("at least one replica", replicas, "Try --replicas 2.")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -86,8 +86,8 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
         if shared:
             _check_room(replicas, threads)
         handles = _start(settings, names, log_level)
-        models = handles[0].names.remote().result(timeout_s=60)
-        yield Front([Remote(*pair) for pair in enumerate(handles)], limits, settings.keys, models)
+        offer = handles[0].offer.remote().result(timeout_s=60)
+        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.keys)
     finally:
         _stop(names, own)
 
