@@ -172,3 +172,14 @@ def test_a_failure_costs_its_own_request_only(serve: Serve, monkeypatch: pytest.
         list(stream(server, max_tokens=5))
     monkeypatch.setattr(MemoryCache, "trim", real)
     assert Chat(server).say(LONG).usage.completion_tokens == 12
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_stops_leaves_nobody_waiting(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    server = serve()
+    monkeypatch.setattr(server.engine, "_admit", lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(openai.InternalServerError, match="the engine stopped"):
+        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)
+    assert server.http().get("/health").status_code == 503
+    with pytest.raises(openai.InternalServerError, match="shutting down"):
+        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)

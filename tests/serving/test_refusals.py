@@ -166,3 +166,12 @@ def test_nothing_of_another_origin_and_no_code(server: Running):
     assert "<title>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_pages_from_elsewhere_ask_only_where_allowed(serve: Serve):
+    server = serve(origins=("https://chat.example",))
+    ask = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(server.url + CHAT, headers=ask)
+    assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
+    other = httpx.options(server.url + CHAT, headers={**ask, "Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in other.headers

@@ -45,6 +45,9 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(help=f"Key that clients send, several times; also {KEYS}, comma-separated.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of web pages that may ask, such as https://chat.example; several.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
     replicas: Annotated[int, typer.Option(help="Copies of the model, run by Ray Serve if more than one.")] = 1,
@@ -80,6 +83,7 @@ def serve(
         },
         spill=spill,
         keys=tuple(read_keys(api_key)),
+        origins=tuple(allow_origin or ()),
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
@@ -93,13 +94,18 @@ def _digest(key: str) -> str:
 
 
 def create_app(
-    engine: Engine, metrics: Metrics, keys: Iterable[str] = (), page: dict[str, Any] | None = None
+    engine: Engine,
+    metrics: Metrics,
+    keys: Iterable[str] = (),
+    page: dict[str, Any] | None = None,
+    origins: Iterable[str] = (),
 ) -> FastAPI:
     """The application around an engine; the engine is closed when it ends.
 
     Args:
         keys: API keys; without any, no key is asked for and everyone shares conversations.
         page: what the page at `/` is given, such as an example text.
+        origins: of web pages from elsewhere that may ask, such as "https://chat.example".
     """
 
     @asynccontextmanager
@@ -111,6 +117,8 @@ def create_app(
         title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.add_middleware(Door, keys=Keys(keys), limit=engine.limits.body, upload=engine.largest_file(), metrics=metrics)
+    if allowed := list(origins):
+        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)

@@ -130,7 +130,8 @@ class Engine:
         with self._wake:
             if self._closing or not self._thread.is_alive():
                 raise draining()
-            if len(self._inbox) >= self.limits.waiting and not self._idle():
+            places = max(0, self.limits.parallel - len(self._jobs))
+            if len(self._inbox) >= self.limits.waiting + places:
                 raise full_queue(len(self._inbox), self.wait_seconds())
             self._inbox.append(job)
             self._wake.notify()
@@ -194,16 +195,22 @@ class Engine:
             route(self.host.model.config)
             stack.callback(unroute, self.host.model.config)
             stack.enter_context(rehearsing(self.host.decoder))
-            while True:
-                with self._wake:
-                    while not (self._inbox or self._calls or self._closing) and self._idle():
-                        self._wake.wait()
-                    if self._closing and not self._inbox and self._idle():
-                        break
+            try:
+                while self._waits_for_work():
+                    self._serve_calls()
+                    self._turn()
                 self._serve_calls()
-                self._turn()
-            self._serve_calls()
-            self.conversations.spill_all()
+                self.conversations.spill_all()
+            finally:  # should the loop itself fail, nobody waits for ever; /health says so
+                for job in (*self._inbox, *self._jobs):
+                    self._fail(job, "the engine stopped")
+
+    def _waits_for_work(self) -> bool:
+        """True as soon as there is some; False once all is done that came before closing."""
+        with self._wake:
+            while not (self._inbox or self._calls or self._closing) and self._idle():
+                self._wake.wait()
+            return bool(self._inbox or not self._idle() or not self._closing)
 
     def _serve_calls(self) -> None:
         while self._calls:
@@ -238,9 +245,12 @@ class Engine:
         except Exception as error:
             log.exception("a request failed", extra={"requests": [job.id for job in jobs]})
             for job in jobs:
-                self._leave(job)
-                job.failed = f"{type(error).__name__}: {error}"
-                job.streamer.fail(job.failed)
+                self._fail(job, f"{type(error).__name__}: {error}")
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self._leave(job)
+        job.failed = reason
+        job.streamer.fail(reason)
 
     # -- who gets in ---------------------------------------------------------------------------------------------------
 
@@ -269,9 +279,10 @@ class Engine:
             if not self._make_room(job.reserved, found):
                 if not self._idle():
                     return
-                job.streamer.cancel()  # nothing is in its way, and still it does not fit
-                job.streamer.fail(str(never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most)))
-                self._drop_cancelled()
+                with self._wake:
+                    self._inbox.popleft()  # nothing is in its way, and still it does not fit
+                reason = never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most)
+                self._fail(job, reason.message)
                 continue
             with self._wake:
                 self._inbox.popleft()

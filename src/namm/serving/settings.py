@@ -27,6 +27,7 @@ class Settings:
         limits: of `Limits`.
         spill: folder for conversations that memory has no room for.
         keys: API keys; without any, none is asked for.
+        origins: of web pages from elsewhere that may ask.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Settings:
     limits: dict[str, int | None] = field(default_factory=dict)
     spill: Path | None = None
     keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     dtype: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
@@ -61,7 +63,7 @@ class Settings:
         metrics = Metrics()
         conversations = Conversations(host, self.spill, limits.spilled)
         engine = Engine(host, limits, conversations, metrics)
-        return create_app(engine, metrics, self.keys, example())
+        return create_app(engine, metrics, self.keys, example(), self.origins)
 
 
 def example() -> dict[str, Any]:
