@@ -69,6 +69,12 @@ class Settings:
 def example() -> dict[str, Any]:
     """What the page offers to try: a text long enough to be forgotten in part, and a question about it."""
     fact = "The pass key is 60494. Remember it. 60494 is the pass key."
-    chapter = paragraphs("persuasion")[40:60]
+    chapter = paragraphs("persuasion")[40:52]
     text = "\n\n".join([*chapter[:4], fact, *chapter[4:]])
-    return {"example": {"title": "a chapter of Persuasion", "text": text, "question": "What is the pass key?"}}
+    return {
+        "example": {
+            "title": "a chapter of Persuasion",
+            "text": text,
+            "question": "What is the pass key? Answer with the number only.",
+        }
+    }
