@@ -611,7 +611,9 @@ def main() -> None:
         with server_of(options, source, Path(scratch)) as server:
             row = asyncio.run(soak(options, server, source, scripts, secrets))
         row["violations"] += [] if row["killed"] else errors_in(Path("runs/soak.log"))
-        row["violations"] += [f"{path.name} is left on disk" for path in Path(scratch).glob("spill/*")]
+        row["violations"] += [
+            f"{path.name} is left on disk" for path in Path(scratch).glob("spill/**/*") if path.is_file()
+        ]
     console.print_json(json.dumps(row))
     rows.add("soak", [{"settings": vars(options)} | row])
     sys.exit(1 if row["violations"] else 0)
