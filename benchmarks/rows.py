@@ -32,7 +32,7 @@ def commit() -> str:
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write `results/NAME.jsonl`; each row carries script, commit, hardware and versions."""
+    """Write `results/NAME.jsonl`; each row carries script, commit, hardware and versions, its own if it has them."""
     return _write(name, rows, "w")
 
 
@@ -49,5 +49,5 @@ def _write(name: str, rows: list[dict[str, Any]], mode: str) -> Path:
     }  # fmt: skip
     file = RESULTS / f"{name}.jsonl"
     with file.open(mode) as out:
-        out.writelines(json.dumps(row | common) + "\n" for row in rows)
+        out.writelines(json.dumps(row | common | row) + "\n" for row in rows)
     return file

@@ -343,11 +343,15 @@ def settings(measure: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def known(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of this commit with these options, from an earlier run that was stopped."""
+    """Rows that stay: of measures that are not asked for, and of this commit with these options."""
     file = rows.RESULTS / f"{options.name}.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     now = rows.commit()
-    return [row for row in found if row["commit"] == now and row["settings"] == settings(row["measure"], options)]
+    return [
+        row for row in found
+        if row["measure"] not in options.measures
+        or (not options.again and row["commit"] == now and row["settings"] == settings(row["measure"], options))
+    ]  # fmt: skip
 
 
 def read_options() -> argparse.Namespace:
@@ -376,7 +380,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
-    written = [] if options.again else known(options)
+    written = known(options)
     bench = Bench(options)
     for measure, memory in parts(options):
         if any(row["measure"] == measure and row["memory"] == memory for row in written):
