@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -32,6 +34,8 @@ from namm.serving.remote import Remote
 from namm.serving.replica import Replica
 from namm.serving.settings import Settings
 
+LOCAL = "local"  # Ray's address of a cluster of its own
+_ERROR = re.compile(r"[\w.]*Error: ")  # the last line of a traceback
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _FINISH = 40.0  # seconds that a replica may take to finish and to put conversations to disk
 _WATCHED = {"health_check_period_s": 2, "health_check_timeout_s": 30}
@@ -41,10 +45,12 @@ def run_replicas(settings: Settings, host: str, port: int, replicas: int, log_le
     """Serve until a signal to stop; then finish what runs.
 
     Raises:
-        ConfigurationError, RunError: see `deployed`.
+        ConfigurationError: somebody listens at that address already; see also `deployed`.
+        RunError: see `deployed`.
     """
     console = Console()
     with (
+        _address(host, port) as listening,
         console.status(f"loading {settings.model}, {replicas} times") as status,
         deployed(settings, replicas, log_level, f"namm-{port}") as front,
     ):
@@ -52,11 +58,23 @@ def run_replicas(settings: Settings, host: str, port: int, replicas: int, log_le
         console.print(f"{replicas} replicas of {', '.join(front.offer.models)}", highlight=False)
         console.print(f"http://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False)
         log_json(log_level)
+        config = uvicorn.Config(
+            front, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
+        )
         with suppress(KeyboardInterrupt, SystemExit):  # uvicorn has stopped, and passes the signal on
-            uvicorn.run(
-                front, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=30,
-                server_header=False,
-            )  # fmt: skip
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _address(host: str, port: int) -> socket.socket:
+    """A socket with this address, before anything is loaded."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ConfigurationError("a free address to listen at", f"{host}:{port}: {error}", "Try --port.") from error
+    return found
 
 
 @contextmanager
@@ -76,11 +94,12 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     cores = os.cpu_count() or 1
     own = not ray.is_initialized()
-    shared = not own or "RAY_ADDRESS" in os.environ
+    address = os.environ.get("RAY_ADDRESS", LOCAL)
+    shared = not own or address != LOCAL
     threads = settings.threads or (1 if shared else max(1, cores // replicas))
     settings = _anywhere(replace(settings, threads=threads))
     if own:
-        _connect(max(cores, replicas * threads))
+        _connect(address, max(cores, replicas * threads))
     names = [f"{name}-replica-{number}" for number in range(replicas)]
     try:
         if shared:
@@ -106,14 +125,16 @@ def _anywhere(settings: Settings) -> Settings:
     )  # fmt: skip
 
 
-def _connect(processors: int) -> None:
-    """To the cluster of RAY_ADDRESS, or to a new one on this machine with so many places for threads."""
+def _connect(address: str, processors: int) -> None:
+    """To the cluster at this address, or to a new one on this machine with so many places for threads."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False} if address is None else {}
+    options: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False} if address == LOCAL else {}
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself waits for minutes
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunError("a cluster of Ray", error, "Set RAY_ADDRESS to a running one, or leave it unset.") from error
 
 
@@ -143,8 +164,15 @@ def _start(settings: Settings, names: list[str], log_level: str) -> list[Any]:
     try:
         return list(run_many(targets))
     except RuntimeError as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise RunError("replicas that start", reason, "Without --replicas it is told in full.") from error
+        raise RunError("replicas that start", _reason(names) or error, "Try without --replicas.") from error
+
+
+def _reason(names: list[str]) -> str:
+    """The error that ended a replica, from the traceback that Serve keeps; empty if there is none."""
+    known = serve.status().applications
+    told = [one.message for name in names if name in known for one in known[name].deployments.values()]
+    errors = [line for line in "\n".join(told).splitlines() if _ERROR.match(line)]
+    return errors[-1].removeprefix("namm.errors.").rstrip(".") if errors else ""
 
 
 def _gpus(device: str | None, replicas: int) -> float:
