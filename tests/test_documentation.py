@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
-MORE = ["docs/lm-evaluation-harness.md", "docs/transfer.md", "docs/vision.md", "docs/control.md", "docs/serve.md"]
+MORE = ["docs/lm-evaluation-harness.md", "docs/transfer.md", "docs/vision.md", "docs/control.md", "docs/serve.md", "docs/serve-replicas.md"]
 LINKED = [*PAGES, *MORE, "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
