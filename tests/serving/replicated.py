@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,8 +155,8 @@ def replicated(settings: Settings, where: str) -> Iterator[Replicated]:
         with deployed(settings, REPLICAS, name=NAME) as front, listening(front) as url:
             yield InRay(url)
         return
-    handles = [Handle(settings, number) for number in range(REPLICAS)]
+    handles = [Handle(replace(settings, origins=()), number) for number in range(REPLICAS)]
     remotes = [Remote(*pair) for pair in enumerate(handles)]
     assert handles[0].replica is not None
-    with listening(Front(remotes, handles[0].replica.offer(), settings.keys)) as url:
+    with listening(Front(remotes, handles[0].replica.offer(), settings.keys, settings.origins)) as url:
         yield Here(url, handles)

@@ -21,6 +21,7 @@ from tests.serving.made import tokenizer
 from tests.serving.replicated import REPLICAS, Replicated, replicated
 
 LONG = "The harbour was quiet, and the boats lay close together under the wall. " * 6
+ORIGIN = "https://chat.example"
 HEADER = "x-namm-replica"
 ENDLESS = {str(tokenizer().eos_token_id): -100}  # a bias against the end of an answer
 _numbers = count()
@@ -28,7 +29,7 @@ _numbers = count()
 
 def options(folder: Path) -> Settings:
     limits: dict[str, int | None] = {"body": 100_000, "memory": 64 << 20}
-    return Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), limits=limits, threads=1)
+    return Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), origins=(ORIGIN,), limits=limits, threads=1)
 
 
 @pytest.fixture(scope="module", params=["here", pytest.param("ray", marks=pytest.mark.slow)])
@@ -241,6 +242,15 @@ def test_what_no_server_takes(server: Replicated):
     assert (pieces.status_code, pieces.json()["error"]["code"]) == (413, "body_too_large")
     assert http.get("/v1/nothing").status_code == 404
     assert http.post("/v1/chat/completions", content=b"{").status_code == 400
+
+
+def test_pages_from_elsewhere_may_ask(server: Replicated):
+    asks = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    before = httpx.options(f"{server.url}/v1/chat/completions", headers=asks)
+    served, refused = (server.http(key).get("/v1/models", headers={"Origin": ORIGIN}) for key in "ac")
+    assert [answer.status_code for answer in (before, served, refused)] == [200, 200, 401]
+    for answer in (before, served, refused):
+        assert answer.headers.get_list("access-control-allow-origin") == [ORIGIN]
 
 
 def test_health_and_metrics_tell_of_all(server: Replicated):

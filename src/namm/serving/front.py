@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from namm.serving import merge
 from namm.serving.app import Keys
@@ -36,12 +37,21 @@ class Front:
     Args:
         offer: what the replicas take; limits on bodies are kept here already.
         keys: API keys; replicas check them as well, here nobody's body is read without one.
+        origins: of web pages from elsewhere that may ask.
     """
 
-    def __init__(self, replicas: Sequence[Remote], offer: Offer, keys: Iterable[str] = ()) -> None:
+    def __init__(
+        self, replicas: Sequence[Remote], offer: Offer, keys: Iterable[str] = (), origins: Sequence[str] = ()
+    ) -> None:
         self._replicas, self.offer, self._keys = replicas, offer, Keys(keys)
+        self._door: ASGIApp = self._enter
+        if origins:
+            self._door = CORSMiddleware(self._enter, origins, allow_methods=["*"], allow_headers=["*"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._door(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":

@@ -137,7 +137,7 @@ class Replica:
         finally:
             told.put_nowait(None)
 
-    async def __del__(self) -> None:
-        """Finish, and put conversations to disk; called by Serve once nothing runs."""
+    def __del__(self) -> None:
+        """Put conversations to disk; called by Serve once nothing runs."""
         if hasattr(self, "_app"):
-            await asyncio.to_thread(self._app.state.engine.close)
+            self._app.state.engine.close()

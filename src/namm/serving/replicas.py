@@ -38,7 +38,7 @@ LOCAL = "local"  # Ray's address of a cluster of its own
 _ERROR = re.compile(r"[\w.]*Error: ")  # the last line of a traceback
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _FINISH = 40.0  # seconds that a replica may take to finish and to put conversations to disk
-_WATCHED = {"health_check_period_s": 2, "health_check_timeout_s": 30}
+_WATCHED = {"health_check_period_s": 2, "health_check_timeout_s": 10}  # after three in a row it is started again
 
 
 def run_replicas(settings: Settings, host: str, port: int, replicas: int, log_level: str) -> None:
@@ -106,7 +106,7 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
             _check_room(replicas, threads)
         handles = _start(settings, names, log_level)
         offer = handles[0].offer.remote().result(timeout_s=60)
-        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.keys)
+        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.keys, settings.origins)
     finally:
         _stop(names, own)
 
@@ -159,7 +159,7 @@ def _start(settings: Settings, names: list[str], log_level: str) -> list[Any]:
     targets = []
     for number, name in enumerate(names):
         spill = settings.spill and settings.spill / f"replica-{number}"  # nobody adopts another's
-        bound = deployment.options(name=name).bind(replace(settings, spill=spill), number, log_level)
+        bound = deployment.options(name=name).bind(replace(settings, spill=spill, origins=()), number, log_level)
         targets.append(RunTarget(bound, name, route_prefix=None))
     try:
         return list(run_many(targets))
