@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
-MORE = ["docs/lm-evaluation-harness.md", "docs/transfer.md", "docs/vision.md", "docs/control.md", "docs/serve.md", "docs/serve-replicas.md"]
-LINKED = [*PAGES, *MORE, "CONTRIBUTING.md", "CHANGELOG.md"]
+MORE = ["docs/lm-evaluation-harness.md", "docs/transfer.md", "docs/vision.md", "docs/control.md"]
+SERVING = ["docs/serve.md", "docs/serve-replicas.md"]
+LINKED = [*PAGES, *MORE, *SERVING, "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 @pytest.mark.model
