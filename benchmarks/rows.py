@@ -27,7 +27,13 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    """The commit that is measured; rows that were written since do not make it dirty."""
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    return _git("describe", "--always") + ("-dirty" if _git(*changed) else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=RESULTS.parent)
     return done.stdout.strip()
 
 

@@ -362,7 +362,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--conversations", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=3600, help="of a conversation's text, give or take a fifth")
-    parser.add_argument("--rounds", type=int, default=2, help="follow-up questions to each conversation")
+    parser.add_argument("--rounds", type=int, default=1, help="follow-up questions to each conversation")
     parser.add_argument("--hold", type=float, default=3, help="conversations that the full cache has room for")
     parser.add_argument("--at-once", type=int, default=2, help="requests that are open at any time")
     parser.add_argument("--answer", type=int, default=16, help="tokens of an answer at most")
