@@ -46,7 +46,7 @@ def load(rows: Rows) -> str:
         "went on", "refused", "first token, reading", "first token, asking", "questions/s",
     ]  # fmt: skip
     return (
-        f"{asked['conversations']} conversations of {asked['tokens']:,} tokens, give or take a fifth, {asked['rounds']} rounds of "
+        f"{asked['conversations']} conversations of {asked['tokens']:,} tokens, give or take a fifth, {asked['rounds']} round{'s' if asked['rounds'] > 1 else ''} of "
         f"questions to all of them in a random order, {asked['at_once']} requests open at any time, "
         f"{100 * asked['budget']:g} % of the tokens, and {rows[0]['limit_bytes'] / MEGA:,.0f} MB for all of them. *Tokens in the bytes "
         "of one*: of the conversations at rest in the end, a full cache's bytes over the bytes held; *conversations against "
@@ -119,15 +119,15 @@ def soak() -> str:
             r["model"], r["memory"], str(r["replicas"]), str(r["settings"]["clients"]), f"{r['settings']['minutes']:g}",
             f"{r['requests']:,}", f"{r['answers']:,}", f"{r['continued']:,}", f"{r['disconnects']:,}",
             ", ".join(f"{status}: {count:,}" for status, count in r["statuses"].items()),
-            f"{r['rss_before'] / MEGA:,.0f} -> {r['rss_after'] / MEGA:,.0f}", str(len(r["violations"])),
+            f"{r['rss_before'] / MEGA:,.0f} -> {r['rss_after'] / MEGA:,.0f}", str(len(r["violations"])), r["commit"],
         ]
         for r in rows
     ]  # fmt: skip
     headings = [
         "model", "memory", "replicas", "clients", "minutes", "requests", "answers compared", "went on", "clients left",
-        "by status", "process MB", "violations",
+        "by status", "process MB", "violations", "commit",
     ]  # fmt: skip
-    return table(headings, lines) + "\n" + made_by(rows)
+    return table(headings, lines) + "\n" + made_by(rows[-1:])
 
 
 def main() -> None:
