@@ -2,7 +2,7 @@
 
 A request waits until what it will hold at most fits, beside what others will hold; conversations at rest make room,
 least recently used first. Prompts take turns chunk by chunk, and after each chunk the answers that are being written
-get as long as the chunk took. So a long prompt makes nobody wait for more than a chunk of it.
+get as long as the chunk took. So a long prompt makes nobody wait for more than two chunks of it.
 """
 
 from __future__ import annotations
