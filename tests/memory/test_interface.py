@@ -13,7 +13,7 @@ import namm
 from namm import Budget
 from namm.memory.cache import storage_bytes
 from tests.memory.test_equivalence import INTERVAL, random_namm
-from tests.zoo import causal_model, ids, video_model
+from tests.zoo import causal_model, hybrid, ids, video_model
 
 HALF = Budget(fraction=0.5)
 
@@ -305,14 +305,7 @@ def test_a_memory_begun_in_inference_mode_goes_on_outside() -> None:
 
 
 def test_linear_attention_layers_are_counted() -> None:
-    torch.manual_seed(0)
-    config = tf.Qwen3NextConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=2,
-        num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16, pad_token_id=0,
-    )  # fmt: skip
-    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    model = hybrid()
     with torch.no_grad():
         untouched = model(ids(1, 60)).logits
         with namm.attach(model, namm.NAMM.zeros(), update_interval=16) as handle:

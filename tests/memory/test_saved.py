@@ -24,24 +24,11 @@ from namm.memory.sequence import Plan
 from namm.policies import H2O, KeepAll, Random, SnapKV, StreamingLLM
 from tests.memory.test_equivalence import random_namm
 from tests.memory.test_rehearsal import memory
-from tests.zoo import CAUSAL, causal_model, decision_model, ids, video_model
+from tests.zoo import CAUSAL, causal_model, decision_model, hybrid, ids, video_model
 
 HALF = namm.Budget(fraction=0.5)
 LAYERS = namm.Budget(fraction=0.4, per="layer")
 INTERVAL = 32
-
-
-def hybrid() -> tf.PreTrainedModel:
-    """A layer of linear attention and a full one."""
-    torch.manual_seed(0)
-    config = tf.Qwen3NextConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-        linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"], num_experts=2,
-        num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16, pad_token_id=0,
-        eos_token_id=None,
-    )  # fmt: skip
-    return tf.AutoModelForCausalLM.from_config(config).eval()
 
 
 def half_precision() -> tf.PreTrainedModel:

@@ -17,7 +17,7 @@ import uvicorn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from namm.models import load_model
-from namm.serving import Engine
+from namm.serving import Engine, Limits
 from namm.serving.settings import Settings
 from tests.serving.made import tokenizer
 
@@ -37,6 +37,13 @@ class Running:
 
     def http(self, key: str = "anything") -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+    def busy(self, seconds: float = 10) -> None:
+        """Wait until something runs."""
+        until = time.monotonic() + seconds
+        while not self.engine.state()["running"]:
+            assert time.monotonic() < until, "nothing came to run"
+            time.sleep(0.001)
 
     def idle(self, seconds: float = 10) -> None:
         """Wait until nothing runs."""
@@ -82,6 +89,7 @@ def running(settings: Settings) -> Iterator[Running]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
@@ -97,7 +105,8 @@ def serve(folder: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(memories: tuple[str, ...] = ("h2o",), **options: object) -> Running:
-            options = {"budget": 0.25, "update_interval": 32, **options}
+            limits = Limits(**options.pop("limits", {}))
+            options = {"budget": 0.25, "update_interval": 32, "limits": limits, **options}
             return stack.enter_context(running(Settings(str(folder), memories, **options)))
 
         yield start

@@ -9,6 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 
+from namm.serving import Limits
 from namm.serving.settings import Settings
 from tests.serving.conftest import running
 
@@ -27,7 +28,7 @@ QUIET = settings(
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_request_ends_in_a_500(folder, mode):
-    limits = {"answer": 4, "waiting": 1000}
+    limits = Limits(answer=4, waiting=1000)
     with running(Settings(str(folder), ("h2o", "full"), 0.25, 32, limits=limits)) as server:
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         statuses: dict[str, set[int]] = {}

@@ -7,6 +7,8 @@ import json
 import httpx
 import pytest
 
+from namm.serving import Limits
+from namm.serving.settings import Settings
 from tests.serving.conftest import Running, Serve, running
 from tests.serving.test_answers import LONG
 
@@ -16,9 +18,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 @pytest.fixture(scope="module")
 def server(folder):
-    from namm.serving.settings import Settings
-
-    limits = {"body": 20_000, "answer": 1500}
+    limits = Limits(body=20_000, answer=1500)
     with running(Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), limits=limits)) as made:
         yield made
 

@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from namm.serving.host import Limits
 from namm.serving.settings import Settings
 from tests.serving.conftest import running
 from tests.serving.made import tokenizer
@@ -28,7 +29,7 @@ _numbers = count()
 
 
 def options(folder: Path) -> Settings:
-    limits: dict[str, int | None] = {"body": 100_000, "memory": 64 << 20}
+    limits = Limits(body=100_000, memory=64 << 20)
     return Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), origins=(ORIGIN,), limits=limits, threads=1)
 
 

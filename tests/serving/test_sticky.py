@@ -28,7 +28,7 @@ def text(prompt: str | list[str], owner: str = "a") -> str:
 
 
 def upload(owner: str = "a", **note: Any) -> str:
-    data = save({"x": torch.zeros(1)}, {"conversation": json.dumps(note)})
+    data = save({"x": torch.zeros(1)}, {"namm": "{}", "conversation": json.dumps(note)})
     return key_of(UPLOAD, owner, data)
 
 

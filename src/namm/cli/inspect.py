@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.table import Table
 
-from namm.cli.shared import console, quiet
+from namm.cli.shared import console, quiet, read_share
 from namm.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
@@ -109,12 +109,8 @@ def read_budget(said: str) -> Budget | None:
     """`0.25` -> that share of the tokens; `own` -> None, a NAMM's own threshold."""
     from namm.selection import Budget
 
-    if said == "own":
-        return None
-    try:
-        return Budget(fraction=float(said))
-    except ValueError as error:
-        raise ConfigurationError('a share in (0, 1] or "own" for --budget', repr(said), "Try --budget 0.25.") from error
+    share = read_share(said)
+    return None if share is None else Budget(fraction=share)
 
 
 def read_sources(words: list[str]) -> Iterator[Source]:

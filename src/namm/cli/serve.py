@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from namm.cli.shared import console, prepare, share_or_name
+from namm.cli.shared import console, prepare, read_share
 from namm.errors import ConfigurationError
 from namm.packages import package
 
@@ -61,6 +61,7 @@ def serve(
     for needed in ("fastapi", "uvicorn", "openai", "prometheus_client"):
         package(needed, "serve")
     prepare(threads)
+    from namm.serving.host import Limits
     from namm.serving.settings import Settings
 
     if log_level not in ("debug", "info", "warning", "error"):
@@ -71,16 +72,16 @@ def serve(
         budget=read_share(budget),
         update_interval=update_interval,
         name=name,
-        limits={
-            "memory": read_bytes(memory_limit, "--memory-limit"),
-            "spilled": read_bytes(spill_limit, "--spill-limit"),
-            "body": read_bytes(max_body, "--max-body"),
-            "answer": max_tokens,
-            "context": context,
-            "parallel": parallel,
-            "waiting": queue,
-            "chunk": chunk,
-        },
+        limits=Limits(
+            memory=read_bytes(memory_limit, "--memory-limit"),
+            spilled=read_bytes(spill_limit, "--spill-limit"),
+            body=read_bytes(max_body, "--max-body"),
+            answer=max_tokens,
+            context=context,
+            parallel=parallel,
+            waiting=queue,
+            chunk=chunk,
+        ),
         spill=spill,
         keys=tuple(read_keys(api_key)),
         origins=tuple(allow_origin or ()),
@@ -119,16 +120,6 @@ def read_bytes(said: str, option: str) -> int:
     if not found or found[2].upper() not in _UNITS:
         raise ConfigurationError(f"a number of bytes for {option}", repr(said), "Try 2GiB, 500MB or 1000000.")
     return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def read_share(said: str) -> float | None:
-    """`0.25` -> that share; `own` -> None, a NAMM's own threshold."""
-    value = share_or_name(said)
-    if value == "own":
-        return None
-    if isinstance(value, str):
-        raise ConfigurationError('a share in (0, 1] or "own" for --budget', repr(said), "Try --budget 0.25.")
-    return value
 
 
 def read_keys(given: list[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from namm.errors import NammError
+from namm.errors import ConfigurationError, NammError
 
 console = Console()
 
@@ -57,3 +57,11 @@ def share_or_name(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def read_share(said: str) -> float | None:
+    """A budget of one memory: `0.25` -> that share of the tokens; `own` -> None, a NAMM's own threshold."""
+    value = share_or_name(said)
+    if isinstance(value, str) and value != "own":
+        raise ConfigurationError('a share in (0, 1] or "own" for --budget', repr(said), "Try --budget 0.25.")
+    return None if isinstance(value, str) else value

@@ -152,6 +152,30 @@ def read_notes(path: Path) -> dict[str, str]:
     return {name: text for name, text in notes.items() if name not in (_HEADER, _CHECKSUM)}
 
 
+def notes_in(data: bytes) -> dict[str, str]:
+    """The notes in a file that is given as bytes, without a look at its tensors.
+
+    Raises:
+        ArtefactError: it is no saved cache.
+    """
+    notes = _metadata(data)
+    if _HEADER not in notes:
+        raise ArtefactError("a saved cache", "another safetensors file", _WAY_OUT)
+    return {name: str(text) for name, text in notes.items() if name not in (_HEADER, _CHECKSUM)}
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """What a safetensors file says beside its tensors."""
+    size = int.from_bytes(data[:8], "little")
+    try:
+        notes = json.loads(data[8 : 8 + size])["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtefactError("a saved cache", ascii(str(error))[:200], _WAY_OUT) from error
+    if not isinstance(notes, dict):
+        raise ArtefactError("a saved cache", "a file without notes", _WAY_OUT)
+    return notes
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)  # lone surrogates
 
@@ -159,9 +183,7 @@ def _is_text(value: object) -> bool:
 def _parsed(data: bytes) -> tuple[dict[str, Any], dict[str, str], dict[str, Tensor]]:
     """Header, notes and tensors, as they were written; what they say is not checked."""
     try:
-        tensors = load(data)
-        size = int.from_bytes(data[:8], "little")
-        notes = json.loads(data[8 : 8 + size])["__metadata__"]
+        tensors, notes = load(data), _metadata(data)
         text, checksum = notes.pop(_HEADER), notes.pop(_CHECKSUM)
         header = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, OverflowError) as error:

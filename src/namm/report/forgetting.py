@@ -113,10 +113,8 @@ def forgetting(
         ConfigurationError: the text is empty, too short for one update, or longer than the model's context.
         ModelError: the tokenizer cannot say where its tokens stand in the text.
     """
-    ids, spans = tokenised(tokenizer, text)
-    check_context(model, len(ids))
     policy = resolve(memory)
-    interval = update_interval if update_interval is not None else fitting_interval(policy, len(ids))
+    ids, spans, interval = to_read(model, tokenizer, text, policy, update_interval)
     decoder = find_decoder(model)
     with attach(model, policy, selection, interval) as handle:
         if policy.evicts and len(ids) < interval:
@@ -133,6 +131,23 @@ def forgetting(
         text, spans, classify(text, spans, language), layers, len(positions[0]), _shares(positions, len(ids)), judged,
         interval, positions,
     )  # fmt: skip
+
+
+def to_read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    policy: MemoryPolicy,
+    update_interval: int | None,
+) -> tuple[list[int], tuple[Span, ...], int]:
+    """Tokens of a text, where they stand, and the interval to read them at.
+
+    Raises:
+        ConfigurationError, ModelError: see `tokenised`, `check_context` and `fitting_interval`.
+    """
+    ids, spans = tokenised(tokenizer, text)
+    check_context(model, len(ids))
+    return ids, spans, update_interval if update_interval is not None else fitting_interval(policy, len(ids))
 
 
 def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:

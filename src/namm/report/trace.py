@@ -38,7 +38,7 @@ from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
-from namm.report.forgetting import check_context, fitting_interval, tokenised
+from namm.report.forgetting import to_read
 from namm.selection import Budget, Selection, Threshold
 
 Event = dict[str, Any]
@@ -196,26 +196,38 @@ def unpacked(held: str, layers: int, heads: int, seen: int) -> Held:
 class Pieces:
     """The text of tokens that come one by one.
 
-    A character that is split over several tokens comes with its last one; those before it have no text. Special
-    tokens have their name.
+    A character that is split over several tokens comes with its last one; those before it have no text.
+
+    Args:
+        special: whether special tokens have their name as text, or none.
+        longest: tokens after which there is text even if it ends within a character; None to wait for its end, as
+            long as that takes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: bool = True, longest: int | None = _SPLIT) -> None:
+        self._tokenizer, self._special, self._longest = tokenizer, special, longest
         self._shown: list[int] = []  # the last tokens whose text was given; what follows may hang together with them
         self._new: list[int] = []  # tokens whose text was not given yet
 
     def next(self, token: int) -> str:
         """The text that `token` adds."""
         self._new.append(token)
-        before, after = self._decode(self._shown), self._decode(self._shown + self._new)
-        if after.endswith("\ufffd") and len(self._new) < _SPLIT:  # the middle of a character
-            return ""
+        text = self._text()
+        if text.endswith("\ufffd") and (self._longest is None or len(self._new) < self._longest):
+            return ""  # the middle of a character
         self._shown, self._new = self._new, []
-        return after[len(before) :]
+        return text
+
+    def rest(self) -> str:
+        """The text of tokens that still wait for the end of a character."""
+        return self._text()
+
+    def _text(self) -> str:
+        """Of the new tokens, after those before them."""
+        return self._decode(self._shown + self._new)[len(self._decode(self._shown)) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=not self._special, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
@@ -253,10 +265,8 @@ def record(
             options that do not fit together.
         ModelError: the tokenizer cannot say where its tokens stand in the text.
     """
-    ids, _ = tokenised(tokenizer, text)
-    check_context(model, len(ids))
     policy = resolve(memory)
-    interval = update_interval if update_interval is not None else fitting_interval(policy, len(ids))
+    ids, _, interval = to_read(model, tokenizer, text, policy, update_interval)
     plan = make_plan(policy, selection, interval)
     reader, remembered = names or (model.config.name_or_path or type(model).__name__, policy.name)
     decoder = find_decoder(model)

@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cli.serving.utils import response_events_to_chunks
 from transformers.utils.chat_parsing import ResponseParser
 
+from namm.report.trace import Pieces
+
 
 class Text:
     """Tokens in, text out, up to the first stop sequence, which is not part of it.
@@ -20,9 +22,7 @@ class Text:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...], special: bool) -> None:
         """`special`: whether special tokens are part of the text."""
-        self._tokenizer, self._special = tokenizer, special
-        self._ids: list[int] = []
-        self._shown_from = self._shown_to = 0  # tokens whose text was given last; what follows may hang on to it
+        self._pieces = Pieces(tokenizer, special, longest=None)
         self._stops = stops
         self._held = ""  # might be the beginning of a stop sequence
         self.shown = ""
@@ -30,8 +30,7 @@ class Text:
 
     def add(self, token: int) -> str:
         """The text that can be shown now."""
-        self._ids.append(token)
-        text = self._held + self._fresh(whole=False)
+        text = self._held + self._pieces.next(token)
         found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -41,21 +40,7 @@ class Text:
 
     def close(self) -> str:
         """What was held back: no stop sequence, and a character that was never completed."""
-        return "" if self.stopped else self._show(self._held + self._fresh(whole=True), "")
-
-    def _fresh(self, whole: bool) -> str:
-        """The text of tokens that have none yet; unless `whole`, not in the middle of a character."""
-        before = self._decode(self._ids[self._shown_from : self._shown_to])
-        after = self._decode(self._ids[self._shown_from :])
-        if after.endswith("\ufffd") and not whole:
-            return ""
-        self._shown_from, self._shown_to = self._shown_to, len(self._ids)
-        return after[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=not self._special, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return "" if self.stopped else self._show(self._held + self._pieces.rest(), "")
 
     def _show(self, text: str, held: str) -> str:
         self._held = held

@@ -1,11 +1,9 @@
 """The web application: OpenAI's routes, conversations, health, metrics, and the page."""
 
 import asyncio
-import hashlib
 import logging
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
@@ -16,24 +14,23 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from namm.errors import ArtefactError, NotFoundError
 from namm.report.memory_page import memory_page
 from namm.serving.conversations import Conversation
+from namm.serving.door import CLIENT_CLOSED, Door, Gone, Keys, unless_gone
 from namm.serving.engine import Engine
 from namm.serving.handlers import ChatHandler, Desk, TextHandler, Ticket
 from namm.serving.host import Host, describe_model
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, of_error, too_large, unauthorised, unknown_model
+from namm.serving.refusals import Refusal, answer_of, of_error, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
+from namm.serving.sticky import UPLOAD
 from namm.version import __version__
 
 log = logging.getLogger("namm.serving")
-ANYONE = "anyone"
 _UNREADABLE = "There was an error parsing the body"  # what FastAPI says of bytes that are no text
-_CLIENT_CLOSED = 499  # nginx' status for a client that left
-_UPLOAD = "/v1/conversations"
 _ALTERNATIVE = re.compile(r"\[|^str$")  # what pydantic calls a branch of a union
 
 
@@ -68,31 +65,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Keys:
-    """API keys, of which only digests are kept. Without any, everyone is one and the same owner."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._owners = {_digest(key) for key in keys}
-
-    def owner(self, authorization: str) -> str:
-        """Who sends this header.
-
-        Raises:
-            Refusal: nobody that is known.
-        """
-        if not self._owners:
-            return ANYONE
-        scheme, _, key = authorization.partition(" ")
-        owner = _digest(key.strip())
-        if scheme.lower() != "bearer" or owner not in self._owners:
-            raise unauthorised()
-        return owner
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
 def create_app(
     engine: Engine,
     metrics: Metrics,
@@ -120,6 +92,7 @@ def create_app(
     if allowed := list(origins):
         app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(Gone, _gone)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
     app.state.engine = engine
@@ -147,8 +120,8 @@ def _answers(engine: Engine) -> APIRouter:
     async def answer(handler: ChatHandler | TextHandler, request: Request, owner: str, asked: Any) -> Response:
         ticket = desk.open(f"{handler.prefix}-{uuid4().hex}", owner, asked)
         try:
-            response: Response = await _unless_gone(request, handler.handle(ticket))
-        except BaseException:
+            response: Response = await unless_gone(request.receive, handler.handle(ticket))
+        except BaseException:  # a client that left among them
             desk.close(ticket.id)
             raise
         if isinstance(response, StreamingResponse):
@@ -190,26 +163,26 @@ def _models(host: Host) -> APIRouter:
 def _conversations(engine: Engine) -> APIRouter:
     router, kept = APIRouter(responses=_REFUSALS), engine.conversations
 
-    @router.get(_UPLOAD)
+    @router.get(UPLOAD)
     async def conversations(owner: Owner) -> dict[str, Any]:
         """This key's conversations that can go on without being read again, least recently used first."""
         found: list[Conversation] = await _ask(engine, lambda: kept.of(owner))
         return {"object": "list", "data": [one.describe() for one in found]}
 
-    @router.get(_UPLOAD + "/{ident}", response_class=Response)
+    @router.get(UPLOAD + "/{ident}", response_class=Response)
     async def export(ident: str, owner: Owner) -> Response:
         """A conversation as a safetensors file, to be uploaded where the same model is served."""
         data: bytes = await _ask(engine, lambda: kept.export(kept.get(owner, ident)))
         name = f'attachment; filename="{ident}.safetensors"'
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
 
-    @router.post(_UPLOAD, status_code=201)
+    @router.post(UPLOAD, status_code=201)
     async def restore(owner: Owner, data: Octets) -> dict[str, Any]:
         """Take up a conversation that was exported, here or elsewhere."""
         one: Conversation = await _ask(engine, lambda: engine.take_in(data, owner))
         return one.describe()
 
-    @router.delete(_UPLOAD + "/{ident}", status_code=204)
+    @router.delete(UPLOAD + "/{ident}", status_code=204)
     async def delete(ident: str, owner: Owner) -> Response:
         """Forget a conversation."""
         await _ask(engine, lambda: kept.remove(kept.get(owner, ident)))
@@ -253,25 +226,6 @@ async def _ask(engine: Engine, action: Callable[[], Any]) -> Any:
         raise of_error(error) from error
 
 
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """The result of `work`, which is given up when the client leaves."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refusal(_CLIENT_CLOSED, "the client left", "client_closed_request")
-        return task.result()
-    finally:
-        for one in (task, gone):
-            one.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 class _Streaming(StreamingResponse):
     """A stream that says when it is over, however it ends."""
 
@@ -305,7 +259,13 @@ def _closed(desk: Desk, ticket: Ticket, request: Request) -> None:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _told(error)
+    return answer_of(error)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """For the log and the counts: nobody is there to read it."""
+    assert isinstance(error, Gone)
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _malformed(_: Request, error: Exception) -> Response:
@@ -313,9 +273,9 @@ async def _malformed(_: Request, error: Exception) -> Response:
     deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives, the one that came closest
     message = str(deepest["msg"]).removeprefix("Value error, ")
     if deepest["type"] == "json_invalid":
-        return _told(Refusal(400, f"expected a body in JSON; got {deepest['ctx']['error']}.", "invalid_json"))
+        return answer_of(Refusal(400, f"expected a body in JSON; got {deepest['ctx']['error']}.", "invalid_json"))
     place = ".".join(str(part) for part in deepest["loc"][1:] if not _ALTERNATIVE.search(str(part)))
-    return _told(Refusal(400, f"{place}: {message}" if place else message, "invalid_value", place or None))
+    return answer_of(Refusal(400, f"{place}: {message}" if place else message, "invalid_value", place or None))
 
 
 async def _http(_: Request, error: Exception) -> Response:
@@ -323,92 +283,4 @@ async def _http(_: Request, error: Exception) -> Response:
     message = str(error.detail)
     if message == _UNREADABLE:
         message = "expected a body of JSON in UTF-8; got something else."
-    return _told(Refusal(error.status_code, message, "invalid_request"), error.headers)
-
-
-def _told(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers(), **(headers or {})})
-
-
-# -- the door ----------------------------------------------------------------------------------------------------------
-
-
-class Door:
-    """What every request passes: a look at its key, a limit on its body, an id, the log, and a count.
-
-    Args:
-        keys: asked for by every path under `/v1/`, before anything of the body is read.
-        limit: bytes of a body.
-        upload: bytes of an uploaded conversation.
-    """
-
-    def __init__(self, app: ASGIApp, keys: Keys, limit: int, upload: int, metrics: Metrics) -> None:
-        self._app, self._keys, self._limit, self._upload, self._metrics = app, keys, limit, upload, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit = self._upload if scope["path"] == _UPLOAD else self._limit
-        headers = dict(scope["headers"])
-        ident = _id_of(headers.get(b"x-request-id"))
-        noted: dict[str, Any] = {"request": ident, "method": scope["method"], "path": scope["path"]}
-        scope.setdefault("state", {})["log"] = noted
-        began, status = time.monotonic(), 0
-
-        async def told(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", ident.encode())]
-            await send(message)
-
-        try:
-            if scope["path"].startswith("/v1/"):
-                owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
-                scope["state"]["owner"], noted["key"] = owner, owner[:8]
-            body = await _body(headers, receive, limit)
-            await self._app(scope, _again(body, receive), told)
-        except Refusal as error:  # raised outside of the routes
-            await _told(error)(scope, receive, told)
-        finally:
-            route = scope.get("route")
-            self._metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
-            level = logging.INFO if scope["path"].startswith("/v1/") else logging.DEBUG
-            log.log(level, "request", extra={**noted, "status": status, "seconds": round(time.monotonic() - began, 4)})
-
-
-async def _body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        Refusal: it is larger than the limit; no more of it than that is read.
-    """
-    given = headers.get(b"content-length", b"0")
-    if given.isdigit() and int(given) > limit:
-        raise too_large(limit)
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > limit:
-            raise too_large(limit)
-    return bytes(body)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives the body once, then what else comes: that the client left."""
-    parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def given() -> Message:
-        return parts.pop() if parts else await receive()
-
-    return given
-
-
-def _id_of(given: bytes | None) -> str:
-    """The client's own id for a request, if it has a decent one; it never names anything in the server."""
-    known = (given or b"").decode("latin-1")
-    decent = 0 < len(known) <= 128 and known.isascii() and known.isprintable()
-    return known if decent else uuid4().hex
+    return answer_of(Refusal(error.status_code, message, "invalid_request"), error.headers)

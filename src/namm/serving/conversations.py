@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from namm.errors import ArtefactError, ModelError, NammError, NotFoundError
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
-from namm.memory.saved import pack, read_notes, unpack
+from namm.memory.saved import notes_in, pack, read_notes, unpack
 from namm.memory.sequence import Plan
 from namm.serving.host import Host, Served
 
@@ -83,6 +83,20 @@ class Conversation:
         }  # fmt: skip
 
 
+class _KeptFor(BaseModel):
+    """What a server notes of a conversation that it puts to disk itself."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    owner: str
+    served: str
+    foreign: bool
+    created: int
+    kept: float
+    bytes_held: int
+    bytes_full: int
+
+
 class _Note(BaseModel):
     """What a file says about its conversation; files may come from strangers."""
 
@@ -94,9 +108,7 @@ class _Note(BaseModel):
     ids: list[int]
     opening: str = ""
     memory: str
-    owner: str | None = None
-    served: str | None = None
-    foreign: bool = False
+    kept_for: _KeptFor | None = None
 
 
 class Conversations:
@@ -166,9 +178,11 @@ class Conversations:
             ArtefactError: its file was damaged; it is removed.
         """
         try:
-            return self._cache_of(conversation)
+            cache = self._cache_of(conversation)
         finally:
             self.remove(conversation)
+        self.returned += conversation.cache is None
+        return cache
 
     def _cache_of(self, conversation: Conversation) -> MemoryCache:
         if conversation.cache is not None:
@@ -179,7 +193,6 @@ class Conversations:
             data = conversation.path.read_bytes()
         except OSError as error:
             raise ArtefactError("a file of a conversation", error, "It is read again from its text.") from error
-        self.returned += 1
         return self._unpacked(data, plan)
 
     def make_room(self, needed: int) -> int:
@@ -226,13 +239,12 @@ class Conversations:
 
     def export(self, one: Conversation, owner: bool = False) -> bytes:
         """A safetensors file with all that is needed to go on elsewhere; whose it is only if `owner`."""
-        if one.cache is None:
-            assert one.path is not None
-            if owner:
-                return one.path.read_bytes()
         note = asdict(one.said) | {"memory": self._host.served[one.served].memory}
         if owner:
-            note |= {"owner": one.owner, "served": one.served, "foreign": one.foreign}
+            note["kept_for"] = {
+                "owner": one.owner, "served": one.served, "foreign": one.foreign, "created": one.created,
+                "kept": one.kept, "bytes_held": one.bytes_held, "bytes_full": one.bytes_full,
+            }  # fmt: skip
         return pack(self._cache_of(one), self._host.print, {NOTE: json.dumps(note)})
 
     def restore(self, data: bytes, owner: str) -> Conversation:
@@ -241,7 +253,7 @@ class Conversations:
         Raises:
             ArtefactError: the file is damaged, or of another model or memory than those served here.
         """
-        note, served = self._read_note(notes_of(data))
+        note, served = self._read_note(notes_in(data))
         cache = self._unpacked(data, served.plan)
         said = said_by(note, self._host, cache.get_seq_length())
         return rested(owner, served, said, cache, foreign=True)
@@ -279,17 +291,8 @@ class Conversations:
             except NammError as error:
                 log.warning("left alone", extra={"file": str(path), "error": str(error)})
                 continue
-            if note.owner is None or note.served != served.id:
-                continue
-            held = path.stat().st_size
-            tokens = len(said.ids)
-            full = tokens * self._host.shape.bytes_per_token
-            self.add(
-                Conversation(
-                    note.owner, served.id, said, None, held, full, tokens * held / full if full else 0.0,
-                    id=path.stem, path=path, foreign=note.foreign, created=int(path.stat().st_mtime),
-                )
-            )  # fmt: skip
+            if note.kept_for is not None and note.kept_for.served == served.id:
+                self.add(Conversation(said=said, cache=None, id=path.stem, path=path, **note.kept_for.model_dump()))
 
 
 def rested(
@@ -326,19 +329,6 @@ def said_by(note: _Note, host: Host, seen: int) -> Said:
     if len(note.ids) != seen or seen == 0 or not all(0 <= token < known for token in note.ids):
         raise ArtefactError("the tokens that a conversation has read", "others", "Export it again.")
     return Said(note.chat, note.prompt, note.answer, tuple(note.ids), note.opening)
-
-
-def notes_of(data: bytes) -> dict[str, str]:
-    """The notes in the header of a packed file."""
-    size = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + size])
-        notes = header["__metadata__"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtefactError("a safetensors file", "something else", "Upload what was exported.") from error
-    if not isinstance(notes, dict):
-        raise ArtefactError("a safetensors file", "one without notes", "Upload what was exported.")
-    return {str(key): str(value) for key, value in notes.items()}
 
 
 # -- does a prompt go on with a conversation? --------------------------------------------------------------------------

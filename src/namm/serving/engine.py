@@ -27,7 +27,7 @@ from namm.memory.rehearsal import rehearsing
 from namm.memory.routing import route, unroute
 from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
 from namm.serving.answer import Streamer, Text
-from namm.serving.conversations import Conversation, Conversations, Said, kept_tokens, new_tokens, rested
+from namm.serving.conversations import Conversation, Conversations, Said, new_tokens, rested
 from namm.serving.host import Host, Limits, Served
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import draining, full_queue, never_fits, no_room
@@ -55,7 +55,7 @@ class Job:
         forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
         conversation: id of what it continues, then of what it became.
         foreign: see `Conversation`.
-        finish: why the answer ended: "stop" or "length"; None until then.
+        finish: why the answer ended: "stop", "length" or "cancelled"; None until then.
     """
 
     id: str
@@ -128,7 +128,7 @@ class Engine:
         if needed > self.limits.memory:
             raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
         with self._wake:
-            if self._closing or not self._thread.is_alive():
+            if self._closing:
                 raise draining()
             places = max(0, self.limits.parallel - len(self._jobs))
             if len(self._inbox) >= self.limits.waiting + places:
@@ -152,6 +152,19 @@ class Engine:
         most = max(served.bytes_for(context) for served in self.host.served.values())
         return min(self.limits.memory, most) + 64 * context
 
+    def take_in(self, data: bytes, owner: str) -> Conversation:
+        """A conversation from the bytes of an exported file; by `call` only.
+
+        Raises:
+            ArtefactError: the file is damaged, or of another model or memory.
+            Refusal: it needs more bytes than are free.
+        """
+        one = self.conversations.restore(data, owner)
+        if not self._make_room(one.bytes_held, None):
+            raise no_room(one.bytes_held, self.wait_seconds())
+        self.conversations.add(one)
+        return one
+
     def close(self, seconds: float = 30.0) -> bool:
         """Refuse what comes, finish what runs within `seconds`, put conversations to disk; True if all was done."""
         with self._wake:
@@ -174,19 +187,6 @@ class Engine:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def take_in(self, data: bytes, owner: str) -> Conversation:
-        """A conversation from the bytes of an exported file; by `call` only.
-
-        Raises:
-            ArtefactError: the file is damaged, or of another model or memory.
-            Refusal: it needs more bytes than are free.
-        """
-        one = self.conversations.restore(data, owner)
-        if not self._make_room(one.bytes_held, None):
-            raise no_room(one.bytes_held, self.wait_seconds())
-        self.conversations.add(one)
-        return one
-
     def _idle(self) -> bool:
         return not self._jobs
 
@@ -202,8 +202,12 @@ class Engine:
                 self._serve_calls()
                 self.conversations.spill_all()
             finally:  # should the loop itself fail, nobody waits for ever; /health says so
+                with self._wake:
+                    self._closing = True
                 for job in (*self._inbox, *self._jobs):
                     self._fail(job, "the engine stopped")
+                for _, done in self._calls:
+                    done.cancel()
 
     def _waits_for_work(self) -> bool:
         """True as soon as there is some; False once all is done that came before closing."""
@@ -215,6 +219,8 @@ class Engine:
     def _serve_calls(self) -> None:
         while self._calls:
             action, done = self._calls.popleft()
+            if not done.set_running_or_notify_cancel():  # whoever asked is gone
+                continue
             try:
                 done.set_result(action())
             except Exception as error:  # handed to whoever asked; the engine goes on
@@ -312,22 +318,12 @@ class Engine:
     def _begin(self, job: Job, found: Conversation | None) -> None:
         """A new memory, or the one of the conversation that goes on."""
         job.began = time.monotonic()
-        job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
-        job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids)
         if found is not None:
-            new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
-            try:
-                job.cache = self.conversations.take(found)
-            except ArtefactError as error:  # the whole prompt is here: nothing is lost but time
-                log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
-            else:
-                job.reused, job.conversation = len(found.said.ids), found.id
-                job.forgotten_before, job.foreign = job.reused - found.kept, found.foreign
-                job.ids, job.unread = [*found.said.ids, *new], len(new)
-                job.prompt_ids = list(job.ids)
-        job.sampler = Sampler(
-            self.host.model, job.config, len(job.ids), job.seed, job.presence, job.frequency
-        )  # fmt: skip
+            self._go_on(job, found)
+        if job.cache is None:
+            job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
+        job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused
+        job.sampler = Sampler(self.host.model, job.config, len(job.ids), job.seed, job.presence, job.frequency)
         if job.watch:
             job.recorder = Recorder(job.cache)
             job.written = Pieces(self.host.tokenizer)
@@ -338,6 +334,18 @@ class Engine:
                 )
             )  # fmt: skip
         self._reading.append(job)
+
+    def _go_on(self, job: Job, found: Conversation) -> None:
+        """Take up what a conversation holds, unless its file was damaged."""
+        new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
+        try:
+            job.cache = self.conversations.take(found)
+        except ArtefactError as error:  # the whole prompt is here: nothing is lost but time
+            log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
+            return
+        job.prompt_ids = [*found.said.ids, *new]
+        job.reused, job.conversation, job.foreign = len(found.said.ids), found.id, found.foreign
+        job.forgotten_before = job.reused - found.kept
 
     # -- reading and answering -----------------------------------------------------------------------------------------
 
@@ -414,17 +422,15 @@ class Engine:
         cache = job.cache
         assert cache is not None
         self._leave(job)
-        ids, shown = tuple(job.ids[:-1]), self._text_of(job.answer_ids[:-1])
+        shown = self._text_of(job.answer_ids[:-1])
         job.streamer.text(job.text.close())
-        if job.text.shown.startswith(shown):  # not so if more was read than is shown: a long stop sequence
-            said = Said(job.chat, job.prompt, shown, ids, job.opening)
-            conversation = rested(job.owner, job.served, said, cache, job.conversation, job.foreign)
-            self.conversations.add(conversation)
-            job.conversation = conversation.id
-        else:
-            job.conversation = None
-        report = cache.memory()
-        job.kept, job.bytes_held, job.bytes_full = kept_tokens(cache), report.bytes_held, report.bytes_full
+        said = Said(job.chat, job.prompt, shown, tuple(job.ids[:-1]), job.opening)
+        rest = rested(job.owner, job.served, said, cache, job.conversation, job.foreign)
+        job.kept, job.bytes_held, job.bytes_full = rest.kept, rest.bytes_held, rest.bytes_full
+        goes_on = job.text.shown.startswith(shown)  # not so if more was read than is shown: a long stop sequence
+        job.conversation = rest.id if goes_on else None
+        if goes_on:
+            self.conversations.add(rest)
         job.ended = time.monotonic()
         self._seconds += 0.2 * (job.ended - (job.began or job.ended) - self._seconds)
         self._metrics.finished(job)

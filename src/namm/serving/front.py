@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 from fastapi.middleware.cors import CORSMiddleware
@@ -14,8 +13,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from namm.serving import merge
-from namm.serving.app import Keys
-from namm.serving.refusals import Refusal, too_large
+from namm.serving.door import Gone, Keys, read_body, unless_gone
+from namm.serving.refusals import Refusal, answer_of
 from namm.serving.remote import Remote, Reply, UnreachableError, nobody
 from namm.serving.replica import Asked, Offer
 from namm.serving.sticky import CHAT, TEXT, UPLOAD, key_of, order
@@ -25,10 +24,6 @@ REPLICA = b"x-namm-replica"  # header of an answer: who gave it
 _SLOW = 30.0  # seconds after which a replica is left out of what all are asked
 _BUSY = frozenset({429, 503})  # statuses of a replica that might be another's chance
 _NOT_HERE = frozenset({404})
-
-
-class Gone(Exception):
-    """The client left."""
 
 
 class Front:
@@ -72,12 +67,12 @@ class Front:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             asked, key = await self._read(scope, receive)
-            await _unless_gone(receive, self._answer(asked, key, scope, receive, send))
+            await unless_gone(receive, self._answer(asked, key, scope, receive, send))
         except Gone:
             pass
         except Refusal as error:
             log.info("refused", extra={"path": scope["path"], "status": error.status, "code": error.code})
-            await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
+            await answer_of(error)(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[Asked, str | None]:
         """The request, and its key if it is one that sticks to a replica.
@@ -91,7 +86,7 @@ class Front:
             owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
         sticks = scope["method"] == "POST" and path in (CHAT, TEXT, UPLOAD)
         limit = self.offer.upload if path == UPLOAD else self.offer.body
-        body = await read_body(receive, headers.get(b"content-length", b""), limit)
+        body = await read_body(receive, headers, limit)
         named = () if b"x-request-id" in headers else ((b"x-request-id", uuid4().hex.encode()),)
         asked = Asked(
             scope["method"], path, scope["raw_path"], scope["query_string"], (*scope["headers"], *named), body,
@@ -169,30 +164,6 @@ class Front:
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
 
-async def read_body(receive: Receive, said: bytes, limit: int) -> bytes:
-    """All of a body.
-
-    Args:
-        said: its length as the client gives it, if it does.
-
-    Raises:
-        Gone: the client left before its end.
-        Refusal: it has more than `limit` bytes.
-    """
-    if said.isdigit() and int(said) > limit:
-        raise too_large(limit)
-    parts, length, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        parts.append(message.get("body", b""))
-        length, more = length + len(parts[-1]), message.get("more_body", False)
-        if length > limit:
-            raise too_large(limit)
-    return b"".join(parts)
-
-
 async def _hand_on(reply: Reply, send: Send) -> None:
     """Send an answer as it comes. If it ends too early, a stream of events says so; else the connection breaks."""
     headers = [*reply.start.get("headers", []), (REPLICA, str(reply.replica).encode())]
@@ -207,25 +178,3 @@ async def _hand_on(reply: Reply, send: Send) -> None:
         await send({"type": "http.response.body", "body": told.encode()})
     finally:
         reply.close()
-
-
-async def _unless_gone(receive: Receive, work: Awaitable[Any]) -> None:
-    """Do this unless the client leaves.
-
-    Raises:
-        Gone: it left.
-    """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        await task
-    finally:
-        for one in (task, gone):
-            one.cancel()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,10 @@ class Ticket:
     served: Served
     prompt: str = ""
     job: Job | None = None
+
+    @property
+    def chat(self) -> bool:
+        return isinstance(self.request, ChatRequest)
 
 
 class Desk:
@@ -104,13 +109,13 @@ class EngineManager(BaseGenerateManager):
         assert most is not None
         if len(ids) + most > host.context:
             if request.most is not None or len(ids) >= host.context:
-                raise too_long(len(ids), most, host.context)
+                raise too_long(len(ids), most, host.context, "messages" if ticket.chat else "prompt")
             most = config.max_new_tokens = host.context - len(ids)
         ticket.job = Job(
             id=ident,
             owner=ticket.owner,
             served=ticket.served,
-            chat=isinstance(request, ChatRequest),
+            chat=ticket.chat,
             prompt=ticket.prompt,
             prompt_ids=ids,
             config=config,
@@ -158,7 +163,7 @@ class _OneModel:
         return Modality.LLM
 
 
-class _Handler(BaseHandler):
+class _Handler(BaseHandler, ABC):
     """What both handlers do in another way than transformers."""
 
     prefix: str  # of the ids of answers
@@ -186,14 +191,11 @@ class _Handler(BaseHandler):
         response: JSONResponse | StreamingResponse = await self.handle_request(body, ticket.id)  # type: ignore[attr-defined]
         if isinstance(response, StreamingResponse):
             return StreamingResponse(_with_done(response.body_iterator), media_type="text/event-stream")
-        told = json.loads(bytes(response.body))
-        told["usage"] = self._usage(ticket.id)
-        told["choices"][0]["finish_reason"] = self._reason(ticket.id, told["choices"][0]["finish_reason"])
-        return JSONResponse(told)
+        return JSONResponse(self._completed(ticket.id, bytes(response.body)))
 
+    @abstractmethod
     def _prompted(self, ticket: Ticket) -> dict[str, Any]:
         """What the handler of transformers makes the prompt from; notes the prompt on the ticket."""
-        raise NotImplementedError
 
     def _build_generation_config(
         self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
@@ -202,35 +204,36 @@ class _Handler(BaseHandler):
 
     # -- what clients are told -----------------------------------------------------------------------------------------
 
-    def _usage(self, ident: str) -> dict[str, Any]:
-        """Tokens read, remembered and written; what the memory came to hold."""
-        job = self.desk.tickets[ident].job
+    def _completed(self, ident: str, told: bytes | str) -> dict[str, Any]:
+        """The end of an answer as the handler of transformers tells it, with what only the engine knows."""
+        answer, job = json.loads(told), self.desk.tickets[ident].job
         assert job is not None
-        prompt, answer = len(job.prompt_ids), len(job.answer_ids)
-        return {
-            "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": job.reused},
-            "namm": {
-                "kept_tokens": round(job.kept, 1), "bytes_held": job.bytes_held, "bytes_full": job.bytes_full,
-                "conversation": job.conversation,
-            },
-        }  # fmt: skip
-
-    def _reason(self, ident: str, reason: str) -> str:
-        job = self.desk.tickets[ident].job
-        assert job is not None
-        return reason if reason == "tool_calls" or job.finish not in ("stop", "length") else job.finish
+        answer["usage"] = _usage(job)
+        choice = answer["choices"][0]
+        if choice["finish_reason"] != "tool_calls" and job.finish in ("stop", "length"):
+            choice["finish_reason"] = job.finish
+        return answer
 
     def _last(self, ident: str, line: str) -> str:
-        """The last chunk of a stream, with what the engine knows of the answer."""
+        """The last chunk of a stream; none after a failure, which was told."""
         job = self.desk.tickets[ident].job
         assert job is not None
         if job.failed is not None:
             return ""
-        told = json.loads(line.removeprefix("data: "))
-        told["usage"] = self._usage(ident)
-        told["choices"][0]["finish_reason"] = self._reason(ident, told["choices"][0]["finish_reason"])
-        return f"data: {json.dumps(told)}\n\n"
+        return f"data: {json.dumps(self._completed(ident, line.removeprefix('data: ')))}\n\n"
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    """Tokens read, remembered and written; what the memory came to hold."""
+    prompt, answer = len(job.prompt_ids), len(job.answer_ids)
+    return {
+        "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": job.reused},
+        "namm": {
+            "kept_tokens": round(job.kept, 1), "bytes_held": job.bytes_held, "bytes_full": job.bytes_full,
+            "conversation": job.conversation,
+        },
+    }  # fmt: skip
 
 
 class ChatHandler(_Handler, ChatCompletionHandler):

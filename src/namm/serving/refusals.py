@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from namm.errors import NammError
 
@@ -32,6 +35,11 @@ class Refusal(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+def answer_of(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A refusal as a client gets it."""
+    return JSONResponse(refusal.body(), refusal.status, {**refusal.headers(), **(headers or {})})
+
+
 def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, "invalid_value", param)
 
@@ -58,13 +66,13 @@ def too_large(limit: int) -> Refusal:
     return Refusal(413, f"expected a body of at most {limit:,} bytes; got more. Send less.", "body_too_large")
 
 
-def too_long(prompt: int, asked: int, context: int) -> Refusal:
+def too_long(prompt: int, asked: int, context: int, param: str) -> Refusal:
     return Refusal(
         400,
         f"expected at most {context:,} tokens, prompt and answer together; got {prompt:,} and {asked:,}. "
         "Shorten the prompt or lower max_tokens.",
         "context_length_exceeded",
-        "messages",
+        param,
     )
 
 

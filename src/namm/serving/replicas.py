@@ -28,7 +28,6 @@ from rich.console import Console
 
 from namm.errors import ConfigurationError, RunError
 from namm.serving.front import Front
-from namm.serving.host import Limits
 from namm.serving.logs import log_json
 from namm.serving.remote import Remote
 from namm.serving.replica import Replica
@@ -88,7 +87,6 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
         ConfigurationError: more replicas than the cluster has room for, or options that are no server's.
         RunError: there is no cluster where RAY_ADDRESS says, or a replica does not start.
     """
-    Limits(**settings.limits)  # type: ignore[arg-type]  # refused here rather than in a replica
     if replicas < 1:
         raise ConfigurationError("at least one replica", replicas, "Try --replicas 2.")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

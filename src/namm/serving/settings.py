@@ -24,7 +24,6 @@ class Settings:
     Attributes:
         memories: names, as for `namm.attach`; the first is the default.
         budget: share of the tokens each may keep; None for a memory's own threshold.
-        limits: of `Limits`.
         spill: folder for conversations that memory has no room for.
         keys: API keys; without any, none is asked for.
         origins: of web pages from elsewhere that may ask.
@@ -35,7 +34,7 @@ class Settings:
     budget: float | None = 0.25
     update_interval: int | None = None
     name: str | None = None
-    limits: dict[str, int | None] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     spill: Path | None = None
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -55,14 +54,13 @@ class Settings:
         Raises:
             ConfigurationError, ModelError, NotFoundError: see `Host` and `load_model`.
         """
-        limits = Limits(**self.limits)  # type: ignore[arg-type]
         model, tokenizer = load_model(self.model, self.dtype, self.device, self.trust_remote_code)
         host = Host(
-            self.called(), model, tokenizer, list(self.memories), self.budget, self.update_interval, limits.context
+            self.called(), model, tokenizer, list(self.memories), self.budget, self.update_interval, self.limits.context
         )
         metrics = Metrics()
-        conversations = Conversations(host, self.spill, limits.spilled)
-        engine = Engine(host, limits, conversations, metrics)
+        conversations = Conversations(host, self.spill, self.limits.spilled)
+        engine = Engine(host, self.limits, conversations, metrics)
         return create_app(engine, metrics, self.keys, example(), self.origins)
 
 

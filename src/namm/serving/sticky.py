@@ -17,7 +17,8 @@ from hashlib import sha256
 from typing import Any
 
 from namm.errors import ArtefactError
-from namm.serving.conversations import NOTE, notes_of
+from namm.memory.saved import notes_in
+from namm.serving.conversations import NOTE
 
 CHAT, TEXT, UPLOAD = "/v1/chat/completions", "/v1/completions", "/v1/conversations"
 BEGINNING = 256  # characters
@@ -65,7 +66,7 @@ def _beginning(prompt: Any) -> str:
 def _said_in_file(data: bytes) -> str:
     """What the requests that go on with an uploaded conversation will begin with."""
     try:
-        note = _read(notes_of(data).get(NOTE, "").encode("utf-8", "replace"))
+        note = _read(notes_in(data).get(NOTE, "").encode("utf-8", "replace"))
     except ArtefactError:
         return ""
     if note.get("chat"):
