@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import namm
+from namm.cli import main
 from tests.test_network import reference_checkpoint
 
 
@@ -103,3 +104,27 @@ def test_the_names_exported_are_the_names_documented() -> None:
     documented = {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
     assert documented == set(namm.__all__) - {"__version__"}
     assert all(getattr(namm, name) is not None for name in namm.__all__)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("serve", "--budget", "two"), "a share in (0, 1]"),
+        (("serve", "--memory-limit", "lots"), "a number of bytes"),
+        (("serve", "--log-level", "loud"), "Try --log-level info"),
+        (("serve", "--queue", "-1"), "positive whole number for waiting"),
+        (("serve", "--port", "99999"), "a free address to listen at"),
+        (("serve", "--device", "abacus"), "a torch device"),
+        (("serve", "--memory", "h2o", "--spill", "/dev/null/x"), "a folder for conversations"),
+        (("serve", "--memory", "h2o", "--memory", "h2o"), "memories of different names"),
+        (("serve", "--replicas", "0"), "at least one replica"),
+        (("inspect", "--html", "/dev/null/x"), "can be written for --html"),
+    ],
+)
+@pytest.mark.model
+def test_what_a_server_or_a_page_cannot_do(words, told, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["namm", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

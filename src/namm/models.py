@@ -46,7 +46,7 @@ def load_model(
 
     Raises:
         NotFoundError: there is no such model, or a package it needs is missing.
-        ConfigurationError: no such dtype.
+        ConfigurationError: no such dtype or device.
     """
     return _loaded(AutoModelForCausalLM, AutoTokenizer, name, dtype, device, trust_remote_code)
 
@@ -70,7 +70,7 @@ def _loaded(
     device: str | torch.device | None,
     trusted: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = _dtype(dtype, device)
     source, extra = _locate(str(name))
     try:
@@ -89,6 +89,17 @@ def _loaded(
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model was made for; None if its configuration does not say."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    there = torch.cuda.is_available()
+    try:
+        found = torch.device(device or ("cuda" if there else "cpu"))
+    except RuntimeError as error:
+        raise ConfigurationError("a torch device", repr(device), "Try cpu or cuda.") from error
+    if found.type == "cuda" and not there:
+        raise ConfigurationError("a device that is here", device, "No GPU is found: try cpu.")
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

@@ -71,6 +71,8 @@ def inspect(
             raise ConfigurationError(
                 f"a budget for {name}, which has no threshold", "--budget own", "Try --budget 0.25."
             )
+    if html is not None:
+        _make_room_for(html)
     sources = list(read_sources(texts or []))
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model, dtype)
@@ -192,10 +194,19 @@ def _recording(
     return {"title": title, "traces": traces, "language": run.classes.language}
 
 
+def _make_room_for(file: Path) -> None:
+    """The folder of a file that will be written, made before the work is done that it is for."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise ConfigurationError("a file that can be written for --html", f"{file}: {error}", "Try another.") from error
+
+
 def _write_memory_page(file: Path, recordings: list[Recording]) -> None:
     from namm.report.memory_page import memory_page
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(memory_page(recordings), encoding="utf-8")
     console.print(f"The memory, update by update: {file}", soft_wrap=True)
 

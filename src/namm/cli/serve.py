@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,24 +97,56 @@ def serve(
 
 
 def _run(settings: Settings, host: str, port: int, replicas: int, log_level: str) -> None:
-    if replicas > 1:
-        package("ray.serve", "ray-serve")
-        from namm.serving.replicas import run_replicas
-
-        run_replicas(settings, host, port, replicas, log_level)
-        return
+    """Serve until a signal to stop; then finish what runs."""
     import uvicorn
 
     from namm.serving.logs import log_json
 
-    with console.status(f"loading {settings.model}"):
+    with (
+        listening(host, port) as address,
+        console.status(f"loading {settings.model}") as status,
+        _loaded(settings, replicas, log_level, f"namm-{port}") as (app, names),
+    ):
+        status.stop()
+        console.print(
+            f"{', '.join(names)}\nhttp://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False
+        )
+        log_json(log_level)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
+        )
+        with suppress(KeyboardInterrupt, SystemExit):  # uvicorn has stopped, and passes the signal on
+            uvicorn.Server(config).run(sockets=[address])
+
+
+@contextmanager
+def _loaded(settings: Settings, replicas: int, log_level: str, name: str) -> Iterator[tuple[Any, Iterable[str]]]:
+    """The application, of one server or in front of replicas, and what its models are called."""
+    if replicas == 1:
         app = settings.app()
-    names = ", ".join(app.state.engine.host.served)
-    console.print(f"{names}\nhttp://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False)
-    log_json(log_level)
-    uvicorn.run(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
-    )
+        yield app, app.state.engine.host.served
+        return
+    package("ray.serve", "ray-serve")
+    from namm.serving.replicas import deployed
+
+    with deployed(settings, replicas, log_level, name) as front:
+        yield front, front.offer.models
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket with this address, before anything is loaded.
+
+    Raises:
+        ConfigurationError: there is no such address, or somebody listens there.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ConfigurationError("a free address to listen at", f"{host}:{port}: {error}", "Try --port.") from error
+    return found
 
 
 def read_bytes(said: str, option: str) -> int:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from namm.errors import ArtefactError, ModelError, NammError, NotFoundError
+from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
 from namm.memory.saved import notes_in, pack, read_notes, unpack
@@ -117,6 +117,9 @@ class Conversations:
     Args:
         folder: where those go that memory has no room for; without one they are forgotten.
         most_on_disk: bytes of all files there.
+
+    Raises:
+        ConfigurationError: there can be no such folder.
     """
 
     def __init__(self, host: Host, folder: Path | None = None, most_on_disk: int = 16 << 30) -> None:
@@ -124,7 +127,10 @@ class Conversations:
         self._resting: OrderedDict[str, Conversation] = OrderedDict()
         self.dropped = self.spilled = self.returned = 0
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError("a folder for conversations", f"{folder}: {error}", "Try --spill.") from error
             self._adopt(folder)
 
     def __iter__(self) -> Iterator[Conversation]:

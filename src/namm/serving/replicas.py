@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import uvicorn
 from ray import serve
 from ray.serve.api import RunTarget, run_many
-from rich.console import Console
 
 from namm.errors import ConfigurationError, RunError
 from namm.serving.front import Front
-from namm.serving.logs import log_json
 from namm.serving.remote import Remote
 from namm.serving.replica import Replica
 from namm.serving.settings import Settings
@@ -38,42 +35,6 @@ _ERROR = re.compile(r"[\w.]*Error: ")  # the last line of a traceback
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _FINISH = 40.0  # seconds that a replica may take to finish and to put conversations to disk
 _WATCHED = {"health_check_period_s": 2, "health_check_timeout_s": 10}  # after three in a row it is started again
-
-
-def run_replicas(settings: Settings, host: str, port: int, replicas: int, log_level: str) -> None:
-    """Serve until a signal to stop; then finish what runs.
-
-    Raises:
-        ConfigurationError: somebody listens at that address already; see also `deployed`.
-        RunError: see `deployed`.
-    """
-    console = Console()
-    with (
-        _address(host, port) as listening,
-        console.status(f"loading {settings.model}, {replicas} times") as status,
-        deployed(settings, replicas, log_level, f"namm-{port}") as front,
-    ):
-        status.stop()
-        console.print(f"{replicas} replicas of {', '.join(front.offer.models)}", highlight=False)
-        console.print(f"http://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False)
-        log_json(log_level)
-        config = uvicorn.Config(
-            front, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
-        )
-        with suppress(KeyboardInterrupt, SystemExit):  # uvicorn has stopped, and passes the signal on
-            uvicorn.Server(config).run(sockets=[listening])
-
-
-def _address(host: str, port: int) -> socket.socket:
-    """A socket with this address, before anything is loaded."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        raise ConfigurationError("a free address to listen at", f"{host}:{port}: {error}", "Try --port.") from error
-    return found
 
 
 @contextmanager
