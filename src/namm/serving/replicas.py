@@ -26,7 +26,7 @@ from ray.serve.api import RunTarget, run_many
 
 from namm.errors import ConfigurationError, RunError
 from namm.serving.front import Front
-from namm.serving.remote import Remote
+from namm.serving.remote import BROKEN, Remote
 from namm.serving.replica import Replica
 from namm.serving.settings import Settings
 
@@ -147,7 +147,7 @@ def _gpus(device: str | None, replicas: int) -> float:
 def _stop(names: list[str], own: bool) -> None:
     """End the replicas, and Ray as far as it was started here."""
     for name in names:
-        with suppress(Exception):  # one that never ran
+        with suppress(*BROKEN, TimeoutError):  # one that never ran, or does not end
             serve.delete(name)
     if own:
         ray.shutdown()
