@@ -4,8 +4,8 @@
     python benchmarks/soak.py --model smollm2-135m-instruct --clients 6    # the real one
     python benchmarks/soak.py --replicas 2 --kill                          # and one replica is killed in the middle
 
-Clients hold conversations of a pool whose answers are known, leave in the middle, send what nobody should, and list,
-export, upload and delete conversations, under five keys. What must hold:
+Clients hold conversations of a pool whose answers are known, leave in the middle, send what nobody should, and list
+and delete conversations, under five keys. What must hold:
 
 * answers are those that the memory gives without a server (greedy), and follow-up questions that go on are as right as
   those that are read again;
@@ -55,8 +55,7 @@ ACTIONS = {
     "bad": 5,
     "list": 1,
     "foreign": 1,
-    "move": 1,
-    "delete": 1,
+    "delete": 2,
     "look": 1,
 }
 console = Console()
@@ -295,7 +294,7 @@ class Soak:
             await self.half(key)
             return
         o = self.options
-        one: Bad = rng.choice(bad_requests(self.name, o.context, o.answer, o.body, o.limit, rng))
+        one: Bad = rng.choice(bad_requests(self.name, o.context, o.answer, o.body, rng))
         more: dict[str, Any] = {"json": one.json} if one.json is not None else {"content": one.content}
         if one.pieces is not None:
             more = {"content": one.pieces()}
@@ -339,28 +338,7 @@ class Soak:
         others = [ident for other in range(KEYS) if other != key for ident in sorted(self.ids[other])]
         if others:
             path = f"{CONVERSATIONS}/{rng.choice(others)}"
-            await self.request("foreign", key, rng.choice(["GET", "DELETE"]), path, (404,))
-
-    async def move(self, key: int, rng: random.Random) -> None:
-        """Export a conversation, look for secrets, upload it whole or damaged, and delete it again."""
-        mine = await self.conversations(key)
-        if not mine:
-            return
-        exported = await self.request("export", key, "GET", f"{CONVERSATIONS}/{rng.choice(mine)}", (200, 404))
-        if exported is None or exported.status_code != 200:
-            return
-        data = exported.content
-        for other, secret in enumerate(self.secrets):
-            if other != key and secret.encode() in data:
-                self.seen.violated(f"an export of key {key} holds the secret of key {other}")
-        whole = rng.random() < 0.6
-        fine = (201, 429) if whole else (400,)
-        sent = data if whole else data[: rng.randrange(len(data))]
-        uploaded = await self.request("upload", key, "POST", CONVERSATIONS, fine, content=sent)
-        if uploaded is not None and uploaded.status_code == 201:
-            ident = uploaded.json()["id"]
-            self.told(key, [ident])
-            await self.request("delete", key, "DELETE", f"{CONVERSATIONS}/{ident}", (204, 404))
+            await self.request("foreign", key, "DELETE", path, (404,))
 
     async def delete(self, key: int, rng: random.Random) -> None:
         mine = await self.conversations(key)

@@ -140,7 +140,7 @@ def test_wrong_keys(server: Running, header):
 def test_paths_that_are_not_there(server: Running):
     for method, path, status in (
         ("GET", "/v1/nothing", 404), ("GET", CHAT, 405), ("POST", "/reset", 404), ("POST", "/load_model", 404),
-        ("GET", "/docs", 404), ("GET", "/v1/conversations/conv-1", 404), ("DELETE", "/v1/conversations/..%2f", 404),
+        ("GET", "/docs", 404), ("DELETE", "/v1/conversations/conv-1", 404), ("DELETE", "/v1/conversations/..%2f", 404),
     ):  # fmt: skip
         refused(server.http("a").request(method, path), status)
 

@@ -199,44 +199,16 @@ def test_keys_do_not_share(server: Replicated):
     known = {key: server.http(key).get("/v1/conversations").json()["data"] for key in ("a", "b")}
     assert ident in {one["id"] for one in known["a"]}
     assert not {one["id"] for one in known["a"]} & {one["id"] for one in known["b"]}
-    for method in ("GET", "DELETE"):
-        assert server.http("b").request(method, f"/v1/conversations/{ident}").status_code == 404
+    assert server.http("b").delete(f"/v1/conversations/{ident}").status_code == 404
     assert server.http("a").delete(f"/v1/conversations/{ident}").status_code == 204
-    assert server.http("a").get(f"/v1/conversations/{ident}").status_code == 404
+    assert server.http("a").delete(f"/v1/conversations/{ident}").status_code == 404
     assert server.http("c").get("/v1/conversations").status_code == 401
-
-
-def test_what_was_exported_goes_on_elsewhere(server: Replicated):
-    moved = 0
-    for _ in range(6):
-        chat = Chat(server)
-        ident = chat.say()["usage"]["namm"]["conversation"]
-        file = server.http("a").get(f"/v1/conversations/{ident}").content
-        taken = server.http("b").post("/v1/conversations", content=file)
-        assert taken.status_code == 201, taken.text
-        theirs = Chat(server, "b")
-        theirs.messages = list(chat.messages)
-        assert theirs.cached() > len(LONG) / 2
-        moved += theirs.replica != chat.replica
-    assert moved
-
-
-def test_a_text_that_was_exported_goes_on(server: Replicated):
-    http = server.http("a")
-    prompt = f"{next(_numbers)}: {LONG}"
-    told = http.post("/v1/completions", json={"model": "tiny", "prompt": prompt}).json()
-    file = http.get(f"/v1/conversations/{told['usage']['namm']['conversation']}").content
-    assert server.http("b").post("/v1/conversations", content=file).status_code == 201
-    longer = prompt + told["choices"][0]["text"] + " And then"
-    for key in ("a", "b"):
-        more = server.http(key).post("/v1/completions", json={"model": "tiny", "prompt": longer}).json()
-        assert "usage" in more
 
 
 def test_what_no_server_takes(server: Replicated):
     http = server.http("a")
-    damaged = http.post("/v1/conversations", content=b"x" * 100)
-    assert (damaged.status_code, damaged.json()["error"]["type"]) == (400, "invalid_request_error")
+    upload = http.post("/v1/conversations", content=b"x" * 100)
+    assert (upload.status_code, upload.json()["error"]["type"]) == (405, "invalid_request_error")
     large = http.post("/v1/completions", json={"model": "tiny", "prompt": "x" * 200_000})
     assert large.status_code == 413
     pieces = http.post("/v1/completions", content=(b"x" * 10_000 for _ in range(20)))

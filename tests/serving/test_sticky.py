@@ -7,12 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save
 
-from namm.serving.handlers import opening_of
-from namm.serving.requests import ChatRequest
-from namm.serving.sticky import BEGINNING, CHAT, TEXT, UPLOAD, key_of, opening, order
+from namm.serving.sticky import BEGINNING, CHAT, TEXT, key_of, order
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 FIRST = {"role": "user", "content": "What is a cache?"}
@@ -25,11 +21,6 @@ def chat(*messages: dict[str, Any], owner: str = "a", **more: Any) -> str:
 
 def text(prompt: str | list[str], owner: str = "a") -> str:
     return key_of(TEXT, owner, json.dumps({"model": "tiny", "prompt": prompt}).encode())
-
-
-def upload(owner: str = "a", **note: Any) -> str:
-    data = save({"x": torch.zeros(1)}, {"namm": "{}", "conversation": json.dumps(note)})
-    return key_of(UPLOAD, owner, data)
 
 
 def test_a_chat_keeps_its_key_while_it_grows():
@@ -53,22 +44,14 @@ def test_a_text_keeps_its_key_while_it_grows():
     assert text(prompt) != text("y" + prompt)
 
 
-def test_an_upload_has_the_key_of_the_requests_that_go_on_with_it():
-    request = ChatRequest.model_validate({"model": "tiny", "messages": [SYSTEM, FIRST, *LATER]})
-    assert opening_of(request) == opening([SYSTEM, FIRST])
-    assert upload(chat=True, prompt="rendered", answer="", opening=opening_of(request)) == chat(SYSTEM, FIRST)
-    assert upload(chat=False, prompt="x" * 250, answer="y" * 20) == text("x" * 250 + "y" * 20 + " and more")
-
-
 @pytest.mark.parametrize(
     "body",
     [
         b"", b"{", b"[]", b"\xff", b"7", b'{"messages": 1}', b'{"messages": [1]}', b'{"prompt": {}}',
         b'{"messages": [{"role": "user", "content": "\\ud800"}], "prompt": "\\ud800"}', b"[" * 100_000,
-        (2**62).to_bytes(8, "little") + b"{}", (9).to_bytes(8, "little") + b"{" * 9,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("path", [CHAT, TEXT, UPLOAD])
+@pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_nobody_can_serve_has_some_key(path: str, body: bytes):
     assert key_of(path, "a", body) == key_of(path, "a", body)
 

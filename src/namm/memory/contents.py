@@ -9,22 +9,18 @@ what they call by other names. Memory that is free is not written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from namm.errors import ArtefactError, ModelError
+from namm.errors import ModelError
 from namm.memory import others
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan, Sequence
 from namm.memory.slots import Block, Tail
-
-MOST = 2**31 - 1  # tokens: positions are int32
-WAY_OUT = "The file is altered or of another version: save the cache again."
 
 
 @dataclass(frozen=True)
@@ -46,48 +42,9 @@ class Contents:
     others: dict[str, dict[str, Any]]
     tensors: dict[str, Tensor]
 
-    @property
-    def rows(self) -> int:
-        return len(self.seen)
-
     def header(self) -> dict[str, Any]:
         """All but the tensors."""
         return {name: value for name, value in vars(self).items() if name != "tensors"}
-
-    @classmethod
-    def of(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> Contents:
-        """
-        Raises:
-            ArtefactError: the header has other fields or types.
-        """
-        for name, right in _TYPES.items():
-            if name not in header or not right(header[name]):
-                raise ArtefactError(f"{name} in a header", ascii(header.get(name))[:100], WAY_OUT)
-        if unknown := set(header) - set(_TYPES):
-            raise ArtefactError(f"the fields {sorted(_TYPES)}", ascii(sorted(unknown))[:100], WAY_OUT)
-        return cls(**header, tensors=tensors)
-
-
-def _whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MOST
-
-
-def _listed(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(right, value))
-
-
-def _named(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(right, value.values()))
-
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "columns": _whole,
-    "padded": lambda value: type(value) is bool,
-    "seen": _listed(_whole),
-    "updates": _listed(_whole),
-    "counts": _named(_listed(_listed(_whole))),
-    "others": _named(lambda value: isinstance(value, dict)),
-}
 
 
 def taken(cache: MemoryCache, plan: Plan) -> Contents:
@@ -144,7 +101,7 @@ def _slots(sequence: Sequence) -> dict[str, Tensor]:
 
 
 def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
-    """Give a fresh cache these contents, which were checked."""
+    """Give a fresh cache these contents."""
     tensors = {
         name: held.tensors[name].to(device, copy=True)
         for name in ("real", "heard.tokens", "heard.real")

@@ -1,18 +1,15 @@
-"""What a saved cache belongs to: one model, one plan, and keys and values of one shape."""
+"""What a saved cache belongs to: one model, and one plan."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from namm.errors import ModelError
 from namm.memory.sequence import Plan
 from namm.policies import MemoryPolicy, NAMMPolicy
 
@@ -21,21 +18,6 @@ _CHANGING = {  # keys of a config that say nothing about what a model computes
     "pad_token_id", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 _SAMPLES = 16  # values of each parameter
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Shape of what an attention layer caches.
-
-    Attributes:
-        kv: key/value heads.
-        group: query heads that share one.
-        dim: numbers of a key, and of a value.
-    """
-
-    kv: int
-    group: int
-    dim: int
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -81,29 +63,3 @@ def _describe_policy(policy: MemoryPolicy) -> str:
         kind = f"features={c.features!r}, width={c.width}, rehearsal={float(c.rehearsal)}"
         return f"{type(policy).__name__}({kind}, sha256={digest.hexdigest()})"
     return repr(policy) if dataclasses.is_dataclass(policy) else f"{policy!r} {vars(policy) or ''}".strip()
-
-
-def heads_of(config: PreTrainedConfig) -> Heads:
-    """The heads that a model's configuration tells of.
-
-    Raises:
-        ModelError: it tells none, or different ones for different layers.
-    """
-    text = config.get_text_config(decoder=True)
-
-    def told(name: str) -> Any:  # others may be there by accident: a configuration takes any keyword
-        there = name in inspect.signature(type(text).__init__).parameters or hasattr(type(text), name)
-        return getattr(text, name, None) if there or name in text.attribute_map else None
-
-    queries = told("num_attention_heads")
-    kv = told("num_key_value_heads") or queries
-    hidden = told("hidden_size")
-    whole = type(hidden) is int and type(queries) is int and queries > 0
-    dim: Any = told("head_dim") or (hidden // queries if whole else None)
-    if not all(type(number) is int and number > 0 for number in (queries, kv, dim)) or queries % kv:
-        raise ModelError(
-            "a configuration with one number of heads and one head_dim for all layers",
-            f"{type(text).__name__} with {queries} heads, {kv} for keys and values, of {dim} numbers",
-            "Caches of this model cannot be saved yet.",
-        )  # fmt: skip
-    return Heads(kv, queries // kv, dim)

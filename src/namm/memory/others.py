@@ -43,7 +43,7 @@ def changes(layer: Any, fresh: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def fill(layer: Any, plain: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Give a fresh layer these changes, which were checked."""
+    """Give a fresh layer these changes."""
     for name, value in vars(layer).items():
         if isinstance(value, Tensor):
             setattr(layer, name, value.to(device))

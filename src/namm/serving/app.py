@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -16,7 +16,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from namm.errors import ArtefactError, NotFoundError
+from namm.errors import NotFoundError
 from namm.report.memory_page import memory_page
 from namm.serving.conversations import Conversation
 from namm.serving.door import CLIENT_CLOSED, Door, Gone, Keys, unless_gone
@@ -24,9 +24,8 @@ from namm.serving.engine import Engine
 from namm.serving.handlers import ChatHandler, Desk, TextHandler, Ticket
 from namm.serving.host import Host, describe_model
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, answer_of, of_error, unknown_model
+from namm.serving.refusals import Refusal, answer_of, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
-from namm.serving.sticky import UPLOAD
 from namm.version import __version__
 
 log = logging.getLogger("namm.serving")
@@ -88,7 +87,7 @@ def create_app(
     app = FastAPI(
         title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(Door, keys=Keys(keys), limit=engine.limits.body, upload=engine.largest_file(), metrics=metrics)
+    app.add_middleware(Door, keys=Keys(keys), limit=engine.limits.body, metrics=metrics)
     if allowed := list(origins):
         app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refusal, _refused)
@@ -110,7 +109,6 @@ def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=Fa
 
 
 Owner = Annotated[str, Depends(_owner)]
-Octets = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
 def _answers(engine: Engine) -> APIRouter:
@@ -163,26 +161,13 @@ def _models(host: Host) -> APIRouter:
 def _conversations(engine: Engine) -> APIRouter:
     router, kept = APIRouter(responses=_REFUSALS), engine.conversations
 
-    @router.get(UPLOAD)
+    @router.get("/v1/conversations")
     async def conversations(owner: Owner) -> dict[str, Any]:
         """This key's conversations that can go on without being read again, least recently used first."""
         found: list[Conversation] = await _ask(engine, lambda: kept.of(owner))
         return {"object": "list", "data": [one.describe() for one in found]}
 
-    @router.get(UPLOAD + "/{ident}", response_class=Response)
-    async def export(ident: str, owner: Owner) -> Response:
-        """A conversation as a safetensors file, to be uploaded where the same model is served."""
-        data: bytes = await _ask(engine, lambda: kept.export(kept.get(owner, ident)))
-        name = f'attachment; filename="{ident}.safetensors"'
-        return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": name})
-
-    @router.post(UPLOAD, status_code=201)
-    async def restore(owner: Owner, data: Octets) -> dict[str, Any]:
-        """Take up a conversation that was exported, here or elsewhere."""
-        one: Conversation = await _ask(engine, lambda: engine.take_in(data, owner))
-        return one.describe()
-
-    @router.delete(UPLOAD + "/{ident}", status_code=204)
+    @router.delete("/v1/conversations/{ident}", status_code=204)
     async def delete(ident: str, owner: Owner) -> Response:
         """Forget a conversation."""
         await _ask(engine, lambda: kept.remove(kept.get(owner, ident)))
@@ -221,9 +206,7 @@ async def _ask(engine: Engine, action: Callable[[], Any]) -> Any:
     try:
         return await asyncio.wrap_future(engine.call(action))
     except NotFoundError as error:
-        raise of_error(error, 404) from error
-    except ArtefactError as error:
-        raise of_error(error) from error
+        raise Refusal(404, str(error), "not_found") from error
 
 
 class _Streaming(StreamingResponse):

@@ -17,12 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
 from namm.memory.cache import MemoryCache
-from namm.memory.layer import MemoryLayer
-from namm.memory.saved import notes_in, pack, read_notes, unpack
-from namm.memory.sequence import Plan
+from namm.memory.saved import pack, read_notes, unpack
 from namm.serving.host import Host, Served
 
-NOTE = "conversation"  # a file's note that holds what was said
+_NOTE = "conversation"  # a file's note of whose it is and what was said
 log = logging.getLogger("namm.serving")
 
 
@@ -39,14 +37,12 @@ class Said:
         prompt: the last prompt as the chat template rendered it.
         answer: as much of the answer as was read again by the model; its last token never is.
         ids: every token that was read.
-        opening: of a chat, the digest of how it begins, by which a replica is found, see `sticky`.
     """
 
     chat: bool
     prompt: str
     answer: str
     ids: tuple[int, ...]
-    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,6 @@ class Conversation:
         cache: what is remembered, of one row; None while it is on disk only.
         bytes_held: by the cache.
         path: its file, while it is on disk.
-        foreign: whether it was uploaded; its numbers may be anything, so it shares no batch with others.
     """
 
     owner: str
@@ -72,7 +67,6 @@ class Conversation:
     id: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
     path: Path | None = None
-    foreign: bool = False
 
     def describe(self) -> dict[str, Any]:
         """For a client."""
@@ -83,32 +77,18 @@ class Conversation:
         }  # fmt: skip
 
 
-class _KeptFor(BaseModel):
-    """What a server notes of a conversation that it puts to disk itself."""
+class _Note(BaseModel):
+    """What a file says of its conversation."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     owner: str
     served: str
-    foreign: bool
-    created: int
-    kept: float
+    said: Said
     bytes_held: int
     bytes_full: int
-
-
-class _Note(BaseModel):
-    """What a file says about its conversation; files may come from strangers."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    chat: bool
-    prompt: str
-    answer: str
-    ids: list[int]
-    opening: str = ""
-    memory: str
-    kept_for: _KeptFor | None = None
+    kept: float
+    created: int
 
 
 class Conversations:
@@ -194,12 +174,12 @@ class Conversations:
         if conversation.cache is not None:
             return conversation.cache
         assert conversation.path is not None
-        plan = self._host.served[conversation.served].plan
+        model, plan = self._host.model, self._host.served[conversation.served].plan
         try:
             data = conversation.path.read_bytes()
         except OSError as error:
             raise ArtefactError("a file of a conversation", error, "It is read again from its text.") from error
-        return self._unpacked(data, plan)
+        return unpack(data, model.config, plan, self._host.print, model.device)[0]
 
     def make_room(self, needed: int) -> int:
         """Let go of the least recently used until `needed` bytes are free or nothing is left; returns bytes freed."""
@@ -220,7 +200,7 @@ class Conversations:
         path = self._folder / f"{one.id}.safetensors"
         scratch = path.with_suffix(".partial")
         try:
-            scratch.write_bytes(self.export(one, owner=True))
+            scratch.write_bytes(self._file_of(one))
             os.replace(scratch, path)
         except (OSError, ModelError) as error:  # a full disk costs this conversation and not the server
             scratch.unlink(missing_ok=True)
@@ -241,82 +221,31 @@ class Conversations:
         if self._folder is not None:
             self.make_room(self.bytes_held)
 
-    # -- as bytes ------------------------------------------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------------------------------
 
-    def export(self, one: Conversation, owner: bool = False) -> bytes:
-        """A safetensors file with all that is needed to go on elsewhere; whose it is only if `owner`."""
-        note = asdict(one.said) | {"memory": self._host.served[one.served].memory}
-        if owner:
-            note["kept_for"] = {
-                "owner": one.owner, "served": one.served, "foreign": one.foreign, "created": one.created,
-                "kept": one.kept, "bytes_held": one.bytes_held, "bytes_full": one.bytes_full,
-            }  # fmt: skip
-        return pack(self._cache_of(one), self._host.print, {NOTE: json.dumps(note)})
-
-    def restore(self, data: bytes, owner: str) -> Conversation:
-        """The conversation of an exported file, now this owner's.
-
-        Raises:
-            ArtefactError: the file is damaged, or of another model or memory than those served here.
-        """
-        note, served = self._read_note(notes_in(data))
-        cache = self._unpacked(data, served.plan)
-        said = said_by(note, self._host, cache.get_seq_length())
-        return rested(owner, served, said, cache, foreign=True)
-
-    def _unpacked(self, data: bytes, plan: Plan) -> MemoryCache:
-        model = self._host.model
-        cache, _ = unpack(data, model.config, plan, self._host.print, device=model.device, dtype=model.dtype)
-        for layer in cache.layers:
-            if not isinstance(layer, MemoryLayer):
-                continue
-            alone = len(layer.sequences) == 1 and layer.columns == layer.sequences[0].seen
-            if not alone or (layer.heard is not None and layer.heard[0].ndim != 2):
-                raise ArtefactError("one conversation, of text", "a batch, padding or images", "Export it again.")
-        return cache
-
-    def _read_note(self, notes: dict[str, str]) -> tuple[_Note, Served]:
-        if NOTE not in notes:
-            raise ArtefactError("a file of a conversation", "a memory without one", "Export it from a namm server.")
-        try:
-            note = _Note.model_validate_json(notes[NOTE])
-        except ValidationError as error:
-            raise ArtefactError("the note of a conversation", error.errors()[0]["msg"], "Export it again.") from error
-        for served in self._host.served.values():
-            if served.memory == note.memory:
-                return note, served
-        known = ", ".join(served.memory for served in self._host.served.values())
-        raise ArtefactError(f"a conversation with a memory served here ({known})", note.memory, "Serve that one too.")
+    def _file_of(self, one: Conversation) -> bytes:
+        assert one.cache is not None
+        note = {name: getattr(one, name) for name in _Note.model_fields} | {"said": asdict(one.said)}
+        return pack(one.cache, self._host.print, {_NOTE: json.dumps(note)})
 
     def _adopt(self, folder: Path) -> None:
         """Take up what an earlier server put to disk, oldest first; leave the rest alone."""
         for path in sorted(folder.glob("conv-*.safetensors"), key=lambda known: known.stat().st_mtime):
             try:
-                note, served = self._read_note(read_notes(path))
-                said = said_by(note, self._host, len(note.ids))
-            except NammError as error:
+                note = _Note.model_validate_json(read_notes(path).get(_NOTE, ""))
+            except (NammError, ValidationError) as error:
                 log.warning("left alone", extra={"file": str(path), "error": str(error)})
                 continue
-            if note.kept_for is not None and note.kept_for.served == served.id:
-                self.add(Conversation(said=said, cache=None, id=path.stem, path=path, **note.kept_for.model_dump()))
+            if note.served in self._host.served:
+                self.add(Conversation(**dict(note), cache=None, id=path.stem, path=path))
 
 
-def rested(
-    owner: str, served: Served, said: Said, cache: MemoryCache, ident: str | None = None, foreign: bool = False
-) -> Conversation:
+def rested(owner: str, served: Served, said: Said, cache: MemoryCache, ident: str | None = None) -> Conversation:
     """A conversation that comes to rest, without free slots; a new one if it has no id yet."""
     cache.trim()
     report = cache.memory()
     return Conversation(
-        owner,
-        served.id,
-        said,
-        cache,
-        report.bytes_held,
-        report.bytes_full,
-        kept_tokens(cache),
-        id=ident or new_id(),
-        foreign=foreign,
+        owner, served.id, said, cache, report.bytes_held, report.bytes_full, kept_tokens(cache), id=ident or new_id()
     )
 
 
@@ -324,17 +253,6 @@ def kept_tokens(cache: MemoryCache) -> float:
     """Tokens held, as a mean over heads."""
     counts = [count for layer in cache.memory().kept for row in layer for count in row]
     return sum(counts) / len(counts) if counts else 0.0
-
-
-def said_by(note: _Note, host: Host, seen: int) -> Said:
-    """
-    Raises:
-        ArtefactError: tokens that the model does not have, or not as many as were read.
-    """
-    known = host.model.get_input_embeddings().num_embeddings
-    if len(note.ids) != seen or seen == 0 or not all(0 <= token < known for token in note.ids):
-        raise ArtefactError("the tokens that a conversation has read", "others", "Export it again.")
-    return Said(note.chat, note.prompt, note.answer, tuple(note.ids), note.opening)
 
 
 # -- does a prompt go on with a conversation? --------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal, answer_of, too_large, unauthorised
-from namm.serving.sticky import UPLOAD
 
 log = logging.getLogger("namm.serving")
 ANYONE = "anyone"
@@ -57,17 +56,15 @@ class Door:
     Args:
         keys: asked for by every path under `/v1/`, before anything of the body is read.
         limit: bytes of a body.
-        upload: bytes of an uploaded conversation.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, limit: int, upload: int, metrics: Metrics) -> None:
-        self._app, self._keys, self._limit, self._upload, self._metrics = app, keys, limit, upload, metrics
+    def __init__(self, app: ASGIApp, keys: Keys, limit: int, metrics: Metrics) -> None:
+        self._app, self._keys, self._limit, self._metrics = app, keys, limit, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload if scope["path"] == UPLOAD else self._limit
         headers = dict(scope["headers"])
         ident = _id_of(headers.get(b"x-request-id"))
         noted: dict[str, Any] = {"request": ident, "method": scope["method"], "path": scope["path"]}
@@ -85,7 +82,7 @@ class Door:
             if scope["path"].startswith("/v1/"):
                 owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
                 scope["state"]["owner"], noted["key"] = owner, owner[:8]
-            body = await read_body(receive, headers, limit)
+            body = await read_body(receive, headers, self._limit)
             await self._app(scope, _again(body, receive), told)
         except Refusal as error:  # raised outside of the routes
             await answer_of(error)(scope, receive, told)

@@ -30,7 +30,7 @@ from namm.serving.answer import Streamer, Text
 from namm.serving.conversations import Conversation, Conversations, Said, new_tokens, rested
 from namm.serving.host import Host, Limits, Served
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import draining, full_queue, never_fits, no_room
+from namm.serving.refusals import draining, full_queue, never_fits
 from namm.serving.sampling import Sampler
 
 log = logging.getLogger("namm.serving")
@@ -46,7 +46,6 @@ class Job:
         prompt_ids: the whole prompt as tokens; of a continued chat, as they were read.
         most: tokens of the answer at most.
         text: the answer's text so far.
-        opening: how a chat begins, see `sticky`.
         watch: whether events of the memory are streamed as well.
         ids: prompt and answer.
         unread: tokens of `ids`, the last ones, that the model has not read.
@@ -54,7 +53,6 @@ class Job:
         reserved: bytes this request may hold.
         forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
         conversation: id of what it continues, then of what it became.
-        foreign: see `Conversation`.
         finish: why the answer ended: "stop", "length" or "cancelled"; None until then.
     """
 
@@ -71,7 +69,6 @@ class Job:
     seed: int | None = None
     presence: float = 0.0
     frequency: float = 0.0
-    opening: str = ""
     watch: bool = False
     ids: list[int] = field(default_factory=list)
     unread: int = 0
@@ -92,7 +89,6 @@ class Job:
     bytes_held: int = 0
     bytes_full: int = 0
     conversation: str | None = None
-    foreign: bool = False
 
     @property
     def answer_ids(self) -> list[int]:
@@ -145,25 +141,6 @@ class Engine:
             self._calls.append((action, done))
             self._wake.notify()
         return done
-
-    def largest_file(self) -> int:
-        """Bytes of the largest conversation that may be uploaded: tokens as text take some too."""
-        context = self.host.context
-        most = max(served.bytes_for(context) for served in self.host.served.values())
-        return min(self.limits.memory, most) + 64 * context
-
-    def take_in(self, data: bytes, owner: str) -> Conversation:
-        """A conversation from the bytes of an exported file; by `call` only.
-
-        Raises:
-            ArtefactError: the file is damaged, or of another model or memory.
-            Refusal: it needs more bytes than are free.
-        """
-        one = self.conversations.restore(data, owner)
-        if not self._make_room(one.bytes_held, None):
-            raise no_room(one.bytes_held, self.wait_seconds())
-        self.conversations.add(one)
-        return one
 
     def close(self, seconds: float = 30.0) -> bool:
         """Refuse what comes, finish what runs within `seconds`, put conversations to disk; True if all was done."""
@@ -344,7 +321,7 @@ class Engine:
             log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
             return
         job.prompt_ids = [*found.said.ids, *new]
-        job.reused, job.conversation, job.foreign = len(found.said.ids), found.id, found.foreign
+        job.reused, job.conversation = len(found.said.ids), found.id
         job.forgotten_before = job.reused - found.kept
 
     # -- reading and answering -----------------------------------------------------------------------------------------
@@ -371,8 +348,7 @@ class Engine:
         groups: dict[str, list[Job]] = {}
         for job in self._answering:
             assert job.cache is not None
-            joins = can_join(job.cache) and not job.foreign
-            groups.setdefault(job.served.id if joins else job.id, []).append(job)
+            groups.setdefault(job.served.id if can_join(job.cache) else job.id, []).append(job)
         return list(groups.values())
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -424,8 +400,8 @@ class Engine:
         self._leave(job)
         shown = self._text_of(job.answer_ids[:-1])
         job.streamer.text(job.text.close())
-        said = Said(job.chat, job.prompt, shown, tuple(job.ids[:-1]), job.opening)
-        rest = rested(job.owner, job.served, said, cache, job.conversation, job.foreign)
+        said = Said(job.chat, job.prompt, shown, tuple(job.ids[:-1]))
+        rest = rested(job.owner, job.served, said, cache, job.conversation)
         job.kept, job.bytes_held, job.bytes_full = rest.kept, rest.bytes_held, rest.bytes_full
         goes_on = job.text.shown.startswith(shown)  # not so if more was read than is shown: a long stop sequence
         job.conversation = rest.id if goes_on else None

@@ -17,9 +17,10 @@ from namm.serving.door import Gone, Keys, read_body, unless_gone
 from namm.serving.refusals import Refusal, answer_of
 from namm.serving.remote import Remote, Reply, UnreachableError, nobody
 from namm.serving.replica import Asked, Offer
-from namm.serving.sticky import CHAT, TEXT, UPLOAD, key_of, order
+from namm.serving.sticky import CHAT, TEXT, key_of, order
 
 log = logging.getLogger("namm.serving")
+CONVERSATIONS = "/v1/conversations"
 REPLICA = b"x-namm-replica"  # header of an answer: who gave it
 _SLOW = 30.0  # seconds after which a replica is left out of what all are asked
 _BUSY = frozenset({429, 503})  # statuses of a replica that might be another's chance
@@ -84,9 +85,8 @@ class Front:
         owner = ""
         if path.startswith("/v1/"):
             owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
-        sticks = scope["method"] == "POST" and path in (CHAT, TEXT, UPLOAD)
-        limit = self.offer.upload if path == UPLOAD else self.offer.body
-        body = await read_body(receive, headers, limit)
+        sticks = scope["method"] == "POST" and path in (CHAT, TEXT)
+        body = await read_body(receive, headers, self.offer.body)
         named = () if b"x-request-id" in headers else ((b"x-request-id", uuid4().hex.encode()),)
         asked = Asked(
             scope["method"], path, scope["raw_path"], scope["query_string"], (*scope["headers"], *named), body,
@@ -97,13 +97,13 @@ class Front:
     # -- who answers ---------------------------------------------------------------------------------------------------
 
     async def _answer(self, asked: Asked, key: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        if asked.method == "GET" and asked.path in ("/health", "/metrics", UPLOAD):
+        if asked.method == "GET" and asked.path in ("/health", "/metrics", CONVERSATIONS):
             await (await self._together(asked))(scope, receive, send)
             return
         everyone = range(len(self._replicas))
         if key is not None:
             reply = await self._first(asked, order(key, len(everyone)), _BUSY)
-        elif asked.path.startswith(f"{UPLOAD}/"):
+        elif asked.path.startswith(f"{CONVERSATIONS}/"):
             reply = await self._first(asked, everyone, _NOT_HERE)
         else:
             reply = await self._first(asked, everyone, _BUSY)

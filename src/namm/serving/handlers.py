@@ -27,7 +27,6 @@ from namm.serving.engine import Engine, Job
 from namm.serving.host import Host, Served
 from namm.serving.refusals import Refusal, invalid, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
-from namm.serving.sticky import opening
 
 DEFAULT_ANSWER = 1024  # tokens, of a chat that names no limit
 _DRAWN = ("temperature", "top_p", "top_k", "min_p")  # any of these asks for an answer that is drawn
@@ -125,18 +124,10 @@ class EngineManager(BaseGenerateManager):
             seed=request.seed,
             presence=request.presence_penalty or 0.0,
             frequency=request.frequency_penalty or 0.0,
-            opening=opening_of(request),
             watch=request.watched and request.stream,
         )
         self._desk.engine.submit(ticket.job)
         return ticket.job
-
-
-def opening_of(request: ChatRequest | CompletionRequest) -> str:
-    """How a chat begins, for whoever has to find it again."""
-    if not isinstance(request, ChatRequest):
-        return ""
-    return opening([message.model_dump() for message in request.messages])
 
 
 class EngineState(GenerationState):

@@ -7,8 +7,6 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from namm.errors import NammError
-
 
 class Refusal(Exception):
     """A request that is not served, and why.
@@ -42,11 +40,6 @@ def answer_of(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSO
 
 def invalid(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, "invalid_value", param)
-
-
-def of_error(error: NammError, status: int = 400) -> Refusal:
-    """What the library refuses, for a client."""
-    return Refusal(status, str(error), "not_found" if status == 404 else "invalid_value")
 
 
 def unknown_model(name: str, known: list[str]) -> Refusal:
@@ -90,13 +83,6 @@ def full_queue(waiting: int, seconds: int) -> Refusal:
     return Refusal(
         429, f"expected a place in the queue; got {waiting} requests that wait already. Try again in {seconds} s.",
         "queue_full", retry_after=seconds,
-    )  # fmt: skip
-
-
-def no_room(needed: int, seconds: int) -> Refusal:
-    return Refusal(
-        429, f"expected {needed:,} free bytes; got fewer while requests run. Try again in {seconds} s.",
-        "no_room", retry_after=seconds,
     )  # fmt: skip
 
 

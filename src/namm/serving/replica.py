@@ -47,12 +47,10 @@ class Offer:
     Attributes:
         models: what requests call them.
         body: bytes of a request.
-        upload: bytes of an uploaded conversation.
     """
 
     models: tuple[str, ...]
     body: int
-    upload: int
 
 
 class Records(QueueHandler):
@@ -94,7 +92,7 @@ class Replica:
     def offer(self) -> Offer:
         """The same for all replicas."""
         engine = self._app.state.engine
-        return Offer(tuple(engine.host.served), engine.limits.body, engine.largest_file())
+        return Offer(tuple(engine.host.served), engine.limits.body)
 
     def check_health(self) -> None:
         """Serve starts the replica again if this raises."""

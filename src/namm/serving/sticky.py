@@ -2,7 +2,7 @@
 
 A conversation only grows, so its beginning is the same in every request that goes on with it:
 
-* of a chat, the messages up to the first one of a user, see `opening`;
+* of a chat, the messages up to the first one of a user, see `_opening`;
 * of a text, its first `BEGINNING` characters.
 
 Together with the owner it is the key of a request. Keys are spread by rendezvous hashing: each key has an order of all
@@ -16,11 +16,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from namm.errors import ArtefactError
-from namm.memory.saved import notes_in
-from namm.serving.conversations import NOTE
-
-CHAT, TEXT, UPLOAD = "/v1/chat/completions", "/v1/completions", "/v1/conversations"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BEGINNING = 256  # characters
 _PROGRAM_ERRORS = (ValueError, RecursionError)  # what json raises at strangers' bytes
 
@@ -32,13 +28,12 @@ def order(key: str, replicas: int) -> list[int]:
 
 def key_of(path: str, owner: str, body: bytes) -> str:
     """The key of a request. Any will do for what nobody can serve: a replica refuses it with the reason."""
-    if path == UPLOAD:
-        return _key(owner, _said_in_file(body))
     asked = _read(body)
-    return _key(owner, opening(asked.get("messages")) if path == CHAT else _beginning(asked.get("prompt")))
+    beginning = _opening(asked.get("messages")) if path == CHAT else _beginning(asked.get("prompt"))
+    return _digest(f"{owner} {beginning}")
 
 
-def opening(messages: Any) -> str:
+def _opening(messages: Any) -> str:
     """A digest of a chat's messages up to the first one of a user: roles and texts, whichever way they are sent."""
     said = []
     for message in messages if isinstance(messages, list) else []:
@@ -63,27 +58,12 @@ def _beginning(prompt: Any) -> str:
     return _digest(json.dumps(str(prompt)[:BEGINNING]))
 
 
-def _said_in_file(data: bytes) -> str:
-    """What the requests that go on with an uploaded conversation will begin with."""
-    try:
-        note = _read(notes_in(data).get(NOTE, "").encode("utf-8", "replace"))
-    except ArtefactError:
-        return ""
-    if note.get("chat"):
-        return str(note.get("opening"))
-    return _beginning(str(note.get("prompt")) + str(note.get("answer")))
-
-
 def _read(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except _PROGRAM_ERRORS:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _key(owner: str, beginning: str) -> str:
-    return _digest(f"{owner} {beginning}")
 
 
 def _digest(text: str) -> str:
