@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import namm
-from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
+from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError, RunError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, make_plan, memory_layers
 from namm.memory.prefix import Prefix
@@ -240,7 +240,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"disk full.*what was there before is intact"):
         cache.save(path, model, {"more": "notes"})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -225,6 +225,7 @@ class MemoryCache(Cache):
 
         Raises:
             ModelError: the cache cannot be saved: it is in the middle of a call, or its rows follow a plan each.
+            RunError: the file cannot be written; what was there before is intact.
         """
         from namm.memory.saved import write
 

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from namm import files
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.contents import Contents, fill, taken
@@ -108,24 +107,15 @@ def _belonging(config: PreTrainedConfig, plan: Plan, model_print: str) -> dict[s
 def write(cache: MemoryCache, path: Path, model: PreTrainedModel, notes: dict[str, str] | None) -> Path:
     """See `MemoryCache.save`."""
     data = pack(cache, fingerprint(model), notes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, data)
     return path
 
 
 def read(path: Path, model: PreTrainedModel, plan: Plan) -> MemoryCache:
     """See `MemoryCache.load`."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise NotFoundError("a saved cache", path, "Check the path.") from error
-    except OSError as error:
-        raise ArtefactError(f"a saved cache in {path}", error, _WAY_OUT) from error
+    data = files.read(path, "Give the path of a saved cache.")
     return unpack(data, model.config, plan, fingerprint(model), model.device)[0]
 
 
