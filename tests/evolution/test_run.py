@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -178,12 +179,97 @@ def test_a_damaged_checkpoint_costs_one_generation(
     with caplog.at_level(logging.WARNING):
         memory = evolve(small(), tmp_path, resume=True, problem=Planted)
     assert "Going on from the previous checkpoint, 4 generations" in caplog.text
+    assert (tmp_path / "checkpoint.damaged").exists() == (harm != "missing")
     assert same(memory, namm.NAMM.from_pretrained(whole / "memory"))
     assert rows(tmp_path) == rows(whole)
     for name in (CHECKPOINT, PREVIOUS):
         (tmp_path / name).write_text("{")
     with pytest.raises(namm.ArtefactError, match="Start the run again"):
         evolve(small(), tmp_path, resume=True, problem=Planted)
+
+
+HARM = {
+    "cut": lambda data, rng: data[: rng.randrange(len(data))],
+    "flipped": lambda data, rng: flipped(data, rng.randrange(8 * len(data))),
+    "zeros": lambda data, rng: b"\0" * len(data),
+    "half a letter": lambda data, rng: data.replace(b"a", rb"\udcff", 1),
+    "folder": None,
+}
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that was stopped after its fifth generation."""
+    out = tmp_path_factory.mktemp("run") / "halfway"
+    stopped(out, 5)
+    return out
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize(
+    "name", ["run.json", CHECKPOINT, PREVIOUS, "log.jsonl", "start/config.json", "start/model.safetensors"]
+)
+def test_a_damaged_file_is_told_or_does_not_matter(
+    whole: Path, halfway: Path, tmp_path: Path, name: str, harm: str
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    rng = random.Random(seed)
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        shutil.copytree(halfway, out)
+        file = out / name
+        data = file.read_bytes()
+        file.unlink()
+        if harm == "folder":
+            file.mkdir()
+        else:
+            file.write_bytes(HARM[harm](data, rng))
+        before = contents(out)
+        try:
+            memory = evolve(small(), out, resume=True, problem=Planted, curves=False)
+        except namm.NammError:
+            if (name, harm) != (PREVIOUS, "folder"):  # it is in the way of the next checkpoint, and else of no account
+                assert contents(out) == before, seed
+        else:
+            assert same(memory, namm.NAMM.from_pretrained(whole / "memory")), seed
+
+
+def test_a_damaged_line_of_the_log_is_named_and_the_log_stays(halfway: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(halfway, out)
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    for line in (lines[1][:50] + "\n", '{"generation": 2}\n', "2\n"):
+        (out / "log.jsonl").write_text("".join([lines[0], line, *lines[2:]]))
+        before = contents(out)
+        with pytest.raises(namm.ArtefactError, match=r"line 2 of .*log.jsonl.*Mend or remove that line"):
+            evolve(small(), out, resume=True, problem=Planted)
+        assert contents(out) == before
+    (out / "log.jsonl").write_text("".join([lines[0], *lines[2:]]))
+    evolve(small(), out, resume=True, problem=Planted)
+    assert [row["generation"] for row in read_log(out)] == [1, 3, 4, 5, 6, 7]
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, 5)
+    (tmp_path / CHECKPOINT).write_text("{")
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == tmp_path / CHECKPOINT:
+            raise Stopped
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Stopped):
+        evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
+    monkeypatch.undo()
+    evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.7, 0.9, 0.98])

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import Any
 
 from namm.errors import ArtefactError, ConfigurationError, NammError
 from namm.evolution.config import FORMAT_VERSION, WARM, ZEROS, EvolutionConfig
-from namm.files import locked, recover, replacing, sweep
+from namm.files import locked, recover, replacing, sweep, writing
 from namm.json_files import add_rows, read_json, read_rows, write_json, write_rows
 from namm.network import NAMM
 
@@ -103,7 +104,7 @@ class Folder:
 
     def __init__(self, path: Path, config: EvolutionConfig, resume: bool) -> None:
         self.path, self.config = path, config
-        self.state = Checkpoint()
+        self.state, self._damaged = Checkpoint(), False
         if resume:
             self.state = self._read()
             check_same_run(_saved_identity(path / RUN), config.identity(), len(self.state.told))
@@ -118,6 +119,10 @@ class Folder:
     def go_on(self) -> None:
         """Note the configuration that may have grown, and forget log rows of generations that will be done again."""
         self._write_run()
+        newest = self.path / CHECKPOINT
+        if self._damaged and newest.exists():  # it must not take the place of the previous one, which is whole
+            with writing(newest):
+                os.replace(newest, newest.with_suffix(".damaged"))
         rows = self.rows()
         kept = [row for row in rows if row["generation"] <= len(self.state.told)]
         if len(kept) < len(rows):
@@ -161,6 +166,7 @@ class Folder:
                 problems.append(str(error))
                 continue
             if problems:
+                self._damaged = True
                 log.warning("%s Going on from the previous checkpoint, %d generations.", problems[0], len(state.told))
             return state
         raise ArtefactError(f"a checkpoint in {self.path}", "; ".join(problems), _AFRESH)
