@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 
-def write_json(file: Path, value: object, indent: int | None = 1, previous: Path | None = None) -> None:
+def write_json(file: Path, value: object, indent: int | None = 1) -> None:
     """Replace `file` by `value`, whole or not at all; see `namm.files.write`."""
-    write(file, json.dumps(value, ensure_ascii=False, indent=indent) + "\n", previous=previous)
+    write(file, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
 
 
 def read_json(file: Path, way_out: str) -> Object:
@@ -64,16 +64,8 @@ def json_lines(lines: Iterable[bytes], name: str, way_out: str) -> Iterator[tupl
             yield parsed(line, place, way_out), place
 
 
-def write_rows(file: Path, rows: Iterable[Object]) -> None:
-    """Replace `file` by a line for each row, whole or not at all."""
-    write(file, _lines(rows))
-
-
-def read_rows(file: Path, way_out: str = "Mend or remove that line.", needs: Iterable[str] = ()) -> list[Object]:
+def read_rows(file: Path, way_out: str = "Mend or remove that line.") -> list[Object]:
     """The rows that `add_rows` wrote; none if there is no file.
-
-    Args:
-        needs: names that stand in each row.
 
     Raises:
         ArtefactError: a line is damaged; names file and line.
@@ -83,12 +75,7 @@ def read_rows(file: Path, way_out: str = "Mend or remove that line.", needs: Ite
     whole, torn = _divided(read(file, way_out), file)
     if torn:
         log.warning("The last line of %s has no end; it is left out.", file)
-    rows = list(json_lines(whole.split(b"\n"), str(file), way_out))
-    needed = set(needs)
-    for row, place in rows:
-        if missing := needed - row.keys():
-            raise ArtefactError(f"{', '.join(sorted(missing))} in {place}", f"only {', '.join(row)}", way_out)
-    return [row for row, _ in rows]
+    return [row for row, _ in json_lines(whole.split(b"\n"), str(file), way_out)]
 
 
 def add_rows(file: Path, rows: Iterable[Object]) -> None:
@@ -97,7 +84,7 @@ def add_rows(file: Path, rows: Iterable[Object]) -> None:
     Raises:
         RunError: they cannot be written; the rows before them are intact.
     """
-    data = encoded(_lines(rows), file)
+    data = b"".join(encoded(json.dumps(row, ensure_ascii=False) + "\n", file) for row in rows)
     with writing(file):
         new = not file.exists()
         with file.open("a+b") as stream:
@@ -110,10 +97,6 @@ def add_rows(file: Path, rows: Iterable[Object]) -> None:
             os.fsync(stream.fileno())
         if new:
             sync_folder(file.parent)
-
-
-def _lines(rows: Iterable[Object]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _ends(descriptor: int, size: int) -> bool:

@@ -31,6 +31,7 @@ class Running:
     url: str
     engine: Engine
     server: uvicorn.Server
+    failed: threading.Event  # set where `namm serve` would end the process
 
     def client(self, key: str = "anything") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
@@ -84,7 +85,8 @@ def pair(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 @contextmanager
 def running(settings: Settings) -> Iterator[Running]:
     """A server for these settings on a port of its own."""
-    app = settings.app()
+    failed = threading.Event()
+    app = settings.app(failed.set)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -93,7 +95,7 @@ def running(settings: Settings) -> Iterator[Running]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Running(f"http://127.0.0.1:{port}", app.state.engine, server)
+        yield Running(f"http://127.0.0.1:{port}", app.state.engine, server, failed)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -10,7 +10,6 @@ import openai
 import pytest
 
 import namm
-from namm.memory.cache import MemoryCache
 from namm.serving.host import Host
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_answers import LONG, Hand
@@ -163,26 +162,3 @@ def test_health_and_metrics(serve: Serve):
     assert found["namm_tokens_reused_total"] > 0
     assert found['namm_bytes_held{where="resting"}'] == known["bytes_held"]
     assert found["namm_time_to_first_token_seconds_count"] == 2
-
-
-def test_a_failure_costs_its_own_request_only(serve: Serve, monkeypatch: pytest.MonkeyPatch):
-    server = serve()
-    real = MemoryCache.trim
-    monkeypatch.setattr(MemoryCache, "trim", lambda cache: (_ for _ in ()).throw(RuntimeError("a broken disk")))
-    with pytest.raises(openai.InternalServerError, match="a broken disk"):
-        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)
-    with pytest.raises(openai.APIError, match="a broken disk"):
-        list(stream(server, max_tokens=5))
-    monkeypatch.setattr(MemoryCache, "trim", real)
-    assert Chat(server).say(LONG).usage.completion_tokens == 12
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_stops_leaves_nobody_waiting(serve: Serve, monkeypatch: pytest.MonkeyPatch):
-    server = serve()
-    monkeypatch.setattr(server.engine, "_admit", lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
-    with pytest.raises(openai.InternalServerError, match="the engine stopped"):
-        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)
-    assert server.http().get("/health").status_code == 503
-    with pytest.raises(openai.InternalServerError, match="shutting down"):
-        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)

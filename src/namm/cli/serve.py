@@ -42,8 +42,12 @@ def serve(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 4096,
     context: Annotated[int | None, typer.Option(help="Most tokens of a conversation; the model's own.")] = None,
     parallel: Annotated[int, typer.Option(help="Requests that are read and answered at once.")] = 16,
-    queue: Annotated[int, typer.Option(help="Requests that may wait; others are told to come again.")] = 64,
+    queue: Annotated[int, typer.Option(help="Requests of a key that may wait; others are told to come again.")] = 64,
+    queue_all: Annotated[int, typer.Option(help="Requests of all keys that may wait.")] = 256,
     chunk: Annotated[int, typer.Option(help="Tokens of a prompt that are read before others get a turn.")] = 256,
+    step_timeout: Annotated[
+        int, typer.Option(help="Seconds that a chunk or a token may take until /health says 503.")
+    ] = 15,
     max_body: Annotated[str, typer.Option(help="Bytes of a request.")] = "4MiB",
     api_key: Annotated[
         list[str] | None, typer.Option(help=f"Key that clients send, several times; also {KEYS}, comma-separated.")
@@ -83,7 +87,9 @@ def serve(
             context=context,
             parallel=parallel,
             waiting=queue,
+            waiting_all=queue_all,
             chunk=chunk,
+            step_timeout=step_timeout,
         ),
         spill=spill,
         keys=tuple(read_keys(api_key)),
@@ -101,6 +107,7 @@ def _run(settings: Settings, host: str, port: int, replicas: int, log_level: str
     import uvicorn
 
     from namm.serving.logs import log_json
+    from namm.serving.server import Server
 
     with (
         listening(host, port) as address,
@@ -115,8 +122,8 @@ def _run(settings: Settings, host: str, port: int, replicas: int, log_level: str
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
         )
-        with suppress(KeyboardInterrupt, SystemExit):  # uvicorn has stopped, and passes the signal on
-            uvicorn.Server(config).run(sockets=[address])
+        with suppress(KeyboardInterrupt):
+            Server(config).run(sockets=[address])
 
 
 @contextmanager

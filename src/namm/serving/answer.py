@@ -10,6 +10,7 @@ from transformers.cli.serving.utils import response_events_to_chunks
 from transformers.utils.chat_parsing import ResponseParser
 
 from namm.report.trace import Pieces
+from namm.serving.refusals import Refusal
 
 
 class Text:
@@ -66,7 +67,15 @@ class MemoryEvent(str):
 
 
 class Failure(str):
-    """The reason why an answer ends early."""
+    """The reason why an answer ends early, on the same way."""
+
+    refusal: Refusal
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> Failure:
+        made = cls(refusal.message)
+        made.refusal = refusal
+        return made
 
 
 class Streamer:
@@ -101,8 +110,8 @@ class Streamer:
             self._put(*response_events_to_chunks(events))
         self._put(None)
 
-    def fail(self, reason: str) -> None:
-        self._put(Failure(reason), None)
+    def fail(self, reason: Refusal) -> None:
+        self._put(Failure.of(reason), None)
 
     def cancel(self) -> None:
         """The client is gone."""

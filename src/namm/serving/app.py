@@ -24,7 +24,7 @@ from namm.serving.engine import Engine
 from namm.serving.handlers import ChatHandler, Desk, TextHandler, Ticket
 from namm.serving.host import Host, describe_model
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, answer_of, unknown_model
+from namm.serving.refusals import Refusal, answer_of, not_removed, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.version import __version__
 
@@ -170,7 +170,8 @@ def _conversations(engine: Engine) -> APIRouter:
     @router.delete("/v1/conversations/{ident}", status_code=204)
     async def delete(ident: str, owner: Owner) -> Response:
         """Forget a conversation."""
-        await _ask(engine, lambda: kept.remove(kept.get(owner, ident)))
+        if not await _ask(engine, lambda: kept.remove(kept.get(owner, ident))):
+            raise not_removed(ident)
         return Response(status_code=204)
 
     return router
@@ -181,9 +182,9 @@ def _watching(engine: Engine, metrics: Metrics, page: dict[str, Any] | None) -> 
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        """200 while requests are taken, else 503."""
-        status = "ok" if engine.alive else "unavailable"
-        return JSONResponse({"status": status, **engine.state()}, 200 if engine.alive else 503)
+        """200 while requests are taken and steps end in time, else 503."""
+        status = engine.status
+        return JSONResponse({"status": status, **engine.state()}, 200 if status == "ok" else 503)
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -231,8 +232,8 @@ def _closed(desk: Desk, ticket: Ticket, request: Request) -> None:
         return
     request.state.log.update(
         id=ticket.id, model=ticket.served.id, prompt_tokens=len(job.prompt_ids), cached_tokens=job.reused,
-        answer_tokens=len(job.answer_ids), finish=job.failed or job.finish, kept_tokens=round(job.kept, 1),
-        bytes_held=job.bytes_held, bytes_full=job.bytes_full,
+        answer_tokens=len(job.answer_ids), finish=job.finish if job.failed is None else job.failed.code,
+        kept_tokens=round(job.kept, 1), bytes_held=job.bytes_held, bytes_full=job.bytes_full,
         first_token_s=round(job.first - job.came, 4) if job.first is not None else None,
     )  # fmt: skip
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
+from namm import files
+from namm.errors import ArtefactError, ConfigurationError, NammError, NotFoundError
 from namm.memory.cache import MemoryCache
 from namm.memory.saved import pack, read_notes, unpack
 from namm.serving.host import Host, Served
+from namm.serving.prefixes import Prefixes
 
 _NOTE = "conversation"  # a file's note of whose it is and what was said
 log = logging.getLogger("namm.serving")
@@ -91,12 +94,37 @@ class _Note(BaseModel):
     created: int
 
 
+class _Place:
+    """Conversations in one place, least recently used first, and what they hold together."""
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[str, Conversation] = OrderedDict()
+        self.bytes_held, self.kept = 0, 0.0
+
+    def add(self, one: Conversation) -> None:
+        self.known[one.id] = one
+        self.bytes_held += one.bytes_held
+        self.kept += one.kept
+
+    def remove(self, one: Conversation) -> None:
+        del self.known[one.id]
+        self.bytes_held -= one.bytes_held
+        self.kept = self.kept - one.kept if self.known else 0.0  # no error of rounding stays for good
+
+
 class Conversations:
     """The conversations of a server, least recently used first. One thread uses it.
+
+    What cannot be put to disk or removed from it costs that conversation and is counted.
 
     Args:
         folder: where those go that memory has no room for; without one they are forgotten.
         most_on_disk: bytes of all files there.
+
+    Attributes:
+        version: another number whenever a conversation came, went or was put to disk.
+        dropped, spilled, returned: conversations that were forgotten, put to disk, and taken up again from there.
+        failed: files that could not be written or removed.
 
     Raises:
         ConfigurationError: there can be no such folder.
@@ -104,8 +132,8 @@ class Conversations:
 
     def __init__(self, host: Host, folder: Path | None = None, most_on_disk: int = 16 << 30) -> None:
         self._host, self._folder, self._most_on_disk = host, folder, most_on_disk
-        self._resting: OrderedDict[str, Conversation] = OrderedDict()
-        self.dropped = self.spilled = self.returned = 0
+        self._held, self._on_disk, self._prefixes = _Place(), _Place(), Prefixes()
+        self.version = self.dropped = self.spilled = self.returned = self.failed = 0
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -114,19 +142,24 @@ class Conversations:
             self._adopt(folder)
 
     def __iter__(self) -> Iterator[Conversation]:
-        return iter(self._resting.values())
+        return chain(self._on_disk.known.values(), self._held.known.values())
 
     def __len__(self) -> int:
-        return len(self._resting)
+        return len(self._on_disk.known) + len(self._held.known)
 
     @property
     def bytes_held(self) -> int:
         """Bytes of those that are not on disk."""
-        return sum(one.bytes_held for one in self if one.cache is not None)
+        return self._held.bytes_held
 
     @property
     def bytes_on_disk(self) -> int:
-        return sum(one.bytes_held for one in self if one.path is not None)
+        return self._on_disk.bytes_held
+
+    @property
+    def kept(self) -> float:
+        """Tokens held by all."""
+        return self._held.kept + self._on_disk.kept
 
     def of(self, owner: str) -> list[Conversation]:
         return [one for one in self if one.owner == owner]
@@ -136,39 +169,62 @@ class Conversations:
         Raises:
             NotFoundError: this owner has no such conversation.
         """
-        one = self._resting.get(ident)
+        one = self._held.known.get(ident) or self._on_disk.known.get(ident)
         if one is None or one.owner != owner:
             raise NotFoundError("the id of one of your conversations", repr(ident), "See GET /v1/conversations.")
         return one
 
     def find(self, owner: str, served: str, prompt: str, ids: list[int], chat: bool) -> Conversation | None:
         """The longest conversation that this prompt goes on with."""
-        found = [one for one in self.of(owner) if one.served == served and continues(one.said, prompt, ids, chat)]
-        return max(found, key=lambda one: len(one.said.ids), default=None)
+        ident = self._prefixes.longest(_group(owner, served, chat), _text(prompt) if chat else _tokens(ids))
+        return self.get(owner, ident) if ident is not None else None
 
-    def add(self, conversation: Conversation) -> None:
+    def add(self, one: Conversation) -> None:
         """As the most recently used."""
-        self._resting[conversation.id] = conversation
-        self._resting.move_to_end(conversation.id)
+        self._place(one).add(one)
+        for text in _texts(one.said):
+            self._prefixes.add(_group(one.owner, one.served, one.said.chat), text, one.id)
+        self.version += 1
 
-    def remove(self, conversation: Conversation) -> None:
-        """Forget it, on disk as well."""
-        del self._resting[conversation.id]
-        if conversation.path is not None:
-            conversation.path.unlink(missing_ok=True)
+    def touch(self, one: Conversation) -> None:
+        """It was used, and is the last to make room."""
+        self._place(one).known.move_to_end(one.id)
 
-    def take(self, conversation: Conversation) -> MemoryCache:
+    def remove(self, one: Conversation) -> bool:
+        """Forget it, on disk as well; whether its file is gone."""
+        self._place(one).remove(one)
+        for text in _texts(one.said):
+            self._prefixes.remove(_group(one.owner, one.served, one.said.chat), text, one.id)
+        self.version += 1
+        try:
+            if one.path is not None:
+                one.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._failed("a file of a conversation could not be removed", one, error)
+            return False
+        return True
+
+    def take(self, one: Conversation) -> MemoryCache:
         """Its cache, which goes on elsewhere; the conversation no longer rests here.
 
         Raises:
-            ArtefactError: its file was damaged; it is removed.
+            ArtefactError: its file is damaged or gone, and so is the conversation.
         """
+        if one.id not in self._place(one).known:
+            raise ArtefactError("a conversation at rest", "one that made room", "It is read again from its text.")
         try:
-            cache = self._cache_of(conversation)
+            cache = self._cache_of(one)
         finally:
-            self.remove(conversation)
-        self.returned += conversation.cache is None
+            self.remove(one)
+        self.returned += one.cache is None
         return cache
+
+    def _place(self, one: Conversation) -> _Place:
+        return self._on_disk if one.cache is None else self._held
+
+    def _failed(self, what: str, one: Conversation, error: Exception) -> None:
+        self.failed += 1
+        log.warning(what, extra={"conversation": one.id, "folder": str(self._folder), "error": str(error)})
 
     def _cache_of(self, conversation: Conversation) -> MemoryCache:
         if conversation.cache is not None:
@@ -181,40 +237,35 @@ class Conversations:
             raise ArtefactError("a file of a conversation", error, "It is read again from its text.") from error
         return unpack(data, model.config, plan, self._host.print, model.device)[0]
 
-    def make_room(self, needed: int) -> int:
-        """Let go of the least recently used until `needed` bytes are free or nothing is left; returns bytes freed."""
-        freed = 0
-        for one in list(self):
-            if freed >= needed:
-                break
-            if one.cache is not None:
-                freed += one.bytes_held
-                self._let_go(one)
-        return freed
+    def make_room(self, needed: int) -> None:
+        """Let go of the least recently used until `needed` bytes are free or nothing is left."""
+        most = self.bytes_held - needed
+        while self._held.known and self.bytes_held > most:
+            self._let_go(next(iter(self._held.known.values())))
 
     def _let_go(self, one: Conversation) -> None:
-        if self._folder is None:
-            self.dropped += 1
-            self.remove(one)
-            return
-        path = self._folder / f"{one.id}.safetensors"
-        scratch = path.with_suffix(".partial")
-        try:
-            scratch.write_bytes(self._file_of(one))
-            os.replace(scratch, path)
-        except (OSError, ModelError) as error:  # a full disk costs this conversation and not the server
-            scratch.unlink(missing_ok=True)
-            log.warning("a conversation could not be put to disk", extra={"error": str(error), "folder": str(path)})
+        """To disk, if there is a folder that takes it."""
+        path = None if self._folder is None else self._put_to_disk(self._folder / f"{one.id}.safetensors", one)
+        if path is None:
             self.dropped += 1
             self.remove(one)
             return
         self.spilled += 1
-        self._resting[one.id] = replace(one, cache=None, path=path)  # keeps its place
-        for oldest in [known for known in self if known.path is not None]:
-            if self.bytes_on_disk <= self._most_on_disk:
-                break
+        self.version += 1
+        self._held.remove(one)
+        self._on_disk.add(replace(one, cache=None, path=path))
+        while self.bytes_on_disk > self._most_on_disk:
             self.dropped += 1
-            self.remove(oldest)
+            self.remove(next(iter(self._on_disk.known.values())))
+
+    def _put_to_disk(self, path: Path, one: Conversation) -> Path | None:
+        """The path, if all of it is there."""
+        try:
+            files.write(path, self._file_of(one), mode=0o600)
+        except (NammError, MemoryError) as error:
+            self._failed("a conversation could not be put to disk", one, error)
+            return None
+        return path
 
     def spill_all(self) -> None:
         """Before the end: whatever rests goes to disk, if there is a folder."""
@@ -258,13 +309,23 @@ def kept_tokens(cache: MemoryCache) -> float:
 # -- does a prompt go on with a conversation? --------------------------------------------------------------------------
 
 
-def continues(said: Said, prompt: str, ids: list[int], chat: bool) -> bool:
-    """Whether the prompt begins with all that was said, and adds something to read."""
-    if said.chat != chat:
-        return False
-    if not chat:
-        return len(ids) > len(said.ids) and tuple(ids[: len(said.ids)]) == said.ids
-    return _rest(said, prompt) is not None
+def _group(owner: str, served: str, chat: bool) -> str:
+    return f"{owner} {served} {chat}"
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _tokens(ids: Iterable[int]) -> bytes:
+    return array("I", ids).tobytes()
+
+
+def _texts(said: Said) -> set[bytes]:
+    """What a prompt that goes on begins with: all that was said; templates may strip an answer's white space."""
+    if not said.chat:
+        return {_tokens(said.ids)}
+    return {_text(said.prompt + answer) for answer in (said.answer, said.answer.lstrip())}
 
 
 def new_tokens(said: Said, prompt: str, ids: list[int], host: Host) -> list[int]:

@@ -1,8 +1,8 @@
 """The engine: one thread that reads prompts in chunks, answers all requests side by side, and keeps within its bytes.
 
-A request waits until what it will hold at most fits, beside what others will hold; conversations at rest make room,
-least recently used first. Prompts take turns chunk by chunk, and after each chunk the answers that are being written
-get as long as the chunk took. So a long prompt makes nobody wait for more than two chunks of it.
+A request waits until what it will hold at most fits, beside what others will hold; owners take turns; conversations at
+rest make room, least recently used first. Prompts take turns chunk by chunk, and after each chunk the answers that are
+being written get as long as the chunk took. So a long prompt makes nobody wait for more than two chunks of it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import GenerationConfig
 
-from namm.errors import ArtefactError
+from namm.errors import ArtefactError, NammError
 from namm.memory.batch import can_join, together
 from namm.memory.cache import MemoryCache
 from namm.memory.rehearsal import rehearsing
@@ -28,9 +28,11 @@ from namm.memory.routing import route, unroute
 from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
 from namm.serving.answer import Streamer, Text
 from namm.serving.conversations import Conversation, Conversations, Said, new_tokens, rested
+from namm.serving.fair_queue import FairQueue
+from namm.serving.fatal import end_process, is_fatal
 from namm.serving.host import Host, Limits, Served
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import draining, full_queue, never_fits
+from namm.serving.refusals import Refusal, draining, generation_failed, never_fits
 from namm.serving.sampling import Sampler
 
 log = logging.getLogger("namm.serving")
@@ -53,7 +55,9 @@ class Job:
         reserved: bytes this request may hold.
         forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
         conversation: id of what it continues, then of what it became.
+        match: what it goes on with, while it waits.
         finish: why the answer ended: "stop", "length" or "cancelled"; None until then.
+        failed: why there is no whole answer.
     """
 
     id: str
@@ -76,7 +80,8 @@ class Job:
     reserved: int = 0
     forgotten_before: float = 0.0
     finish: str | None = None
-    failed: str | None = None
+    failed: Refusal | None = None
+    match: Match | None = None
     cache: MemoryCache | None = None
     sampler: Sampler | None = None
     recorder: Recorder | None = None
@@ -95,21 +100,54 @@ class Job:
         return self.ids[len(self.prompt_ids) :]
 
 
-class Engine:
-    """Runs the model of a host for many requests. All but `submit`, `call` and `close` happens in its own thread."""
+class Match(NamedTuple):
+    """What a waiting request goes on with, found once.
 
-    def __init__(self, host: Host, limits: Limits, conversations: Conversations, metrics: Metrics) -> None:
+    Attributes:
+        version: of the conversations at that time, see `Conversations.version`.
+        new: tokens to be read after those of the conversation.
+    """
+
+    version: int
+    found: Conversation | None
+    new: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt as it will be read; a chat that goes on may have been cut into a few more than it is now."""
+        return len(self.new) + (len(self.found.said.ids) if self.found is not None else 0)
+
+
+class Engine:
+    """Runs the model of a host for many requests. All but `submit`, `call` and `close` happens in its own thread.
+
+    Args:
+        on_failure: called in that thread when it cannot go on, after everybody who waits was told. A supervisor can
+            only start the process again if it ends.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        limits: Limits,
+        conversations: Conversations,
+        metrics: Metrics,
+        on_failure: Callable[[], None] = end_process,
+    ) -> None:
         self.host, self.limits, self.conversations, self._metrics = host, limits, conversations, metrics
-        self._inbox: deque[Job] = deque()
+        self._queue = FairQueue(limits.waiting, limits.waiting_all)
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._jobs: set[Job] = set()  # admitted; each is in one of the two that follow
         self._reading: deque[Job] = deque()
         self._answering: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
+        self._on_failure = on_failure
         self._state: dict[str, int] = {}
         self._measured = 0.0
+        self._stepped = time.monotonic()  # when the last step ended, or work came for an idle engine
         self._seconds = 1.0  # that a request takes, smoothed
+        metrics.step_age.set_function(lambda: self.step_age)
         self._thread = threading.Thread(target=self._run, name="namm-engine", daemon=True)
         self._thread.start()
 
@@ -123,24 +161,26 @@ class Engine:
         needed = job.served.bytes_for(len(job.prompt_ids) + job.most)
         if needed > self.limits.memory:
             raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
-        with self._wake:
-            if self._closing:
-                raise draining()
-            places = max(0, self.limits.parallel - len(self._jobs))
-            if len(self._inbox) >= self.limits.waiting + places:
-                raise full_queue(len(self._inbox), self.wait_seconds())
-            self._inbox.append(job)
-            self._wake.notify()
+        with self._work_comes():
+            self._queue.add(job, max(0, self.limits.parallel - len(self._jobs)), self.wait_seconds())
 
     def call(self, action: Callable[[], Result]) -> Future[Result]:
         """Have something done between two steps, with the conversations at rest."""
         done: Future[Result] = Future()
+        with self._work_comes():
+            self._calls.append((action, done))
+        return done
+
+    @contextmanager
+    def _work_comes(self) -> Iterator[None]:
         with self._wake:
             if self._closing:
                 raise draining()
-            self._calls.append((action, done))
+            idle = self._idle()
+            yield
+            if idle:
+                self._stepped = time.monotonic()
             self._wake.notify()
-        return done
 
     def close(self, seconds: float = 30.0) -> bool:
         """Refuse what comes, finish what runs within `seconds`, put conversations to disk; True if all was done."""
@@ -154,54 +194,77 @@ class Engine:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
+    @property
+    def step_age(self) -> float:
+        """Seconds since a step ended, or since there is work if that is shorter; 0 while there is none."""
+        return 0.0 if self._idle() else time.monotonic() - self._stepped
+
+    @property
+    def status(self) -> str:
+        """ "ok"; "stalled" if a step takes too long; "unavailable" when it takes no requests."""
+        if not self.alive:
+            return "unavailable"
+        return "ok" if self.step_age < self.limits.step_timeout else "stalled"
+
     def wait_seconds(self) -> int:
         """A guess of when a request may come again."""
-        return max(1, min(60, round(self._seconds * (1 + len(self._inbox) / self.limits.parallel))))
+        return max(1, min(60, round(self._seconds * (1 + len(self._queue) / self.limits.parallel))))
 
-    def state(self) -> dict[str, int]:
-        """Counts and bytes after the last step."""
-        return self._state | {"waiting": len(self._inbox), "running": len(self._jobs)}
+    def state(self) -> dict[str, float]:
+        """Counts and bytes after the last step, and its age."""
+        now = {"waiting": len(self._queue), "running": len(self._jobs), "step_age_seconds": round(self.step_age, 3)}
+        return self._state | now
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _idle(self) -> bool:
-        return not self._jobs
+        return not (self._queue or self._calls or self._jobs)
 
     def _run(self) -> None:
-        with ExitStack() as stack, torch.inference_mode():
-            route(self.host.model.config)
-            stack.callback(unroute, self.host.model.config)
-            stack.enter_context(rehearsing(self.host.decoder))
-            try:
+        done = False
+        try:
+            with ExitStack() as stack, torch.inference_mode():
+                route(self.host.model.config)
+                stack.callback(unroute, self.host.model.config)
+                stack.enter_context(rehearsing(self.host.decoder))
                 while self._waits_for_work():
                     self._serve_calls()
                     self._turn()
-                self._serve_calls()
                 self.conversations.spill_all()
-            finally:  # should the loop itself fail, nobody waits for ever; /health says so
-                with self._wake:
-                    self._closing = True
-                for job in (*self._inbox, *self._jobs):
-                    self._fail(job, "the engine stopped")
-                for _, done in self._calls:
-                    done.cancel()
+            done = True
+        finally:
+            if not done:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """The loop itself failed: nobody waits for ever."""
+        log.critical("the engine cannot go on", exc_info=True)
+        with self._wake:
+            self._closing = True
+        for job in (*self._queue, *self._jobs):
+            self._fail(job, generation_failed(job.id))
+        for _, done in self._calls:
+            if done.running() or done.set_running_or_notify_cancel():
+                done.set_exception(draining())
+        self._on_failure()
 
     def _waits_for_work(self) -> bool:
         """True as soon as there is some; False once all is done that came before closing."""
         with self._wake:
-            while not (self._inbox or self._calls or self._closing) and self._idle():
+            while self._idle() and not self._closing:
                 self._wake.wait()
-            return bool(self._inbox or not self._idle() or not self._closing)
+            return not (self._idle() and self._closing)
 
     def _serve_calls(self) -> None:
         while self._calls:
-            action, done = self._calls.popleft()
-            if not done.set_running_or_notify_cancel():  # whoever asked is gone
-                continue
-            try:
-                done.set_result(action())
-            except Exception as error:  # handed to whoever asked; the engine goes on
-                done.set_exception(error)
+            action, done = self._calls[0]
+            if done.set_running_or_notify_cancel():  # else whoever asked is gone
+                try:
+                    done.set_result(action())
+                except NammError as error:
+                    done.set_exception(error)
+            self._calls.popleft()
+            self._stepped = time.monotonic()
         self._measure()
 
     def _turn(self) -> None:
@@ -211,26 +274,34 @@ class Engine:
         started = time.monotonic()
         if self._reading:
             job = self._reading.popleft()
-            self._guarded([job], self._read, job)
+            with self._guarded(job):
+                self._read(job)
         now = time.monotonic()
         until = now + (now - started)
         while self._answering:
             for group in self._groups():
-                self._guarded(group, self._answer, group)
-            if not (self._reading or self._inbox) or time.monotonic() >= until:
+                with self._guarded(*group):
+                    self._answer(group)
+            if not (self._reading or self._queue) or time.monotonic() >= until:
                 break
         self._measure()
 
-    def _guarded(self, jobs: list[Job], step: Callable[..., None], *args: Any) -> None:
-        """What fails must cost its own requests only, whatever it was: their memories are in no known state."""
+    @contextmanager
+    def _guarded(self, *jobs: Job) -> Iterator[None]:
+        """What fails must cost its own requests only, whatever it was: their memories are in no known state. A device
+        that is lost is lost for all.
+        """
         try:
-            step(*args)
+            yield
         except Exception as error:
+            if is_fatal(error, self.host.model.device):
+                raise
             log.exception("a request failed", extra={"requests": [job.id for job in jobs]})
             for job in jobs:
-                self._fail(job, f"{type(error).__name__}: {error}")
+                self._fail(job, generation_failed(job.id))
+        self._stepped = time.monotonic()
 
-    def _fail(self, job: Job, reason: str) -> None:
+    def _fail(self, job: Job, reason: Refusal) -> None:
         self._leave(job)
         job.failed = reason
         job.streamer.fail(reason)
@@ -240,10 +311,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         """Clients that left free their memory."""
         with self._wake:
-            gone = [job for job in self._inbox if job.streamer.cancelled]
-            for job in gone:
-                self._inbox.remove(job)
-        gone += [job for job in self._jobs if job.streamer.cancelled]
+            gone = [job for job in (*self._queue, *self._jobs) if job.streamer.cancelled]
         for job in gone:
             self._leave(job)
             job.finish = "cancelled"
@@ -252,36 +320,42 @@ class Engine:
             self._metrics.cancelled.inc(len(gone))
 
     def _admit(self) -> None:
-        """First come, first served, as far as bytes and places reach."""
-        while self._inbox and len(self._jobs) < self.limits.parallel:
-            job = self._inbox[0]
-            found = self.conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
-            if found is not None:
-                self.conversations.add(found)  # the last to make room
-            job.reserved = job.served.bytes_for(self._tokens_to_come(job, found))
-            if not self._make_room(job.reserved, found):
-                if not self._idle():
+        """In the order of the queue, as far as bytes and places reach."""
+        while len(self._jobs) < self.limits.parallel and (job := self._queue.next) is not None:
+            with self._guarded(job):
+                match = self._match(job)
+                job.reserved = job.served.bytes_for(max(match.tokens, len(job.prompt_ids)) + job.most)
+                if self._make_room(job.reserved, match.found):
+                    with self._wake:
+                        self._queue.take(job)
+                        self._jobs.add(job)
+                    self._begin(job, match)
+                elif self._jobs:
                     return
-                with self._wake:
-                    self._inbox.popleft()  # nothing is in its way, and still it does not fit
-                reason = never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most)
-                self._fail(job, reason.message)
-                continue
-            with self._wake:
-                self._inbox.popleft()
-                self._jobs.add(job)
-            self._guarded([job], self._begin, job, found)
+                else:  # nothing is in its way, and still it does not fit
+                    self._fail(job, never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most))
 
-    def _tokens_to_come(self, job: Job, found: Conversation | None) -> int:
-        """Tokens at the end; a chat that goes on may have been cut into a few more."""
-        prompt = len(job.prompt_ids)
-        if found is not None:
-            prompt = len(found.said.ids) + len(new_tokens(found.said, job.prompt, job.prompt_ids, self.host))
-        return prompt + job.most
+    def _match(self, job: Job) -> Match:
+        """What a request goes on with; looked for again only if conversations came or went meanwhile."""
+        known, version = job.match, self.conversations.version
+        if known is not None and known.version == version:
+            return known
+        found = self.conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
+        if found is None:
+            new = job.prompt_ids
+        elif known is not None and known.found is not None and known.found.said is found.said:
+            new = known.new
+        else:
+            new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
+        job.match = Match(version, found, new)
+        return job.match
 
     def _make_room(self, needed: int, found: Conversation | None) -> bool:
         """Whether `needed` bytes are free, after conversations at rest made way; `found` is what goes on."""
-        own = found.bytes_held if found is not None and found.cache is not None else 0
+        own = 0
+        if found is not None:
+            own = found.bytes_held if found.cache is not None else 0
+            self.conversations.touch(found)  # the last to make room
         held = self.conversations.bytes_held - own
         reserved = sum(job.reserved for job in self._jobs)
         missing = reserved + held + needed - self.limits.memory
@@ -292,11 +366,11 @@ class Engine:
         self.conversations.make_room(missing)
         return True
 
-    def _begin(self, job: Job, found: Conversation | None) -> None:
+    def _begin(self, job: Job, match: Match) -> None:
         """A new memory, or the one of the conversation that goes on."""
-        job.began = time.monotonic()
-        if found is not None:
-            self._go_on(job, found)
+        job.began, job.match = time.monotonic(), None
+        if match.found is not None:
+            self._go_on(job, match.found, match.new)
         if job.cache is None:
             job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
         job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused
@@ -312,9 +386,8 @@ class Engine:
             )  # fmt: skip
         self._reading.append(job)
 
-    def _go_on(self, job: Job, found: Conversation) -> None:
-        """Take up what a conversation holds, unless its file was damaged."""
-        new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
+    def _go_on(self, job: Job, found: Conversation, new: list[int]) -> None:
+        """Take up what a conversation holds, unless its file is damaged or gone."""
         try:
             job.cache = self.conversations.take(found)
         except ArtefactError as error:  # the whole prompt is here: nothing is lost but time
@@ -365,7 +438,8 @@ class Engine:
         for job, row in zip(jobs, logits, strict=True):
             job.unread = 0
             self._note(job, reading=False)
-            self._guarded([job], self._write, job, row[None])
+            with self._guarded(job):
+                self._write(job, row[None])
 
     def _write(self, job: Job, logits: torch.Tensor) -> None:
         """Choose a token, show its text, and see whether it was the last."""
@@ -421,8 +495,10 @@ class Engine:
 
     def _leave(self, job: Job) -> None:
         """The job runs no more; what it held is free unless it comes to rest."""
-        job.cache = None
-        self._jobs.discard(job)
+        job.cache = job.match = None
+        with self._wake:
+            self._queue.remove(job)
+            self._jobs.discard(job)
         if job in self._reading:
             self._reading.remove(job)
         if job in self._answering:

@@ -25,7 +25,7 @@ from transformers.cli.serving.utils import BaseGenerateManager, BaseHandler, Gen
 from namm.serving.answer import Failure, MemoryEvent, Streamer, Text
 from namm.serving.engine import Engine, Job
 from namm.serving.host import Host, Served
-from namm.serving.refusals import Refusal, invalid, too_long, unknown_model
+from namm.serving.refusals import invalid, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
 
 DEFAULT_ANSWER = 1024  # tokens, of a chat that names no limit
@@ -95,7 +95,7 @@ class EngineManager(BaseGenerateManager):
         while await job.streamer.queue.get() is not None:
             pass
         if job.failed is not None:
-            raise Refusal(500, job.failed, "generation_failed")
+            raise job.failed
         return job.text.shown, len(job.prompt_ids), job.answer_ids
 
     def stop(self) -> None:
@@ -298,7 +298,7 @@ def beside(item: MemoryEvent | Failure, ident: str, kind: str, model: str) -> st
     """A chunk of a stream that is no text: an event of the memory, or the reason why there will be no more."""
     told: dict[str, Any]
     if isinstance(item, Failure):
-        told = Refusal(500, str(item), "generation_failed").body()
+        told = item.refusal.body()
     else:
         told = {"id": ident, "object": kind, "created": int(time.time()), "model": model, "choices": []}
         told["namm"] = {"event": item.event}

@@ -35,9 +35,11 @@ class Limits:
         answer: tokens of one answer.
         context: tokens of a conversation; the model's own if None.
         parallel: requests that are read and answered at once.
-        waiting: requests that may queue for their turn.
+        waiting: requests of one key that may queue for their turn.
+        waiting_all: requests of all keys that may; a key with none in the queue always gets a place for one.
         chunk: tokens of a prompt that are read before others get a turn.
         spilled: bytes of conversations on disk.
+        step_timeout: seconds that a chunk or a token may take before the server is called stalled.
     """
 
     memory: int = 2 << 30
@@ -46,8 +48,10 @@ class Limits:
     context: int | None = None
     parallel: int = 16
     waiting: int = 64
+    waiting_all: int = 256
     chunk: int = 256
     spilled: int = 16 << 30
+    step_timeout: int = 15
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -10,10 +10,11 @@ _UP = "namm_replica_up"
 
 
 def health(told: Mapping[int, bytes], replicas: int) -> dict[str, Any]:
-    """The sums of what the live ones count, by their bodies of `/health`."""
+    """The sums of what the live ones count, by their bodies of `/health`, and the greatest age of a step."""
     known = [json.loads(body) for body in told.values()]
     names = sorted({name for one in known for name in one} - {"status"})
-    counts = {name: sum(one.get(name, 0) for one in known) for name in names}
+    together = {name: max if name == "step_age_seconds" else sum for name in names}
+    counts = {name: made(one.get(name, 0) for one in known) for name, made in together.items()}
     status = "ok" if any(one["status"] == "ok" for one in known) else "unavailable"
     return {"status": status, "replicas": replicas, "live": len(known), **counts}
 

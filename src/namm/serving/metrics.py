@@ -45,7 +45,10 @@ class Metrics:
         self._running = gauge("requests_running", "Requests that are read or answered")
         self._resting = gauge("conversations", "Conversations that can go on without being read again")
         self._kept = gauge("tokens_kept", "Tokens held by conversations at rest, as a mean over heads")
-        self._moved = gauge("conversations_moved", "Conversations that made room or came back, so far", "how")
+        self.step_age = gauge("step_age_seconds", "Since a step of the engine ended while there is work, else 0")
+        self._moved = gauge(
+            "conversations_moved", "Conversations that made room, came back, or failed to reach the disk, so far", "how"
+        )
 
     def finished(self, job: Job) -> None:
         """An answer is complete."""
@@ -58,7 +61,7 @@ class Metrics:
         if after and job.ended > job.first:
             self.speed.observe(after / (job.ended - job.first))
 
-    def gauge(self, state: dict[str, int], conversations: Conversations) -> None:
+    def gauge(self, state: dict[str, float], conversations: Conversations) -> None:
         """What is held now."""
         self._bytes.labels("running").set(state["running_bytes"])
         self._bytes.labels("resting").set(state["resting_bytes"])
@@ -68,9 +71,10 @@ class Metrics:
         self._waiting.set(state["waiting"])
         self._running.set(state["running"])
         self._resting.set(state["conversations"])
-        self._kept.set(sum(one.kept for one in conversations))
+        self._kept.set(conversations.kept)
         for how, count in (
             ("dropped", conversations.dropped),
+            ("failed", conversations.failed),
             ("spilled", conversations.spilled),
             ("returned", conversations.returned),
         ):

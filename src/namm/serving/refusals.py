@@ -79,10 +79,24 @@ def never_fits(needed: int, limit: int, prompt: int, asked: int) -> Refusal:
     )
 
 
-def full_queue(waiting: int, seconds: int) -> Refusal:
+def full_queue(own: int, seconds: int) -> Refusal:
     return Refusal(
-        429, f"expected a place in the queue; got {waiting} requests that wait already. Try again in {seconds} s.",
-        "queue_full", retry_after=seconds,
+        429, f"expected a place in the queue; got {own} requests of this key that wait already, in a queue that is "
+        f"full. Try again in {seconds} s.", "queue_full", retry_after=seconds,
+    )  # fmt: skip
+
+
+def generation_failed(ident: str) -> Refusal:
+    return Refusal(
+        500, f"expected an answer; got a fault of the server, which its log tells under {ident}. Send the request "
+        "again.", "generation_failed",
+    )  # fmt: skip
+
+
+def not_removed(ident: str) -> Refusal:
+    return Refusal(
+        500, f"expected the file of {ident} to be removed; got an error of the disk. It is forgotten until the server "
+        "is started again: tell its operator, whose log has the reason.", "not_removed",
     )  # fmt: skip
 
 

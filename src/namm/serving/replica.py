@@ -96,8 +96,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Serve starts the replica again if this raises."""
-        if not self._app.state.engine.alive:
-            raise RuntimeError("the engine has stopped")
+        status = self._app.state.engine.status
+        if status != "ok":
+            raise RuntimeError(f"the engine is {status}")
 
     async def live(self) -> AsyncIterator[list[logging.LogRecord]]:
         """What is logged, and a sign of life every `HEARTBEAT` seconds."""

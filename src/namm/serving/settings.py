@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from namm.models import load_model
 from namm.serving.app import create_app
 from namm.serving.conversations import Conversations
 from namm.serving.engine import Engine
+from namm.serving.fatal import end_process
 from namm.serving.host import Host, Limits
 from namm.serving.metrics import Metrics
 from namm.tasks.text import paragraphs
@@ -48,8 +50,11 @@ class Settings:
         path = Path(self.model).expanduser()
         return self.name or (path.resolve().name.removesuffix(".gguf") if path.exists() else self.model)
 
-    def app(self) -> FastAPI:
+    def app(self, on_failure: Callable[[], None] = end_process) -> FastAPI:
         """Load the model and build the application; its engine runs from now on.
+
+        Args:
+            on_failure: see `Engine`.
 
         Raises:
             ConfigurationError, ModelError, NotFoundError: see `Host` and `load_model`.
@@ -60,7 +65,7 @@ class Settings:
         )
         metrics = Metrics()
         conversations = Conversations(host, self.spill, self.limits.spilled)
-        engine = Engine(host, self.limits, conversations, metrics)
+        engine = Engine(host, self.limits, conversations, metrics, on_failure)
         return create_app(engine, metrics, self.keys, example(), self.origins)
 
 

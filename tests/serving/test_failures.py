@@ -1,0 +1,250 @@
+"""What fails costs its own request; what nobody can survive ends the engine, and whoever waits is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+import torch
+
+from namm.memory.cache import MemoryCache
+from namm.serving import replica
+from namm.serving.fatal import is_fatal
+from tests.serving.conftest import Running, Serve
+from tests.serving.test_admission import SAID, stream
+from tests.serving.test_answers import LONG
+from tests.serving.test_conversations import Chat
+
+SECRET = "no such table at /srv/inside"
+
+
+class Broken:
+    """Stands in for a function that raises when `text` is being read; all else is as before."""
+
+    def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str = LONG) -> None:
+        read = server.engine._read
+
+        def broken(job):
+            if text in job.prompt:
+                raise error
+            read(job)
+
+        monkeypatch.setattr(server.engine, "_read", broken)
+
+
+def loop_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request makes the loop itself fail."""
+    real = server.engine._drop_cancelled
+
+    def broken() -> None:
+        if any(LONG in job.prompt for job in server.engine._queue):
+            raise RuntimeError(SECRET)
+        real()
+
+    monkeypatch.setattr(server.engine, "_drop_cancelled", broken)
+
+
+def device_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request is the last that the device sees."""
+    Broken(server, monkeypatch, torch.AcceleratorError(f"CUDA error: device-side assert triggered, {SECRET}"))
+
+
+@pytest.fixture
+def other(serve: Serve) -> Iterator[tuple[Running, Iterator[str]]]:
+    """A server, and the lines of a stream that somebody else has there."""
+    server = serve(limits={"chunk": 16})
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1900, "stream": True}
+    body["logit_bias"] = {str(server.engine.host.tokenizer.eos_token_id): -100}
+    with server.http("b").stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = (line[6:] for line in answer.iter_lines() if line)
+        for _ in range(4):
+            next(lines)
+        yield server, lines
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(SECRET), torch.OutOfMemoryError(f"CUDA out of memory, {SECRET}"), AssertionError(SECRET),
+     torch.AcceleratorError(f"CUDA error: out of memory, {SECRET}"), MemoryError(SECRET)],
+)  # fmt: skip
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_failure_costs_its_own_request_only(other, monkeypatch, caplog, error: Exception, streamed: bool):
+    server, lines = other
+    Broken(server, monkeypatch, error)
+    asked = {"model": "tiny", "messages": SAID, "max_tokens": 5, "stream": streamed}
+    with caplog.at_level(logging.ERROR, "namm.serving"):
+        answer = server.http().post("/v1/chat/completions", json=asked)
+    if streamed:
+        *_, told, done = (line[6:] for line in answer.text.splitlines() if line)
+        assert (answer.status_code, done) == (200, "[DONE]")
+    else:
+        told = answer.text
+        assert answer.status_code == 500
+    failure = json.loads(told)["error"]
+    assert failure["code"] == "generation_failed"
+    assert SECRET not in answer.text
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info[1] is error
+    assert f"under {record.requests[0]}." in failure["message"]
+    monkeypatch.undo()
+    assert json.loads(next(lines))["choices"]
+    assert Chat(server).say(LONG).usage.completion_tokens == 12
+    assert server.http().get("/health").status_code == 200
+    assert not server.failed.is_set()
+
+
+def test_what_cannot_be_put_to_rest_costs_its_own_request(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    server = serve()
+    real = MemoryCache.trim
+    monkeypatch.setattr(MemoryCache, "trim", lambda cache: (_ for _ in ()).throw(RuntimeError(SECRET)))
+    with pytest.raises(openai.APIError, match="expected an answer; got a fault of the server"):
+        list(stream(server, max_tokens=5))
+    monkeypatch.setattr(MemoryCache, "trim", real)
+    assert Chat(server).say(LONG).usage.completion_tokens == 12
+
+
+@pytest.mark.parametrize("stage", ["find", "touch", "make_room"])
+def test_a_failure_before_the_first_token_costs_its_own_request(serve: Serve, monkeypatch, stage: str):
+    """A prompt that trips the search must not end the server of all."""
+    server = serve(limits={"parallel": 1})
+    chat = Chat(server)
+    chat.say(LONG)
+    server.engine.limits.__dict__["memory"] = server.engine.conversations.bytes_held + 1
+    monkeypatch.setattr(server.engine.conversations, stage, lambda *_: (_ for _ in ()).throw(ValueError(SECRET)))
+    with pytest.raises(openai.APIStatusError) as refused:
+        chat.say("And then?", max_tokens=1)
+    assert refused.value.status_code in (400, 500)
+    assert SECRET not in str(refused.value)
+    monkeypatch.undo()
+    assert server.engine.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fault", [loop_fault, device_fault])
+def test_an_engine_that_cannot_go_on_tells_everybody(other, monkeypatch, caplog, fault: Callable[..., None]):
+    server, lines = other
+    fault(server, monkeypatch)
+    answer = server.http().post("/v1/chat/completions", json={"model": "tiny", "messages": SAID, "max_tokens": 5})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "generation_failed"
+    *_, told, done = lines
+    assert (json.loads(told)["error"]["code"], done) == ("generation_failed", "[DONE]")
+    assert SECRET not in told + answer.text
+    assert server.failed.wait(10)
+    (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert SECRET in str(record.exc_info[1])
+    health = server.http().get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+    with pytest.raises(openai.InternalServerError, match="shutting down"):
+        server.client().chat.completions.create(model="tiny", messages=SAID, max_tokens=5)
+    assert server.http().get("/v1/conversations").status_code == 503
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_what_a_failed_engine_was_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    server = serve()
+    monkeypatch.setattr(server.engine.conversations, "of", lambda owner: (_ for _ in ()).throw(RuntimeError(SECRET)))
+    answer = server.http().get("/v1/conversations")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+    assert server.failed.wait(10)
+
+
+def test_only_a_lost_device_is_fatal(monkeypatch: pytest.MonkeyPatch):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    assert is_fatal(lost, gpu)
+    assert is_fatal(lost, cpu)
+    for harmless in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a bug"), KeyError("a bug")):
+        assert not is_fatal(harmless, gpu)
+
+    def lost_already(device: torch.device) -> None:
+        raise lost
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", lost_already)
+    assert is_fatal(RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), gpu)
+    assert not is_fatal(RuntimeError("a bug"), cpu)
+
+
+def test_health_knows_a_step_that_does_not_end(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    server = serve(limits={"step_timeout": 1})
+    go_on, reached = threading.Event(), threading.Event()
+    read = server.engine._read
+
+    def blocked(job) -> None:
+        reached.set()
+        assert go_on.wait(60)
+        read(job)
+
+    idle = server.http().get("/health")
+    assert (idle.status_code, idle.json()["step_age_seconds"]) == (200, 0)
+    monkeypatch.setattr(server.engine, "_read", blocked)
+    asking = threading.Thread(target=lambda: Chat(server).say(LONG))
+    asking.start()
+    assert reached.wait(10)
+    while (health := server.http().get("/health")).status_code == 200:
+        assert health.json()["status"] == "ok"
+        assert health.json()["step_age_seconds"] < 1.5
+    assert health.status_code == 503
+    assert health.json()["status"] == "stalled"
+    assert health.json()["step_age_seconds"] >= 1
+    line = next(text for text in server.http().get("/metrics").text.splitlines() if text.startswith("namm_step_age"))
+    assert float(line.split()[1]) >= 1
+    go_on.set()
+    asking.join(60)
+    server.idle()
+    after = server.http().get("/health")
+    assert (after.status_code, after.json()["status"], after.json()["step_age_seconds"]) == (200, "ok", 0)
+
+
+def test_an_idle_engine_is_not_stalled_by_the_request_that_wakes_it(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    server = serve(limits={"step_timeout": 1})
+    server.engine._stepped -= 3600  # the last step is long ago
+    assert server.engine.status == "ok"
+    seen = []
+    read = server.engine._read
+    monkeypatch.setattr(server.engine, "_read", lambda job: (seen.append(server.engine.status), read(job)))
+    Chat(server).say(LONG)
+    assert set(seen) == {"ok"}
+
+
+def test_ray_is_told_of_a_replica_that_stalls(serve: Serve):
+    one = object.__new__(replica.Replica)
+    server = serve(limits={"step_timeout": 1})
+    one._app = server.server.config.app
+    one.check_health()
+    server.engine._queue._count += 1  # as if somebody waited
+    server.engine._stepped -= 2
+    with pytest.raises(RuntimeError, match="stalled"):
+        one.check_health()
+    server.engine._queue._count -= 1
+    del one._app
+
+
+def test_two_keys_share_places(serve: Serve):
+    """One key with more requests than there are places; another's, one after the other, are all answered in turn."""
+    server = serve(keys=("a", "b"), limits={"parallel": 2, "waiting": 8, "waiting_all": 8})
+    stop, refused = threading.Event(), []
+
+    def flood(number: int) -> None:
+        while not stop.is_set():
+            asked = {"model": "tiny", "messages": [{"role": "user", "content": f"{number}"}], "max_tokens": 30}
+            refused.append(server.http("a").post("/v1/chat/completions", json=asked).status_code)
+
+    many = [threading.Thread(target=flood, args=(number,)) for number in range(16)]
+    for one in many:
+        one.start()
+    server.busy()
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 2}
+    answers = [server.http("b").post("/v1/chat/completions", json=asked).status_code for _ in range(20)]
+    stop.set()
+    for one in many:
+        one.join(60)
+    assert answers == [200] * 20
+    assert 429 in refused  # of the key that asks for too much
+    assert set(refused) <= {200, 429}
+    server.idle()
