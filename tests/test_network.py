@@ -95,7 +95,12 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 def resign(folder: Path) -> None:
-    edit_config(folder, sha256=namm.artefact._checksum(folder / "model.safetensors"))
+    edit_config(folder, sha256=namm.artefact._checksum((folder / "model.safetensors").read_bytes()))
+
+
+def as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
 
 
 def truncate(folder: Path) -> None:
@@ -130,6 +135,11 @@ def altered(folder: Path, **tensors: torch.Tensor) -> None:
         (lambda f: (f / "config.json").write_bytes(b"\xff{"), namm.ArtefactError, "JSON"),
         (lambda f: edit_config(f, surprise=1), namm.ArtefactError, "surprise"),
         (lambda f: (f / "config.json").write_text("{"), namm.ArtefactError, "JSON"),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), namm.ArtefactError, "JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), namm.ArtefactError, "a JSON object"),
+        (lambda f: edit_config(f, trained_on="\ud800"), namm.ArtefactError, "surrogates"),
+        (lambda f: as_folder(f / "config.json"), namm.ArtefactError, "config.json; got Is a directory"),
+        (lambda f: as_folder(f / "model.safetensors"), namm.ArtefactError, "model.safetensors; got Is a directory"),
         (lambda f: (f / "config.json").unlink(), namm.NotFoundError, "config.json"),
         (lambda f: (f / "model.safetensors").unlink(), namm.ArtefactError, "model.safetensors"),
     ],

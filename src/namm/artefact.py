@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,12 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as tensors_to_bytes
 
+from namm import files
 from namm.errors import ArtefactError, NotFoundError
+from namm.json_files import read_json, write_json
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
 
 _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -31,6 +33,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_AGAIN = "Fetch or save the memory again."
 
 _ONCE = "It reads a text once."
 _TWICE = "Before each decision the model reads the last tokens again (a rehearsal), which costs a second prefill."
@@ -57,11 +60,12 @@ Evolved on: {trained_on}
 
 def save(network: NAMM, path: Path) -> Path:
     """Write `network` to the folder `path`, which is created; returns it."""
-    path.mkdir(parents=True, exist_ok=True)
+    with files.writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     tensors = network.tensors() | {"norm_mean": network.mean, "norm_var": network.var}
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path / WEIGHTS)
-    config = dataclasses.asdict(network.config) | {"sha256": _checksum(path / WEIGHTS)}
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    weights = tensors_to_bytes({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    files.write(path / WEIGHTS, weights)
+    write_json(path / CONFIG, dataclasses.asdict(network.config) | {"sha256": _checksum(weights)}, indent=2)
     c = network.config
     card = _CARD.format(
         size=c.size,
@@ -71,7 +75,7 @@ def save(network: NAMM, path: Path) -> Path:
         reading=_TWICE if c.feature_set.rehearses else _ONCE,
         trained_on=c.trained_on or "unknown",
     )
-    (path / CARD).write_text(card)
+    files.write(path / CARD, card)
     return path
 
 
@@ -81,19 +85,20 @@ def load(path_or_id: str | Path, revision: str | None = None) -> NAMM:
     if not path.is_dir():
         path = _download(str(path_or_id), revision)
     config, checksum = _read_config(path)
-    weights = path / WEIGHTS
-    if not weights.exists():
-        raise ArtefactError(f"a file {WEIGHTS} in {path}", "none", "Save the memory again, or fetch it again.")
+    try:
+        weights = files.read(path / WEIGHTS, _AGAIN)
+    except NotFoundError as error:  # the folder is one, and not whole
+        raise ArtefactError(error.expected, error.got, _AGAIN) from error
     found = _checksum(weights)
     if found != checksum:
         raise ArtefactError(
             f"{WEIGHTS} with sha256 {checksum[:12]}..", f"{found[:12]}..",
-            "The file is truncated or altered: fetch or save the memory again.",
+            f"The file is truncated or altered. {_AGAIN}",
         )  # fmt: skip
     try:
-        tensors = load_file(weights)
+        tensors = tensors_of(weights)
     except SafetensorError as error:
-        raise ArtefactError(f"a readable {WEIGHTS}", error, "Fetch or save the memory again.") from error
+        raise ArtefactError(f"a readable {WEIGHTS}", error, _AGAIN) from error
     expected = {*config.shapes, "norm_mean", "norm_var"}
     if set(tensors) != expected:
         raise ArtefactError(
@@ -106,7 +111,7 @@ def load(path_or_id: str | Path, revision: str | None = None) -> NAMM:
                 "The configuration and the weights belong to different memories.",
             )  # fmt: skip
     if len({tensors[name].shape[: -len(shape)] for name, shape in config.shapes.items()}) > 1:
-        raise ArtefactError("as many candidates in every tensor", "different numbers", "Save the memory again.")
+        raise ArtefactError("as many candidates in every tensor", "different numbers", _AGAIN)
     flat = [tensors[name].flatten(-len(shape)) for name, shape in config.shapes.items()]
     return NAMM.from_vector(torch.cat(flat, dim=-1), tensors["norm_mean"], tensors["norm_var"], config)
 
@@ -124,14 +129,9 @@ def push(network: NAMM, repo_id: str, **options: Any) -> str:
 
 def _read_config(path: Path) -> tuple[NAMMConfig, str]:
     file = path / CONFIG
-    if not file.exists():
-        raise NotFoundError(f"a file {CONFIG} in {path}", "none", "Give the folder that save_pretrained wrote.")
-    try:
-        values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"JSON in {file}", error, "The file is truncated or altered: fetch it again.") from error
+    values = read_json(file, "Give a folder that save_pretrained wrote; a damaged one is fetched or saved again.")
     known = {field.name for field in dataclasses.fields(NAMMConfig)}
-    if not isinstance(values, dict) or not {"features", "width", "format_version", "sha256"} <= set(values):
+    if not {"features", "width", "format_version", "sha256"} <= set(values):
         raise ArtefactError(
             f"a NAMM configuration in {file}", "another one", "Give a folder that save_pretrained wrote."
         )
@@ -142,7 +142,7 @@ def _read_config(path: Path) -> tuple[NAMMConfig, str]:
     for name, right in _RIGHT.items():
         value = values.get(name, getattr(NAMMConfig, name))
         if not right[1](value):
-            raise ArtefactError(f"{right[0]} for {name} in {file}", repr(value), "Fetch or save the memory again.")
+            raise ArtefactError(f"{right[0]} for {name} in {file}", repr(value), _AGAIN)
     unknown = set(values) - known
     if unknown:
         raise ArtefactError(f"the fields {sorted(known)}", sorted(unknown), "Use the version of namm that saved it.")
@@ -160,5 +160,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
         ) from error  # fmt: skip
 
 
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

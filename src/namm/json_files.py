@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 
-def write_json(file: Path, value: object, indent: int | None = 1) -> None:
+def write_json(file: Path, value: object, indent: int | None = 1, previous: Path | None = None) -> None:
     """Replace `file` by `value`, whole or not at all; see `namm.files.write`."""
-    write(file, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    write(file, json.dumps(value, ensure_ascii=False, indent=indent) + "\n", previous=previous)
 
 
 def read_json(file: Path, way_out: str) -> Object:
@@ -64,8 +64,16 @@ def json_lines(lines: Iterable[bytes], name: str, way_out: str) -> Iterator[tupl
             yield parsed(line, place, way_out), place
 
 
-def read_rows(file: Path, way_out: str = "Mend or remove that line.") -> list[Object]:
+def write_rows(file: Path, rows: Iterable[Object]) -> None:
+    """Replace `file` by a line for each row, whole or not at all."""
+    write(file, _lines(rows))
+
+
+def read_rows(file: Path, way_out: str = "Mend or remove that line.", needs: Iterable[str] = ()) -> list[Object]:
     """The rows that `add_rows` wrote; none if there is no file.
+
+    Args:
+        needs: names that stand in each row.
 
     Raises:
         ArtefactError: a line is damaged; names file and line.
@@ -75,7 +83,12 @@ def read_rows(file: Path, way_out: str = "Mend or remove that line.") -> list[Ob
     whole, torn = _divided(read(file, way_out), file)
     if torn:
         log.warning("The last line of %s has no end; it is left out.", file)
-    return [row for row, _ in json_lines(whole.split(b"\n"), str(file), way_out)]
+    rows = list(json_lines(whole.split(b"\n"), str(file), way_out))
+    needed = set(needs)
+    for row, place in rows:
+        if missing := needed - row.keys():
+            raise ArtefactError(f"{', '.join(sorted(missing))} in {place}", f"only {', '.join(row)}", way_out)
+    return [row for row, _ in rows]
 
 
 def add_rows(file: Path, rows: Iterable[Object]) -> None:
@@ -84,7 +97,7 @@ def add_rows(file: Path, rows: Iterable[Object]) -> None:
     Raises:
         RunError: they cannot be written; the rows before them are intact.
     """
-    data = b"".join(encoded(json.dumps(row, ensure_ascii=False) + "\n", file) for row in rows)
+    data = encoded(_lines(rows), file)
     with writing(file):
         new = not file.exists()
         with file.open("a+b") as stream:
@@ -97,6 +110,10 @@ def add_rows(file: Path, rows: Iterable[Object]) -> None:
             os.fsync(stream.fileno())
         if new:
             sync_folder(file.parent)
+
+
+def _lines(rows: Iterable[Object]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _ends(descriptor: int, size: int) -> bool:

@@ -3,13 +3,18 @@
 import errno
 import json
 import logging
+import math
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
+import cma
 import numpy as np
 import pytest
 import torch
@@ -18,6 +23,7 @@ import namm
 from namm.evolution import EvolutionConfig, Progress, evolve
 from namm.evolution.checkpoint import CHECKPOINT, PREVIOUS, read_log
 from namm.evolution.planted import Planted
+from namm.evolution.strategy import Strategy
 from tests.evolution import killed
 from tests.evolution.planted import Broken, same, small
 
@@ -52,7 +58,7 @@ def test_evolution_from_zero_finds_what_matters(tmp_path: Path) -> None:
     )  # fmt: skip
     seen: list[Progress] = []
     memory = evolve(config, tmp_path, problem=Planted, on_generation=seen.append)
-    first = next(read_log(tmp_path))["validated"]["start"]["fitness"]
+    first = read_log(tmp_path)[0]["validated"]["start"]["fitness"]
     assert first < 0.5  # zeros keep the newest
     assert seen[-1].best_validation is not None
     assert seen[-1].best_validation >= 0.95  # 1 is the optimum
@@ -71,7 +77,7 @@ def test_a_run_twice_is_the_same_run(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_log_and_what_is_kept(whole: Path) -> None:
-    log = list(read_log(whole))
+    log = read_log(whole)
     assert [row["generation"] for row in log] == list(range(1, 8))
     assert [row["stage"] for row in log] == ["one"] * 3 + ["two"] * 4
     # at the start of a stage, every second generation of it, and at its end
@@ -127,7 +133,7 @@ def test_a_bias_and_the_own_threshold(tmp_path: Path) -> None:
     config = small("start.bias=0.25", 'objective.budgets=["own"]', "objective.pressure=0.5", "stages.0.generations=1")
     evolve(config, tmp_path, problem=Planted, curves=False)
     assert float(namm.NAMM.from_pretrained(tmp_path / "start").theta[-1]) == 0.25
-    first = next(read_log(tmp_path))["validated"]["start"]
+    first = read_log(tmp_path)[0]["validated"]["start"]
     assert (first["fitness"], first["share"]) == (0.5, 1.0)  # all is kept, and paid for
 
 
@@ -173,6 +179,7 @@ def test_a_damaged_checkpoint_costs_one_generation(
     with caplog.at_level(logging.WARNING):
         memory = evolve(small(), tmp_path, resume=True, problem=Planted)
     assert "Going on from the previous checkpoint, 4 generations" in caplog.text
+    assert (tmp_path / "checkpoint.damaged").exists() == (harm != "missing")
     assert same(memory, namm.NAMM.from_pretrained(whole / "memory"))
     assert rows(tmp_path) == rows(whole)
     for name in (CHECKPOINT, PREVIOUS):
@@ -181,22 +188,114 @@ def test_a_damaged_checkpoint_costs_one_generation(
         evolve(small(), tmp_path, resume=True, problem=Planted)
 
 
-def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = os.fsync, []
+HARM = {
+    "cut": lambda data, rng: data[: rng.randrange(len(data))],
+    "flipped": lambda data, rng: flipped(data, rng.randrange(8 * len(data))),
+    "zeros": lambda data, rng: b"\0" * len(data),
+    "half a letter": lambda data, rng: data.replace(b"a", rb"\udcff", 1),
+    "folder": None,
+}
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that was stopped after its fifth generation."""
+    out = tmp_path_factory.mktemp("run") / "halfway"
+    stopped(out, 5)
+    return out
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize(
+    "name", ["run.json", CHECKPOINT, PREVIOUS, "log.jsonl", "start/config.json", "start/model.safetensors"]
+)
+def test_a_damaged_file_is_told_or_does_not_matter(
+    whole: Path, halfway: Path, tmp_path: Path, name: str, harm: str
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    rng = random.Random(seed)
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        shutil.copytree(halfway, out)
+        file = out / name
+        data = file.read_bytes()
+        file.unlink()
+        if harm == "folder":
+            file.mkdir()
+        else:
+            file.write_bytes(HARM[harm](data, rng))
+        before = contents(out)
+        try:
+            memory = evolve(small(), out, resume=True, problem=Planted, curves=False)
+        except namm.NammError:
+            if (name, harm) != (PREVIOUS, "folder"):  # it is in the way of the next checkpoint, and else of no account
+                assert contents(out) == before, seed
+        else:
+            assert same(memory, namm.NAMM.from_pretrained(whole / "memory")), seed
+
+
+def test_a_damaged_line_of_the_log_is_named_and_the_log_stays(halfway: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(halfway, out)
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    for line in (lines[1][:50] + "\n", '{"generation": 2}\n', "2\n"):
+        (out / "log.jsonl").write_text("".join([lines[0], line, *lines[2:]]))
+        before = contents(out)
+        with pytest.raises(namm.ArtefactError, match=r"line 2 of .*log.jsonl.*Mend or remove that line"):
+            evolve(small(), out, resume=True, problem=Planted)
+        assert contents(out) == before
+    (out / "log.jsonl").write_text("".join([lines[0], *lines[2:]]))
+    evolve(small(), out, resume=True, problem=Planted)
+    assert [row["generation"] for row in read_log(out)] == [1, 3, 4, 5, 6, 7]
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, 5)
+    (tmp_path / CHECKPOINT).write_text("{")
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == tmp_path / CHECKPOINT:
+            raise Stopped
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Stopped):
+        evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
+    monkeypatch.undo()
+    evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.7, 0.9, 0.98])
+def test_a_full_disk_loses_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    real, calls, most = os.fsync, [0], math.inf
 
     def full(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 8:
+        calls[0] += 1
+        if calls[0] > most:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(namm.errors.RunError, match=r"No space left on device.*checkpoint before this one is intact"):
-        evolve(small(), tmp_path, problem=Planted)
+    evolve(small(), tmp_path / "counted", problem=Planted, curves=False)
+    calls, most = [0], int(share * calls[0])
+    out = tmp_path / "full"
+    with pytest.raises(namm.errors.RunError, match=r"No space left on device.*Make room.*was there before is intact"):
+        evolve(small(), out, problem=Planted, curves=False)
     monkeypatch.undo()
-    assert len(json.loads((tmp_path / CHECKPOINT).read_text())["state"]["told"]) >= 2
-    assert same(evolve(small(), tmp_path, resume=True, problem=Planted), namm.NAMM.from_pretrained(whole / "memory"))
-    assert rows(tmp_path) == rows(whole)
+    done = len(read_log(out))
+    assert [row["generation"] for row in read_log(out)] == list(range(1, done + 1))
+    if share >= 0.5:
+        assert len(json.loads((out / CHECKPOINT).read_text())["state"]["told"]) in (done - 1, done)
+    memory = evolve(small(), out, resume=(out / "run.json").exists(), problem=Planted, curves=False)
+    assert same(memory, namm.NAMM.from_pretrained(whole / "memory"))
+    assert rows(out) == rows(whole)
 
 
 def test_folders_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
@@ -217,6 +316,66 @@ def test_folders_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(namm.ArtefactError, match="Mend it"):
         evolve(small(), tmp_path, resume=True, problem=Planted)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of a run that drew no curves."""
+    return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+
+
+def stopped(out: Path, generation: int, *settings: str) -> dict[str, bytes]:
+    """A run that was stopped; what its folder holds."""
+    with pytest.raises(Stopped):
+        evolve(small(*settings), out, problem=Planted, on_generation=partial(stop_at, generation), curves=False)
+    return contents(out)
+
+
+def drawing(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """From the generation `first` on, a search draws what it would not have drawn: by a last bit."""
+    ask = Strategy.ask
+
+    def other(strategy: Strategy) -> np.ndarray:
+        drawn = ask(strategy)
+        return np.nextafter(drawn, np.inf) if strategy.generation >= first else drawn
+
+    monkeypatch.setattr(Strategy, "ask", other)
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_resume_that_draws_other_candidates_is_refused_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    before, had = stopped(tmp_path, 5), np.__version__
+    with monkeypatch.context() as patch:
+        drawing(patch, first)
+        patch.setattr(np, "__version__", "9.9.9")
+        got = re.escape(f"others, under numpy 9.9.9 where it had {had}. Resume it where it ran")
+        with pytest.raises(namm.errors.RunError, match=f"drew in its 5 generations.*{got}"):
+            evolve(small("stages.1.generations=9"), tmp_path, resume=True, problem=Planted)
+    assert contents(tmp_path) == before
+    with monkeypatch.context() as patch:
+        drawing(patch, first)
+        with pytest.raises(namm.errors.RunError, match=rf"under the same versions .*cma {cma.__version__}"):
+            evolve(small(), tmp_path, resume=True, problem=Planted)
+    assert contents(tmp_path) == before
+
+
+def test_another_start_is_another_search(tmp_path: Path) -> None:
+    stopped(tmp_path, 2)
+    start = namm.NAMM.from_pretrained(tmp_path / "start")
+    namm.NAMM.from_vector(start.theta + 1e-3, start.mean, start.var, start.config).save_pretrained(tmp_path / "start")
+    before = contents(tmp_path)
+    with pytest.raises(namm.errors.RunError, match="the candidates that the run in"):
+        evolve(small(), tmp_path, resume=True, problem=Planted)
+    assert contents(tmp_path) == before
+
+
+def test_other_versions_that_draw_the_same_go_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tmp_path, 5)
+    monkeypatch.setattr("namm.evolution.run.versions", lambda: {"cma": "99", "numpy": "98"})
+    memory = evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
+    assert same(memory, namm.NAMM.from_pretrained(whole / "memory"))
+    assert json.loads((tmp_path / CHECKPOINT).read_text())["state"]["versions"] == {"cma": "99", "numpy": "98"}
 
 
 def test_curves_have_each_point_once(tmp_path: Path) -> None:
@@ -267,3 +426,46 @@ def test_killed_at_ten_moments_and_resumed_is_uninterrupted(tmp_path: Path) -> N
         assert same(*(namm.NAMM.from_pretrained(tmp_path / run / name) for run in ("killed", "whole"))), seed
     states = [json.loads((tmp_path / run / CHECKPOINT).read_text())["state"] for run in ("killed", "whole")]
     assert states[0] == states[1], seed
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+from namm.errors import NammError
+from namm.evolution import evolve
+from namm.evolution.planted import Planted
+from tests.evolution import killed
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    evolve(killed.config(), Path(sys.argv[1]), problem=Planted, curves=False)
+except NammError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    out, root = tmp_path / "run", Path(__file__).parents[2]
+    command = [sys.executable, "-c", AT_ONCE, str(out)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    running = [subprocess.Popen(command, text=True, cwd=root, **pipes) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in running] == ["ready\n"] * 2
+        for process in running:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        deadline = time.monotonic() + 120
+        while len(read_log(out)) < 3 or all(process.poll() is None for process in running):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (refused,) = [process for process in running if process.poll() is not None]
+        told = rf"ConfigurationError: expected no other run in the folder {out}; .*Wait until it ends, or use another"
+        assert re.match(told, refused.communicate()[1])
+        with pytest.raises(namm.ConfigurationError, match="no other run in the folder"):
+            evolve(killed.config(), out, resume=True, problem=Planted)
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    evolve(killed.config(), out, resume=True, problem=Planted, curves=False)  # the dead one holds nothing
+    assert [row["generation"] for row in read_log(out)] == list(range(1, 101))

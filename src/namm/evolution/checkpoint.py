@@ -23,14 +23,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from namm.errors import ArtefactError, ConfigurationError, RunError
+from namm.errors import ArtefactError, ConfigurationError, NammError
 from namm.evolution.config import FORMAT_VERSION, WARM, ZEROS, EvolutionConfig
+from namm.files import locked, recover, replacing, sweep, writing
+from namm.json_files import add_rows, read_json, read_rows, write_json, write_rows
 from namm.network import NAMM
 
 log = logging.getLogger(__name__)
 
 RUN, CHECKPOINT, PREVIOUS, LOG = "run.json", "checkpoint.json", "checkpoint.previous.json", "log.jsonl"
-START, MEMORY = "start", "memory"
+START, MEMORY, MEAN, BEST = "start", "memory", "mean", "best"
+CHECKPOINT_FORMAT = 2
+ROW = ("generation", "stage", "mean", "best", "share", "sigma", "rate", "validation", "best_validation", "time")
+_AFRESH = "Start the run again in a new folder."
 
 
 @dataclass(frozen=True)
@@ -60,53 +65,79 @@ class Checkpoint:
         told: fitness of the candidates of each generation; None for what could not be measured.
         records: best validated "mean" and "best" candidate of the last validated stage.
         evaluations: candidates times samples so far, validation included.
+        drawn: hash of the candidates of all these generations and of the means after them.
+        versions: of what decided them, see `namm.evolution.strategy.versions`.
     """
 
     told: tuple[tuple[float | None, ...], ...] = ()
     records: dict[str, Record] = field(default_factory=dict)
     evaluations: int = 0
+    drawn: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
-class Folder:
-    """A run folder: opened for a new run or to resume, see above for what it holds.
+@contextmanager
+def open_folder(path: Path, config: EvolutionConfig, resume: bool) -> Iterator[Folder]:
+    """Hold the folder of a run, for a new one or to resume one; see above for what it holds.
 
     Raises:
-        ConfigurationError: there is none to resume, there is one already, or it is of another configuration or version.
-        ArtefactError: neither the checkpoint nor the previous one can be read.
+        ConfigurationError: there is none to resume, there is one already, it is of another configuration or version, or
+            another process is at it.
+        ArtefactError: neither the checkpoint nor the previous one can be read, or another file is damaged.
+        RunError: the folder cannot be written.
     """
-
-    def __init__(self, path: Path, config: EvolutionConfig, resume: bool) -> None:
-        self.path = path
-        exists = (path / RUN).exists()
-        if resume and not exists:
-            raise ConfigurationError(f"a run to resume in {path}", f"no {RUN} there", "Start it without resume.")
-        if exists and not resume:
+    if resume and not (path / RUN).exists():
+        raise ConfigurationError(f"a run to resume in {path}", f"no {RUN} there", "Start it without resume.")
+    with locked(path):
+        if not resume and (path / RUN).exists():
             raise ConfigurationError(
                 f"a folder without a run, for {path}", "one that holds a run", "Pass resume, or another folder."
             )
-        self.config = config
-        self.state = Checkpoint()
-        if exists:
+        sweep(path)
+        for name in (START, MEMORY, MEAN, BEST):
+            recover(path / name)
+        yield Folder(path, config, resume)
+
+
+class Folder:
+    """A run folder that this process holds. To open it changes none of its files."""
+
+    def __init__(self, path: Path, config: EvolutionConfig, resume: bool) -> None:
+        self.path, self.config = path, config
+        self.state, self._damaged = Checkpoint(), False
+        if resume:
             self.state = self._read()
             check_same_run(_saved_identity(path / RUN), config.identity(), len(self.state.told))
-            self._trim_log()
-            self._write_run()
+            self.rows()  # raises where they are damaged
 
     def begin(self, start: NAMM) -> None:
         """Make the folder of a new run, with where its search begins, so that to resume does neither again."""
-        with _disk(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            _swap_in(start, self.path / START)
+        with replacing(self.path / START) as folder:
+            start.save_pretrained(folder)
         self._write_run()  # last: a folder with it can be resumed
+
+    def go_on(self) -> None:
+        """Note the configuration that may have grown, and forget log rows of generations that will be done again."""
+        self._write_run()
+        newest = self.path / CHECKPOINT
+        if self._damaged and newest.exists():  # it must not take the place of the previous one, which is whole
+            with writing(newest):
+                os.replace(newest, newest.with_suffix(".damaged"))
+        rows = self.rows()
+        kept = [row for row in rows if row["generation"] <= len(self.state.told)]
+        if len(kept) < len(rows):
+            write_rows(self.path / LOG, kept)
 
     def load_start(self) -> NAMM | None:
         """The start of a run that has begun."""
-        return NAMM.from_pretrained(self.path / START) if (self.path / RUN).exists() else None
+        if not (self.path / RUN).exists():
+            return None
+        if not (self.path / START).is_dir():  # from_pretrained would ask the hub
+            raise ArtefactError(f"the start of the search in {self.path / START}", "none", _AFRESH)
+        return NAMM.from_pretrained(self.path / START)
 
     def _write_run(self) -> None:
-        text = json.dumps(self.config.model_dump(mode="json", by_alias=True), indent=2) + "\n"
-        with _disk(self.path):
-            write_atomically(self.path / RUN, text)
+        write_json(self.path / RUN, self.config.model_dump(mode="json", by_alias=True), indent=2)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
@@ -114,21 +145,12 @@ class Folder:
         """Keep the state after a generation, and its row of the log.
 
         Raises:
-            RunError: the disk is full; the checkpoint before it is still there.
+            RunError: the disk is full; the checkpoint before it is intact.
         """
-        values = {
-            "told": state.told,
-            "records": {name: vars(record) for name, record in state.records.items()},
-            "evaluations": state.evaluations,
-        }
-        text = json.dumps(values)
-        whole = {"format": FORMAT_VERSION, "sha256": hashlib.sha256(text.encode()).hexdigest(), "state": values}
-        with _disk(self.path):
-            with (self.path / LOG).open("a") as file:  # first: a row too many is trimmed, a missing one is lost
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            write_atomically(self.path / CHECKPOINT, json.dumps(whole) + "\n", self.path / PREVIOUS)
+        values = vars(state) | {"records": {name: vars(record) for name, record in state.records.items()}}
+        whole = {"format": CHECKPOINT_FORMAT, "sha256": _checksum(values), "state": values}
+        add_rows(self.path / LOG, [row])  # first: a row too many is trimmed, a missing one is lost
+        write_json(self.path / CHECKPOINT, whole, indent=None, previous=self.path / PREVIOUS)
         self.state = state
 
     def _read(self) -> Checkpoint:
@@ -140,13 +162,14 @@ class Folder:
         for file in (newest, previous):
             try:
                 state = _parse(file)
-            except (OSError, ArtefactError) as error:
+            except NammError as error:
                 problems.append(str(error))
                 continue
             if problems:
+                self._damaged = True
                 log.warning("%s Going on from the previous checkpoint, %d generations.", problems[0], len(state.told))
             return state
-        raise ArtefactError(f"a checkpoint in {self.path}", "; ".join(problems), "Start the run again in a new folder.")
+        raise ArtefactError(f"a checkpoint in {self.path}", "; ".join(problems), _AFRESH)
 
     # -- memories ----------------------------------------------------------------------------------------------
 
@@ -156,42 +179,26 @@ class Folder:
         copied = None
         if self.config.start.from_ not in (ZEROS, WARM):
             copied, values["start"]["from"] = self.path / START, START
-        with _disk(self.path):
-            _swap_in(memory, self.path / name, json.dumps(values, indent=2) + "\n", copied)
+        with replacing(self.path / name) as folder:
+            memory.save_pretrained(folder)
+            write_json(folder / RUN, values, indent=2)
+            if copied is not None:
+                shutil.copytree(copied, folder / START)
 
     # -- log ---------------------------------------------------------------------------------------------------
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The rows of the log."""
         return read_log(self.path)
 
-    def _trim_log(self) -> None:
-        """Without rows of generations that will be done again, or were cut short."""
-        rows = [row for row in self.rows() if row["generation"] <= len(self.state.told)]
-        with _disk(self.path):
-            write_atomically(self.path / LOG, "".join(json.dumps(row) + "\n" for row in rows))
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of the log of the run in `path`; a last one that was cut short is left out.
 
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the log of the run in `path`; a last one that was cut short is left out."""
-    file = path / LOG
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
-def write_atomically(file: Path, text: str, previous: Path | None = None) -> None:
-    """Replace `file` in one step, or not at all; what it held moves to `previous`."""
-    scratch = file.with_name(file.name + ".new")
-    with scratch.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if previous is not None and file.exists():
-        os.replace(file, previous)
-    os.replace(scratch, file)
+    Raises:
+        ArtefactError: a line is damaged; names file and line.
+    """
+    return read_rows(path / LOG, needs=ROW)
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], done: int) -> None:
@@ -226,60 +233,37 @@ def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _saved_identity(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"a configuration in {file}", error, "Mend it, or use another folder.") from error
-    version = values.get("format") if isinstance(values, dict) else None
+    values = read_json(file, "Mend it, or use another folder.")
+    version = values.get("format")
     if version != FORMAT_VERSION:
         raise ConfigurationError(
             f"a run folder of format {FORMAT_VERSION}", f"{file} of {'none' if version is None else version}",
             "Resume it with the version of namm that started it, or use another folder.",
         )  # fmt: skip
-    return EvolutionConfig(**values).identity()
+    try:
+        return EvolutionConfig(**values).identity()
+    except ConfigurationError as error:
+        raise ArtefactError(f"a configuration in {file}", error, "Mend it, or use another folder.") from error
 
 
 def _parse(file: Path) -> Checkpoint:
     way_out = "It was cut short or altered."
-    try:
-        whole = json.loads(file.read_text())
-        values = whole["state"]
-        if whole["format"] != FORMAT_VERSION:
-            raise ArtefactError(f"a checkpoint of format {FORMAT_VERSION}", whole["format"], "Use its version of namm.")
-        if hashlib.sha256(json.dumps(values).encode()).hexdigest() != whole["sha256"]:
-            raise ArtefactError(f"a checkpoint in {file}", "another checksum", way_out)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"a checkpoint in {file}", f"{type(error).__name__}: {error}", way_out) from error
+    whole = read_json(file, way_out)
+    if whole.get("format") != CHECKPOINT_FORMAT:
+        raise ArtefactError(
+            f"a checkpoint of format {CHECKPOINT_FORMAT} in {file}", whole.get("format"), "Use its version of namm."
+        )
+    values = whole.get("state")
+    if not isinstance(values, dict) or _checksum(values) != whole.get("sha256"):
+        raise ArtefactError(f"a checkpoint in {file}", "another checksum", way_out)
     records = {name: Record(**record) for name, record in values["records"].items()}
-    return Checkpoint(tuple(tuple(t) for t in values["told"]), records, values["evaluations"])
+    return Checkpoint(**values | {"told": tuple(map(tuple, values["told"])), "records": records})
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def as_told(fitness: Any) -> tuple[float | None, ...]:
     """Numbers as JSON has them: it knows no NaN."""
     return tuple(None if math.isnan(x) else float(x) for x in fitness)
-
-
-def _swap_in(memory: NAMM, folder: Path, run: str | None = None, start: Path | None = None) -> None:
-    """Replace an artefact; if killed in between, the old or none is there, and to resume writes it again."""
-    scratch, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for left in (scratch, old):
-        shutil.rmtree(left, ignore_errors=True)
-    memory.save_pretrained(scratch)
-    if run is not None:
-        (scratch / RUN).write_text(run)
-    if start is not None:
-        shutil.copytree(start, scratch / START)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(scratch, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Errors of the file system, in this package's words."""
-    try:
-        yield
-    except OSError as error:
-        way_out = "Make room and resume the run: the checkpoint before this one is intact."
-        raise RunError(f"a folder that can be written, for {path}", error, way_out) from error

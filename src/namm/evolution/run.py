@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm.errors import RunError
-from namm.evolution.checkpoint import MEMORY, Checkpoint, Folder, Record, as_told
+from namm.evolution.checkpoint import BEST, MEAN, MEMORY, Checkpoint, Folder, Record, as_told, open_folder
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.curves import Curves
 from namm.evolution.draw import training_items, validation_items
@@ -26,11 +27,10 @@ from namm.evolution.executors import Executor, Factory, make_executor
 from namm.evolution.problem import Item, Outcome, Problem
 from namm.evolution.space import make_space
 from namm.evolution.start import start_memory
-from namm.evolution.strategy import Strategy, paired_ranks
+from namm.evolution.strategy import Strategy, paired_ranks, versions
 from namm.network import NAMM
 
 _STANDSTILL = 3  # generations in a row that told nothing
-MEAN, BEST = "mean", "best"
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,14 @@ def evolve(
         curves: write TensorBoard curves.
 
     Raises:
-        ConfigurationError: `out` holds another run, or none to resume.
-        RunError: the disk is full, workers die, or fitness tells candidates apart no more. What was done is kept.
+        ConfigurationError: `out` holds another run, none to resume, or one that another process is at.
+        ArtefactError: a file of the run to resume is damaged; none was changed.
+        RunError: the disk is full, workers die, fitness tells candidates apart no more, or a resumed search draws other
+            candidates than it did. What was done is kept.
     """
     factory = problem or _language_problem(config, model)
-    folder = Folder(Path(out), config, resume)
     with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(Path(out), config, resume))
         todo = len(folder.state.told) < config.generations
         executor = stack.enter_context(make_executor(config.workers, factory, here=model is not None)) if todo else None
         run = _Run(config, folder, executor)
@@ -132,10 +134,15 @@ class _Run:
         self.records = dict(folder.state.records)
         self.evaluations = folder.state.evaluations
         self.standstill = 0
+        self.drawn, self.versions = "", versions()
         self._replay(folder.state)
 
     def _replay(self, state: Checkpoint) -> None:
-        """Bring the strategy to where it was, and write again the memories that it passes on the way."""
+        """Bring the strategy to where it was, and write again the memories that it passes on the way.
+
+        Raises:
+            RunError: it draws other candidates than those that `state` tells the fitness of; nothing was written.
+        """
         found: dict[str, np.ndarray] = {}
         for told in (*state.told, None):
             done = self.strategy.generation
@@ -145,10 +152,20 @@ class _Run:
                 break
             candidates = self.strategy.ask()
             found |= {name: candidates[r.candidate] for name, r in records if r.candidate is not None}
-            moved = self.strategy.tell(candidates, [math.nan if x is None else x for x in told])
-            self.standstill = 0 if moved else self.standstill + 1
+            self._tell(candidates, np.array([math.nan if x is None else x for x in told]))
+        if self.drawn != state.drawn:
+            raise _other_candidates(self.folder.path, state)
+        self.folder.go_on()
         for name, point in found.items():  # being killed may have left a folder half done
             self._keep(name, point)
+
+    def _tell(self, candidates: np.ndarray, fitness: np.ndarray) -> None:
+        """Tell the strategy, and add to the hash of what it draws: the candidates, and the mean that it moves to."""
+        moved = self.strategy.tell(candidates, fitness)
+        self.standstill = 0 if moved else self.standstill + 1
+        points = np.stack([*candidates, self.strategy.mean])
+        parts = (self.drawn.encode(), points.tobytes(), self.space.theta(points).numpy().tobytes())
+        self.drawn = hashlib.sha256(b"".join(parts)).hexdigest()
 
     # -- one generation ----------------------------------------------------------------------------------------
 
@@ -166,8 +183,7 @@ class _Run:
         outcomes = self._measure(training_items(self.config, stage, generation), np.stack([mean, *candidates]))
         fitness = self._fitness(outcomes)
         told = paired_ranks(self._scores(outcomes)[:, 1:]) if self.config.search.ranks else fitness[1:]
-        moved = self.strategy.tell(candidates, told)
-        self.standstill = 0 if moved else self.standstill + 1
+        self._tell(candidates, told)
         after = generation + 1
         if (after - first) % self.config.validation.every == 0 or after == last:
             named: list[tuple[str, np.ndarray, int | None]] = [(MEAN, self.strategy.mean, None)]
@@ -186,7 +202,7 @@ class _Run:
         )  # fmt: skip
         row = asdict(progress) | {"time": time.time(), "validated": validated}
         done = (*self.folder.state.told, as_told(told))
-        self.folder.write(Checkpoint(done, self.records, self.evaluations), row)
+        self.folder.write(Checkpoint(done, self.records, self.evaluations, self.drawn, self.versions), row)
         return progress, row
 
     def check_standstill(self) -> None:
@@ -282,6 +298,17 @@ class _Run:
         self.folder.save_memory(memory, name)
         if self._winner() == name:
             self.folder.save_memory(memory)
+
+
+def _other_candidates(path: Path, state: Checkpoint) -> RunError:
+    now = versions()
+    differ = [f"{n} {now.get(n)} where it had {then}" for n, then in state.versions.items() if now.get(n) != then]
+    return RunError(
+        f"the candidates that the run in {path} drew in its {len(state.told)} generations, whose fitness is known",
+        "others, under " + ("; ".join(differ) or f"the same versions ({', '.join(map(' '.join, now.items()))})"),
+        f"Resume it where it ran, with those versions, or start another run from {path / MEMORY} (start.from): "
+        "nothing was changed.",
+    )  # fmt: skip
 
 
 def _measured(problem: Problem, unit: tuple[Item, NAMM]) -> list[Outcome]:

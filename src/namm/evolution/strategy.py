@@ -11,14 +11,17 @@ The state of a strategy is what it was told: replaying it gives the same strateg
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import torch
 
 from namm.errors import ConfigurationError, nearest
 from namm.packages import package
+from namm.version import __version__
 
 VARIANTS = ("full", "diagonal", "vd", "vkd")
 _FEWEST_DIMENSIONS = 10  # that the restricted samplers are made for
@@ -115,6 +118,16 @@ class Strategy:
 
     def _one_thread(self) -> AbstractContextManager[Any]:
         return self._blas.limit(limits=1, user_api="blas")
+
+
+def versions() -> dict[str, str]:
+    """What decides, beside the configuration, which candidates a search draws, down to the last bit."""
+    loaded = package("threadpoolctl", "evolve").threadpool_info()
+    blas = {f"{x['internal_api']} {x['version']} {x.get('architecture')}" for x in loaded if x["user_api"] == "blas"}
+    return {
+        "namm": __version__, "cma": package("cma", "evolve").__version__, "numpy": np.__version__,
+        "torch": torch.__version__, "blas": ", ".join(sorted(blas)), "machine": platform.machine(),
+    }  # fmt: skip
 
 
 def paired_ranks(scores: np.ndarray) -> np.ndarray:
