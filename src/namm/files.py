@@ -115,6 +115,15 @@ def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[Non
         lock.release()
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock `file`."""
+    try:
+        with locked(file.parent, file.name):
+            return False
+    except ConfigurationError:
+        return True
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to be filled, which then takes the place of `folder`.

@@ -69,8 +69,15 @@ def write_rows(file: Path, rows: Iterable[Object]) -> None:
     write(file, _lines(rows))
 
 
-def read_rows(file: Path, way_out: str = "Mend or remove that line.", needs: Iterable[str] = ()) -> list[Object]:
-    """The rows that `add_rows` wrote; none if there is no file.
+def read_rows(file: Path, needs: Iterable[str] = ()) -> list[Object]:
+    """The rows in `file`, see `placed_rows`."""
+    return [row for row, _ in placed_rows(file, needs)]
+
+
+def placed_rows(
+    file: Path, needs: Iterable[str] = (), way_out: str = "Mend or remove that line."
+) -> list[tuple[Object, str]]:
+    """The rows that `add_rows` wrote, each with its place; none if there is no file.
 
     Args:
         needs: names that stand in each row.
@@ -88,7 +95,7 @@ def read_rows(file: Path, way_out: str = "Mend or remove that line.", needs: Ite
     for row, place in rows:
         if missing := needed - row.keys():
             raise ArtefactError(f"{', '.join(sorted(missing))} in {place}", f"only {', '.join(row)}", way_out)
-    return [row for row, _ in rows]
+    return rows
 
 
 def add_rows(file: Path, rows: Iterable[Object]) -> None:

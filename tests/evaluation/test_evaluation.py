@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import torch
 
 import namm
 from namm.evaluation import EvaluationConfig, evaluate
+from namm.evaluation.folder import open_folder
+from namm.evaluation.identity import read_identity
 from namm.evaluation.oracle import foresee, later_attention
 from namm.evaluation.reader import Contender, Group, Reader
-from namm.evaluation.rows import RowFile
 from namm.memory.cache import MemoryCache
 from namm.memory.sequence import Plan, Scaling
 from namm.policies import H2O
@@ -42,6 +44,10 @@ def run(out: Path, config: EvaluationConfig = SMALL, **options: Any) -> Any:
 def rows(out: Path) -> list[dict[str, Any]]:
     files = sorted(out.glob("rows*.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def keys(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("task", "tokens", "sample", "policy", "budget"))
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,8 +75,7 @@ def test_every_sample_is_measured_under_every_memory(finished: Path) -> None:
     sanity = {("full", None), ("floor", None)}
     compared = {"truncated", "oracle", "random", "streaming", "h2o", "observed-max"}
     assert lines == sanity | {(name, share) for name in compared for share in (0.5, 0.25)}
-    keys = [(row["task"], row["tokens"], row["sample"], row["policy"], row["budget"]) for row in measured]
-    assert len(keys) == len(set(keys)) == 3 * 2 * len(lines)
+    assert len(measured) == len(set(map(keys, measured))) == 3 * 2 * len(lines)
     for name in ("summary.md", "summary.json", "report.html"):
         assert (finished / name).stat().st_size > 500
 
@@ -324,9 +329,88 @@ def test_a_folder_of_another_evaluation_is_refused(finished: Path, tmp_path: Pat
         run(tmp_path)
 
 
-def test_two_processes_do_not_write_one_file(finished: Path) -> None:
-    with RowFile(finished, (1, 1)), pytest.raises(namm.ConfigurationError, match="divide the work with --part"):
+def test_two_processes_do_not_measure_the_same(finished: Path) -> None:
+    told = rf"no other process that measures in the folder {finished}; .*divide the work with --part"
+    with open_folder(finished), pytest.raises(namm.ConfigurationError, match=told):
         run(finished)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.iterdir() if file.suffix != ".lock"}
+
+
+def test_parts_of_another_division_or_grid_do_not_measure_beside_others(tmp_path: Path) -> None:
+    out, one = tmp_path / "run", replace(SMALL, samples=1, policies=("h2o",))
+    run(out, one)
+    now = read_identity(out)
+    for part, beside in (((1, 2), [(1, 1), (2, 3)]), ((1, 1), [(1, 2), (2, 2)])):
+        with open_folder(out, part, now):
+            before = contents(out)
+            for other in beside:
+                with pytest.raises(namm.ConfigurationError, match="a --part of the same number"):
+                    run(out, one, part=other)
+            with pytest.raises(namm.ConfigurationError, match="divide the work with --part"):
+                run(out, one, part=part)
+            assert contents(out) == before
+    with open_folder(out, (1, 2), now):
+        before = contents(out)
+        with pytest.raises(
+            namm.ConfigurationError, match=r"a part of 2, of the grid .*'samples': 1.*Give the same grid"
+        ):
+            run(out, replace(one, samples=2), part=(2, 2))
+        assert contents(out) == before
+        run(out, one, part=(2, 2))
+    run(out, replace(one, samples=2), part=(2, 2))  # one after the other, all may be divided anew
+    run(out, replace(one, samples=2))
+    measured = list(map(keys, rows(out)))
+    assert len(measured) == len(set(measured)) == 3 * 2 * 12
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from namm.errors import NammError
+from tests.evaluation.test_evaluation import run
+out, k, n = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    run(Path(out), part=(int(k), int(n)))
+except NammError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_parts_at_once_measure_everything_once(finished: Path, tmp_path: Path) -> None:
+    out, root = tmp_path / "run", Path(__file__).parents[2]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    parts = [(1, 1), (1, 2), (2, 2)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", AT_ONCE, str(out), str(k), str(n)], text=True, cwd=root, **pipes)
+        for k, n in parts
+    ]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 3  # type: ignore[union-attr]
+    for process in running:
+        process.stdin.write("go\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    done = [part for part, process in zip(parts, running, strict=True) if process.returncode == 0]
+    assert done in ([(1, 1)], [(1, 2), (2, 2)])
+    for part, error in zip(parts, errors, strict=True):
+        assert part in done or error.startswith("ConfigurationError: expected a part of "), error
+    assert sorted(map(str, map(keys, rows(out)))) == sorted(map(str, map(keys, rows(finished))))
+
+
+def test_rows_that_are_there_twice_are_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    text = rows_text(tmp_path / "run")
+    (tmp_path / "run" / "rows-1-of-2.jsonl").write_text("".join(text.splitlines(keepends=True)[3:5]))
+    before = contents(tmp_path / "run")
+    with pytest.raises(namm.ArtefactError, match=r"line 1 of .*rows-1-of-2.jsonl and line 4 of .*rows.jsonl .*Remove"):
+        run(tmp_path / "run")
+    assert contents(tmp_path / "run") == before
 
 
 def test_parts_share_a_folder(finished: Path, tmp_path: Path) -> None:

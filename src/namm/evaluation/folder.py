@@ -1,57 +1,33 @@
-"""The folder of an evaluation: it belongs to one configuration, whose grid may grow."""
+"""The folder of an evaluation, and who measures there.
+
+Several processes may share it as parts of one division and one grid: then no two of them measure the same. A part holds
+`run.K-of-N.lock`; the folder's own lock is held only while one looks who is there.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-import torch
-from filelock import FileLock
-from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError
 from namm.evaluation.config import GRID
-from namm.policies import MemoryPolicy, NAMMPolicy
+from namm.evaluation.identity import Identity, joined
+from namm.evaluation.reader import Group
+from namm.evaluation.rows import RowFile
+from namm.files import is_locked, locked, sweep
+from namm.json_files import read_json, write_json
 
-Identity = dict[str, Any]
-
-
-def identity(
-    config: Any, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
-) -> Identity:
-    """What stands in `run.json`: the configuration, a dataclass, and what its names stood for."""
-    networks = {name: policy.network for name, policy in policies.items() if isinstance(policy, NAMMPolicy)}
-    return {
-        "config": dataclasses.asdict(config),
-        "weights": {"path": model.name_or_path, "dtype": str(model.dtype), "sha256": _checksum(model)},
-        "memories": {
-            name: {
-                "sha256": hashlib.sha256(b"".join(map(_bytes, (n.theta, n.mean, n.var)))).hexdigest(),
-                "trained_on": n.config.trained_on, "update_interval": n.config.update_interval,
-            }
-            for name, n in networks.items()
-        },
-        "sources": sources,
-    }  # fmt: skip
-
-
-def _checksum(model: PreTrainedModel) -> str:
-    """Of the first numbers of every parameter, which tells models and precisions apart."""
-    parts = (name.encode() + _bytes(p.detach().flatten()[:64]) for name, p in model.named_parameters())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+_DIVISION = "run.parts.json"  # how those divide the work who are at it
+_PATIENCE = 60.0  # seconds; who starts holds the folder's own lock for an instant
 
 
 def check_folder(out: Path) -> None:
     """Raise if the folder holds something else than an evaluation."""
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError("a folder for the evaluation", f"{out}, which is a file", "Choose another.")
     if out.exists() and not (out / "run.json").exists():
         others = [file.name for file in out.iterdir() if not file.name.startswith("run.")]
         if others:
@@ -62,50 +38,54 @@ def check_folder(out: Path) -> None:
             )
 
 
-def start_folder(out: Path, now: Identity) -> None:
-    """Write `run.json`; its grid is what was asked for so far, by all commands together.
+@contextmanager
+def open_folder(
+    out: Path, part: tuple[int, int] = (1, 1), now: Identity | None = None, groups: Iterable[Group] = ()
+) -> Iterator[RowFile]:
+    """Hold a folder, or a part of its work, against every other process; gives the rows that are there and come.
+
+    Args:
+        now: goes into `run.json`, whose grid is what was asked for so far, by all commands together.
+        groups: what will be measured.
 
     Raises:
-        ConfigurationError: the folder holds a run that was measured in another way.
+        ConfigurationError: another process is at the same part, or divides the work or its grid in another way; or the
+            folder holds a run that was measured in another way. Nothing that is there was changed.
+        ArtefactError: `run.json` or rows are damaged; likewise.
+        RunError: the folder cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "run.json"
-    with FileLock(out / "run.lock"):
-        if file.exists():
-            now = _joined(out, json.loads(file.read_text()), json.loads(json.dumps(now)))
-        write(file, json.dumps(now, indent=1))
+    with ExitStack() as stack:
+        with locked(out, timeout=_PATIENCE):
+            plain = json.loads(json.dumps(now))
+            saved = None if now is None else joined(out, plain)
+            grid = None if now is None else {name: plain["config"][name] for name in GRID}
+            mine = {"parts": part[1], "grid": grid}
+            _check_beside(out, part, mine)
+            stack.enter_context(locked(out, _lock(*part)))
+            file = RowFile(out, part, groups)
+            write_json(out / _DIVISION, mine)
+            if saved is not None:
+                write_json(out / "run.json", saved)
+        yield file
 
 
-def _joined(out: Path, saved: Identity, now: Identity) -> Identity:
-    """The grid may grow, the measurement may not change."""
-    before, after = ({k: v for k, v in one["config"].items() if k not in GRID} for one in (saved, now))
-    for name in ("weights", "memories"):
-        before, after = (
-            before | {f"{name}: {k}": v for k, v in saved[name].items()},
-            after | {f"{name}: {k}": v for k, v in now[name].items()},
-        )
-    changed = [name for name, value in after.items() if before.get(name, value) != value]
-    if changed:
-        told = "; ".join(f"{name}: {before[name]!r}" for name in changed)
+def _lock(k: int | str, n: int | str) -> str:
+    return f"run.{k}-of-{n}.lock"
+
+
+def _check_beside(out: Path, part: tuple[int, int], mine: dict[str, Any]) -> None:
+    """Raise if what other processes measure in `out` may be what this one would."""
+    running = sorted(file.name for file in out.glob(_lock("*", "*")) if is_locked(file))
+    if _lock(*part) in running:
         raise ConfigurationError(
-            f"the configuration of the evaluation in {out} ({told})", f"another {', '.join(changed)}",
-            "Use the same options to go on with it, or another folder.",
+            f"no other process that measures in the folder {out}", f"one that holds its {_lock(*part)}",
+            "Wait for it, or divide the work with --part.",
         )  # fmt: skip
-    config = dict(now["config"])
-    for name in GRID:
-        old, new = saved["config"][name], config[name]
-        if name != "samples":
-            config[name] = list(dict.fromkeys([*old, *new]))
-        else:  # 0 stands for all
-            config[name] = max(old, new) if old and new else 0
-    return {
-        "config": config, "weights": now["weights"], "memories": saved["memories"] | now["memories"],
-        "sources": saved["sources"] | now["sources"],
-    }  # fmt: skip
-
-
-def write(file: Path, text: str) -> None:
-    """Write a file whole or not at all; another process may write it at the same time."""
-    scratch = file.with_name(f"{file.stem}.{uuid4().hex}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
+    if not running:
+        sweep(out)
+    elif (theirs := read_json(out / _DIVISION, "Wait until the other parts have ended.")) != mine:
+        raise ConfigurationError(
+            f"a part of {theirs.get('parts')}, of the grid {theirs.get('grid')}, as others that measure in {out}",
+            f"{part[0]} of {part[1]} of {mine['grid']} beside {', '.join(running)}",
+            "Give the same grid and a --part of the same number, or wait until they have ended.",
+        )  # fmt: skip

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
-import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -15,17 +13,17 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ArtefactError, ConfigurationError
 from namm.evaluation.config import EvaluationConfig
 from namm.evaluation.reader import Answer, Contender, Group
+from namm.json_files import add_rows, placed_rows
 from namm.version import __version__
 
-log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Key = tuple[Any, ...]
+_AGAIN = "Remove that line; it is measured again."
 IDENTITY = ("task", "tokens", "sample", "policy", "budget")
 
 
@@ -33,59 +31,38 @@ def read_rows(out: str | Path) -> list[Row]:
     """All rows in a folder, of every part; a line that is still being written is left out.
 
     Raises:
-        ArtefactError: a line is no JSON; the message names file and line.
+        ArtefactError: a line is no row, or two are of the same measurement; the message names file and line.
     """
     rows: list[Row] = []
+    places: dict[Key, str] = {}
     for file in sorted(Path(out).glob("rows*.jsonl")):
-        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):  # a torn end may be no UTF-8
-            try:
-                row = json.loads(line)
-                _key(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(
-                    "a row in JSON", f"line {number} of {file} ({error!r})", "Remove that line; it is measured again."
-                ) from error
+        for row, place in placed_rows(file, IDENTITY, _AGAIN):
+            key = _key(row)
+            if not all(isinstance(value, str | int | float | None) for value in key):
+                raise ArtefactError(f"a name or number for each of {', '.join(IDENTITY)} in {place}", key, _AGAIN)
+            if (other := places.setdefault(key, place)) != place:
+                raise ArtefactError("one row for each measurement", f"{other} and {place} of {key}", "Remove one.")
             rows.append(row)
     return rows
 
 
 class RowFile:
-    """What is measured already, and the file that this process, and no other, adds to.
+    """What is measured already, and the file that this process adds to; see `folder.open_folder`, which holds it.
 
     Raises:
-        ConfigurationError: another process is adding to it, or its samples are not those of `groups`.
+        ArtefactError: see `read_rows`.
+        ConfigurationError: the samples that were measured are not those of `groups`.
     """
 
-    def __init__(self, out: Path, part: tuple[int, int], groups: Iterable[Group] = ()) -> None:
+    def __init__(self, out: Path, part: tuple[int, int] = (1, 1), groups: Iterable[Group] = ()) -> None:
         self.file = out / ("rows.jsonl" if part[1] == 1 else f"rows-{part[0]}-of-{part[1]}.jsonl")
-        self._lock = FileLock(self.file.with_suffix(".lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigurationError(
-                f"no other process that writes {self.file}", "one", "Wait for it, or divide the work with --part."
-            ) from error
         rows = read_rows(out)
         self.known = {_key(row) for row in rows}
         _check_samples(rows, groups)
-        text = self.file.read_bytes() if self.file.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            log.warning("The last row of %s was cut off; it is measured again.", self.file)
-            os.truncate(self.file, len(whole))
-
-    def __enter__(self) -> RowFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     def add(self, rows: list[Row]) -> None:
         new = [row for row in rows if _key(row) not in self.known]
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
-            file.flush()
-            os.fsync(file.fileno())
+        add_rows(self.file, new)
         self.known |= {_key(row) for row in new}
 
 

@@ -6,7 +6,6 @@ measured again nor lost, and the rest is measured as it would have been.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,9 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ConfigurationError
 from namm.evaluation.config import OWN, EvaluationConfig, alignment
-from namm.evaluation.folder import check_folder, identity, start_folder, write
+from namm.evaluation.folder import check_folder, open_folder
+from namm.evaluation.identity import identity, read_identity
 from namm.evaluation.reader import Contender, Group, Reader, contenders, text_before
-from namm.evaluation.rows import RowFile, common_fields, keys, read_rows, row_of
+from namm.evaluation.rows import common_fields, keys, read_rows, row_of
+from namm.files import write
 from namm.models import context_length, load_model
 from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve
 from namm.report.evaluation_page import to_html
@@ -60,8 +61,10 @@ def evaluate(
             together, each with its own file of rows.
 
     Raises:
-        ConfigurationError: `out` holds a run of another configuration, or a sample that cannot be read.
-        ArtefactError: the rows in `out` are damaged.
+        ConfigurationError: `out` holds a run of another configuration, a process measures there what this one would, or
+            a sample cannot be read.
+        ArtefactError: a file in `out` is damaged; none was changed.
+        RunError: `out` cannot be written.
         NotFoundError: a policy, task, model or file that is not there.
     """
     out, data = Path(out), Path(config.data) if config.data else None
@@ -74,11 +77,11 @@ def evaluate(
         torch.set_num_threads(config.threads)
     lm, tokenizer = model or load_model(config.model, None if config.dtype == "auto" else config.dtype)
     groups = list(_groups(config, tasks, tokenizer, _longest(config, lm), step))[part[0] - 1 :: part[1]]
-    start_folder(out, identity(config, policies, lm, sources(tasks, data)))
+    now = identity(config, policies, lm, sources(tasks, data))
     reader, batches = Reader(lm, tokenizer, config.update_interval), _batches(config, policies)
     common = common_fields(config, lm, tokenizer)
     wanted = {key for group in groups for batch in batches for key in keys(group, batch)}
-    with RowFile(out, part, groups) as file:
+    with open_folder(out, part, now, groups) as file:
         for group in groups:
             missing = [batch for batch in batches if not keys(group, batch) <= file.known]
             if not missing:
@@ -100,7 +103,7 @@ def write_report(out: str | Path) -> Summary:
     out = Path(out)
     if not (out / "run.json").exists():
         raise ConfigurationError(f"a folder with an evaluation, for {out}", "no run.json there", "Check the path.")
-    saved = json.loads((out / "run.json").read_text())
+    saved = read_identity(out)
     summary = summarise(read_rows(out), saved)
     title = f"{saved['config']['model']} with a memory"
     for name, text in (

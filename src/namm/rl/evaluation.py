@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from namm.errors import ConfigurationError
-from namm.evaluation.rows import Row, RowFile, provenance, read_rows
+from namm.evaluation.folder import open_folder
+from namm.evaluation.rows import Row, provenance, read_rows
+from namm.files import write
 from namm.packages import package
 from namm.policies import BASELINES, MemoryPolicy, NAMMPolicy, builtin_memories, own_interval, resolve
 from namm.report.bootstrap import interval, resample
@@ -103,10 +105,9 @@ def evaluate(
         raise ConfigurationError("an episode at least, of each", f"{len(seeds)}, {beside} side by side", "Give more.")
     env_id = env_id or decision.about.env_id
     target = decision.about.target if target is None else target
-    out.mkdir(parents=True, exist_ok=True)
     common = _common(decision, env_id, target)
     place = (decision.about.name, TOKENS * decision.about.context)
-    with RowFile(out, (1, 1)) as file:
+    with open_folder(out) as file:
         _check_alike(out, place, common, chosen)
         for number, contender in enumerate(chosen):
             missing = [
@@ -119,7 +120,7 @@ def evaluate(
                 file.add([row_of(decision, contender, episode, len(group)) | common for episode in episodes])
     on_progress(Progress(len(chosen) * len(seeds), len(chosen) * len(seeds), "done"))
     rows = read_rows(out)
-    (out / "summary.md").write_text(to_markdown(rows))
+    write(out / "summary.md", to_markdown(rows))
     return rows
 
 

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from namm.errors import ConfigurationError
 from namm.evaluation.config import OWN, alignment, check_budgets
-from namm.evaluation.folder import check_folder, identity, start_folder, write
+from namm.evaluation.folder import check_folder, open_folder
+from namm.evaluation.identity import identity
 from namm.evaluation.reader import Contender, contenders
-from namm.evaluation.rows import RowFile, provenance, read_rows
+from namm.evaluation.rows import provenance, read_rows
+from namm.files import write
 from namm.policies import MemoryPolicy, resolve
 from namm.vision.reading import Listing, Watcher
 from namm.vision.summary import to_markdown
@@ -102,11 +104,10 @@ def evaluate_video(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
     chosen = _contenders(config, policies)
-    start_folder(out, identity(config, policies, model, {}))
     common = provenance(model) | {
         "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
     }  # fmt: skip
-    with RowFile(out, (1, 1)) as file:
+    with open_folder(out, now=identity(config, policies, model, {})) as file:
         for number, listing in enumerate(listings):
             missing = [c for c in chosen if not _keys(listing, c) <= file.known]
             if not missing:
