@@ -27,6 +27,7 @@ from namm.memory.sequence import Plan, Scaling
 from namm.policies import H2O
 from namm.selection import Budget
 from namm.tasks import Sample, encode
+from tests.harm import HARM, contents, harmed
 from tests.letters import letters
 from tests.tasks.test_benchmarks import choubun_record, infinitebench_record, longbench_record, write_lines
 from tests.zoo import causal_model
@@ -125,6 +126,36 @@ def test_damaged_rows_are_named(finished: Path, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text(rows_text(finished).split("\n")[0] + f"\n{line}\n")
         with pytest.raises(namm.ArtefactError, match=r"line 2 of .*rows.jsonl"):
             run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluation") / "tiny"
+    run(out, TINY)
+    return out
+
+
+TINY = replace(SMALL, samples=1, policies=("h2o",), budgets=(0.5,))
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("name", ["run.json", "rows.jsonl", "run.parts.json", "summary.json"])
+def test_a_damaged_file_is_told_or_does_not_matter(tiny: Path, tmp_path: Path, name: str, harm: str) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    rng = random.Random(seed)
+    for attempt in range(3):
+        out = tmp_path / str(attempt)
+        shutil.copytree(tiny, out)
+        harmed(out / name, harm, rng)
+        before = contents(out)
+        try:
+            run(out, TINY)
+        except namm.NammError:
+            after = contents(out)
+            assert after.get("rows.jsonl", b"").startswith(before.get("rows.jsonl", b"")), seed
+            assert name == "summary.json" or after.get("run.json") == before.get("run.json"), seed
+        else:
+            assert {keys(row) for row in rows(tiny)} <= {keys(row) for row in rows(out)}, seed
 
 
 KILLED = """
@@ -333,10 +364,6 @@ def test_two_processes_do_not_measure_the_same(finished: Path) -> None:
     told = rf"no other process that measures in the folder {finished}; .*divide the work with --part"
     with open_folder(finished), pytest.raises(namm.ConfigurationError, match=told):
         run(finished)
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in out.iterdir() if file.suffix != ".lock"}
 
 
 def test_parts_of_another_division_or_grid_do_not_measure_beside_others(tmp_path: Path) -> None:

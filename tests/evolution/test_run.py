@@ -26,6 +26,7 @@ from namm.evolution.planted import Planted
 from namm.evolution.strategy import Strategy
 from tests.evolution import killed
 from tests.evolution.planted import Broken, same, small
+from tests.harm import HARM, contents, harmed
 
 
 def rows(out: Path) -> list[dict[str, object]]:
@@ -188,19 +189,6 @@ def test_a_damaged_checkpoint_costs_one_generation(
         evolve(small(), tmp_path, resume=True, problem=Planted)
 
 
-HARM = {
-    "cut": lambda data, rng: data[: rng.randrange(len(data))],
-    "flipped": lambda data, rng: flipped(data, rng.randrange(8 * len(data))),
-    "zeros": lambda data, rng: b"\0" * len(data),
-    "half a letter": lambda data, rng: data.replace(b"a", rb"\udcff", 1),
-    "folder": None,
-}
-
-
-def flipped(data: bytes, bit: int) -> bytes:
-    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
-
-
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run that was stopped after its fifth generation."""
@@ -221,13 +209,7 @@ def test_a_damaged_file_is_told_or_does_not_matter(
     for attempt in range(4):
         out = tmp_path / str(attempt)
         shutil.copytree(halfway, out)
-        file = out / name
-        data = file.read_bytes()
-        file.unlink()
-        if harm == "folder":
-            file.mkdir()
-        else:
-            file.write_bytes(HARM[harm](data, rng))
+        harmed(out / name, harm, rng)
         before = contents(out)
         try:
             memory = evolve(small(), out, resume=True, problem=Planted, curves=False)
@@ -316,11 +298,6 @@ def test_folders_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(namm.ArtefactError, match="Mend it"):
         evolve(small(), tmp_path, resume=True, problem=Planted)
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a run that drew no curves."""
-    return {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
 
 
 def stopped(out: Path, generation: int, *settings: str) -> dict[str, bytes]:

@@ -69,7 +69,7 @@ class _Frame:
 
     def x(self, share: float) -> float:
         first, last = (math.log(s) for s in self.shares)
-        return self.left + (math.log(share) - first) / (last - first) * (self.right - self.left)
+        return self.left + (math.log(max(share, self.shares[0])) - first) / (last - first) * (self.right - self.left)
 
     def y(self, value: float) -> float:
         low, high = self.values
@@ -104,7 +104,7 @@ def swatch(style: str, marker: str, joined: bool = True) -> str:
 
 
 def _frame(chart: Chart, right: float, height: int) -> _Frame:
-    shares = [p.share for c in chart.curves for p in c.points] + list(chart.ticks)
+    shares = [share for share in (*(p.share for c in chart.curves for p in c.points), *chart.ticks) if share > 0]
     values = [p.value for c in chart.curves for p in c.points] + [value for _, _, value in chart.levels]
     low = max(chart.least, min([*values, 0.0]))
     high = min(chart.most, max([*values, 1.0]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +17,8 @@ MEASURES = (
     "nll", "exact", "score", "bytes_held", "bytes_full", "bytes_per_slot", "slots", "slots_full", "peak_bytes",
     "seconds", "bytes_elsewhere",
 )  # fmt: skip
+SIGNED = ("nll", "score")
+TEXTS = ("task", "sample", "protocol", "template", "policy", "context_hash", "prompt_sha256")
 MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds", "bytes_elsewhere")
 NAMES = ("task", "tokens", "sample", "protocol", "template", "policy", "budget", "context_hash", "prompt_sha256")
 WITHOUT_BUDGET = ("full", "floor")
@@ -145,11 +148,16 @@ def _check_fields(row: Row) -> None:
             f"rows with {', '.join(missing)}", f"a row with only {', '.join(sorted(row)) or 'nothing'}",
             "Write rows with `namm eval`.",
         )  # fmt: skip
+    for name in TEXTS:
+        if not isinstance(row[name], str):
+            raise ConfigurationError(
+                f"a text for {name}", f"{row[name]!r} in {_name(row)}", "Evaluate this sample again."
+            )
     for measure in MEASURES:
         value = row.get(measure)
         if value is None and measure in MAY_BE_NULL:
             continue
-        if isinstance(value, str | None) or not math.isfinite(value):
+        if not _is_number(value) or (value < 0 and measure not in SIGNED):
             raise ConfigurationError(
                 f"a finite number for {measure}", f"{value!r} in {_name(row)}",
                 "Evaluate this sample again; a mean over such a row would mean nothing.",
@@ -166,8 +174,8 @@ def _check_fields(row: Row) -> None:
         )  # fmt: skip
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _name(row: Row) -> str:
