@@ -1,0 +1,52 @@
+"""A server that breaks at a word: `python -m tests.serving.broken {namm,uvicorn} FOLDER PORT`, or as settings of a replica."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from namm.cli import main
+from namm.serving.engine import Engine, Job
+from namm.serving.settings import Settings
+
+LOST, FAULT = "lose the device", "trip over a bug"
+
+
+def break_at_words() -> None:
+    """Prompts with `LOST` or `FAULT` in them end the engine."""
+    read, admit = Engine._read, Engine._admit
+
+    def broken_read(engine: Engine, job: Job) -> None:
+        if LOST in job.prompt:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        read(engine, job)
+
+    def broken_admit(engine: Engine) -> None:
+        if any(FAULT in job.prompt for job in engine._queue):
+            raise RuntimeError("a bug of the loop")
+        admit(engine)
+
+    Engine._read, Engine._admit = broken_read, broken_admit  # type: ignore[method-assign]
+
+
+class Broken(Settings):
+    """Of a server that breaks at words."""
+
+    def app(self, *args: Any) -> FastAPI:
+        break_at_words()
+        return super().app(*args)
+
+
+if __name__ == "__main__":
+    way, folder, port = sys.argv[1:]
+    break_at_words()
+    if way == "namm":
+        options = ["--memory", "h2o", "--update-interval", "32", "--port", port, "--log-level", "warning"]
+        sys.argv = ["namm", "serve", folder, *options]
+        main()
+    else:
+        uvicorn.run(Settings(folder, ("h2o",), 0.25, 32).app(), port=int(port), log_level="warning")
