@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,9 @@ class Server:
         log: file for what the server says; nothing is kept without one.
         keys: API keys it knows.
         patience: seconds it may take to start.
+
+    Attributes:
+        exit: its exit status after it was stopped: the negative number of a signal, if that ended it.
     """
 
     def __init__(
@@ -36,10 +40,11 @@ class Server:
         self._command = [str(_NAMM), "serve", *options, "--port", str(self.port)]
         self._log, self._keys, self._patience = log, keys or [], patience
         self._process: subprocess.Popen[bytes] | None = None
+        self.exit: int | None = None
 
     def __enter__(self) -> Server:
         out = self._log.open("wb") if self._log else subprocess.DEVNULL
-        environment = os.environ | {"NAMM_API_KEYS": ",".join(self._keys)}
+        environment = os.environ | {"NAMM_API_KEYS": ",".join(self._keys), "PYTHONFAULTHANDLER": "1"}
         self._process = subprocess.Popen(self._command, stdout=out, stderr=out, env=environment)
         try:
             self._wait()
@@ -62,20 +67,24 @@ class Server:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def ended(self) -> int | None:
-        """Its exit status if it runs no more: the negative number of a signal."""
-        return self._process.poll() if self._process is not None else None
-
-    def stop(self) -> int | None:
-        """Ask it to end, and see to it; its exit status."""
-        if self._process is None:
-            return None
+    def stop(self) -> None:
+        """Ask it to end, and see to it."""
+        assert self._process is not None
         self._process.terminate()
         try:
-            return self._process.wait(60)
+            self.exit = self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+            self.exit = self._process.wait()
+
+    def how_it_is(self) -> str:
+        """Whether it runs, or how it ended."""
+        assert self._process is not None
+        status = self._process.poll()
+        if status is None:
+            return f"process {self.pid} runs"
+        cause = f"by {signal.Signals(-status).name}" if status < 0 else "by itself"
+        return f"process {self.pid} ended {cause}, with exit status {status}"
 
     def metrics(self) -> dict[str, float]:
         """`/metrics` by name, with the labels as Prometheus writes them: `namm_bytes_held{where="resting"}`; else 0."""

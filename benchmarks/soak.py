@@ -12,7 +12,9 @@ and delete conversations, under five keys. What must hold:
 * every request is answered, or refused with a status that fits and a message; no 500;
 * a key never sees another's conversations, by list, id or text, and never goes on with one;
 * bytes stay within the limit, and when all clients are gone and all conversations deleted nothing is held: bytes 0,
-  memory, threads and open files of the process as before.
+  memory, threads and open files of the process as before;
+* the server does not end before it is asked to, and then with a status that says so. It runs with faulthandler on, and what
+  it said is kept in runs/soak.log.
 
 Exits with 1 if any of this is violated. Appends a row to benchmarks/results/soak.jsonl.
 """
@@ -46,6 +48,7 @@ from namm.models import load_model
 
 KEYS = 5
 RETURNING = (429, 503)  # come again later
+FINE_EXITS = (0, -signal.SIGTERM)  # of a server that was asked to end
 MOST_TOLD = 5  # violations of a kind that are told in full
 ACTIONS = {
     "talk": 10,
@@ -367,6 +370,9 @@ class Soak:
             task.cancel()
             self.seen.violated("a client waited for three minutes after all others had stopped")
         watching.cancel()
+        await asyncio.wait([watching])
+        if not watching.cancelled():
+            self.seen.violated(f"nobody watched the bytes: {watching.exception()}")
 
     async def wait(self, seconds: float) -> None:
         """As long as the server runs."""
@@ -376,7 +382,14 @@ class Soak:
 
     async def watch(self) -> None:
         while True:
-            seen = parse((await self.http.get("/metrics")).text)
+            try:
+                seen = parse((await self.http.get("/metrics")).text)
+            except httpx.HTTPError as error:
+                self.failed("metrics", error)
+                await asyncio.sleep(5)
+                continue
+            if failures := seen['namm_conversations_moved{how="failed"}']:
+                self.seen.violated(f"files that failed: {failures:.0f}")
             self.seen.most_bytes = max(self.seen.most_bytes, held(seen))
             if held(seen) > (most := self.options.limit * self.options.replicas):
                 self.seen.violated(f"{held(seen):,.0f} bytes of at most {most:,}")
@@ -500,17 +513,17 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[str, list[Script
     return source, scripts, secrets
 
 
-def server_of(options: argparse.Namespace, source: str, folder: Path) -> Server:
+def server_of(options: argparse.Namespace, source: str, folder: Path, log: Path) -> Server:
     fixed = {
         "--memory": options.memory, "--budget": options.budget, "--update-interval": options.interval,
         "--memory-limit": options.limit, "--max-body": options.body, "--context": options.context,
-        "--max-tokens": options.answer, "--queue": options.queue, "--threads": options.threads, "--log-level": "warning",
+        "--max-tokens": options.answer, "--queue": options.queue,
+        "--queue-all": options.queue_all, "--threads": options.threads, "--log-level": "warning",
     }  # fmt: skip
     if options.spill:
         fixed |= {"--spill": folder / "spill", "--spill-limit": options.limit}
     if options.replicas > 1:
         fixed["--replicas"] = options.replicas
-    log = Path("runs/soak.log")
     log.parent.mkdir(exist_ok=True)
     return Server([source, *(str(part) for pair in fixed.items() for part in pair)], log, keys_of(options.seed))
 
@@ -520,35 +533,36 @@ async def soak(
 ) -> dict[str, Any]:
     """Warm up, soak, and compare what is left with what was there before."""
     run = Soak(options, server, Path(source).name, scripts, secrets)
+    before, after = {}, {}
     try:
         await run.run(options.warm)
         before = await run.empty()
         await run.run(options.minutes)
         after = await run.empty()
     except httpx.TransportError as error:
-        raise RuntimeError(f"the server is gone, with exit status {server.ended()}") from error
+        run.seen.violated(f"no answer: {type(error).__name__}: {error}; {server.how_it_is()}")
     await run.http.aclose()
-    if after["rss"] > before["rss"] + options.leak and run.killed is None:
-        run.seen.violated(f"{after['rss']:,.0f} bytes of memory after {before['rss']:,.0f}")
-    for what in ("threads", "files"):
-        if after[what] > before[what] + 5 and run.killed is None:
-            run.seen.violated(f"{after[what]:.0f} {what} after {before[what]:.0f}")
+    grown = {name: after[name] - before[name] for name in after}
+    for name, most in (("rss", options.leak), ("threads", 5), ("files", 5)):
+        if grown.get(name, 0) > most and run.killed is None:
+            run.seen.violated(f"{name} grown: {after[name]:,.0f} after {before[name]:,.0f}")
     seen = run.seen
     return {
         "model": "tiny" if options.model is None else Path(source).name, "memory": options.memory, "replicas": options.replicas,
         "killed": run.killed is not None, "requests": sum(seen.statuses.values()), "answers": seen.answers,
         "continued": seen.continued, "strangers": seen.strangers, "disconnects": seen.disconnects, "lost": seen.lost,
         "statuses": dict(sorted(seen.statuses.items())), "actions": dict(seen.actions), "limit_bytes": options.limit,
-        "most_bytes_held": round(seen.most_bytes), "rss_before": before["rss"], "rss_after": after["rss"],
-        "files": [before["files"], after["files"]], "threads": [before["threads"], after["threads"]],
+        "most_bytes_held": round(seen.most_bytes), "rss_before": before.get("rss"), "rss_after": after.get("rss"),
+        "files": [before.get("files"), after.get("files")], "threads": [before.get("threads"), after.get("threads")],
         "violations": seen.violations[:100], "n": seen.answers,
     }  # fmt: skip
 
 
 def errors_in(log: Path) -> list[str]:
     """What a server's log says went wrong in it, rather than with a request."""
+    marks = ('"level": "error"', '"level": "critical"', "Traceback", "Fatal Python error")
     lines = log.read_text(errors="replace").splitlines()
-    return [line[:2000] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
+    return [line[:2000] for line in lines if any(mark in line for mark in marks)]
 
 
 def read_options() -> argparse.Namespace:
@@ -571,7 +585,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--leak", type=int, default=50_000_000, help="bytes that the process may have grown by")
     parser.add_argument("--body", type=int, default=65_536)
     parser.add_argument("--context", type=int, default=CONTEXT)
-    parser.add_argument("--queue", type=int, default=24)
+    parser.add_argument("--queue", type=int, default=6, help="requests of a key that may wait")
+    parser.add_argument("--queue-all", type=int, default=24, help="requests of all keys that may wait")
     parser.add_argument("--spill", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--kill", action="store_true", help="kill a replica in the middle")
@@ -583,15 +598,19 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and the server with it
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         source, scripts, secrets = prepare(options, Path(scratch))
-        with server_of(options, source, Path(scratch)) as server:
+        log = Path("runs/soak.log").absolute()
+        with server_of(options, source, Path(scratch), log) as server:
             row = asyncio.run(soak(options, server, source, scripts, secrets))
-        row["violations"] += [] if row["killed"] else errors_in(Path("runs/soak.log"))
-        row["violations"] += [
-            f"{path.name} is left on disk" for path in Path(scratch).glob("spill/**/*") if path.is_file()
-        ]
+            ended = None if server.runs else server.how_it_is()
+        row["exit"] = server.exit
+        if ended is not None or server.exit not in FINE_EXITS:
+            row["violations"].append(f"the end: {ended or server.how_it_is()}; see {log}")
+        row["violations"] += [] if row["killed"] else errors_in(log)
+        row["violations"] += [f"{path.name} is left on disk" for path in Path(scratch).glob("spill/**/*.safetensors")]
     console.print_json(json.dumps(row))
     rows.add("soak", [{"settings": vars(options)} | row])
     sys.exit(1 if row["violations"] else 0)

@@ -1,4 +1,4 @@
-"""A server that breaks at a word: `python -m tests.serving.broken {namm,uvicorn} FOLDER PORT`, or as settings of a replica."""
+"""A server that breaks at a word: `python -m tests.serving.broken {namm,uvicorn} FOLDER PORT`, or in a replica."""
 
 from __future__ import annotations
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,12 +132,34 @@ def a_folder_in_the_way(folder: Path) -> None:
     folder.symlink_to("/proc/self")
 
 
-FAULTS = [gone, a_file_instead, a_folder_in_the_way]
+def full(folder: Path) -> None:
+    mount(folder, "size=4k")
+
+
+def read_only(folder: Path) -> None:
+    mount(folder, "ro")
+
+
+def mount(folder: Path, options: str) -> None:
+    """Another file system over it, where this is allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+
+
+FAULTS = [gone, a_file_instead, a_folder_in_the_way, full, read_only]
+
+
+@pytest.fixture
+def folder_to_break(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "spill"
+    if os.path.ismount(tmp_path / "spill"):
+        subprocess.run(["umount", "--lazy", tmp_path / "spill"], check=True)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_folder_that_fails_costs_copies_only(serve: Serve, tmp_path: Path, fault):
-    folder = tmp_path / "spill"
+def test_a_folder_that_fails_costs_copies_only(serve: Serve, folder_to_break: Path, fault):
+    folder = folder_to_break
     small = limit(serve(("full",)), 1.6)
     server = serve(("full",), limits={"memory": small}, spill=folder)
     chats = [Chat(server) for _ in range(6)]
