@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from namm.memory.cache import MemoryCache
-from namm.serving import replica
+from namm.serving import merge, replica
 from namm.serving.fatal import is_fatal
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_admission import SAID, stream
@@ -248,3 +248,12 @@ def test_two_keys_share_places(serve: Serve):
     assert 429 in refused  # of the key that asks for too much
     assert set(refused) <= {200, 429}
     server.idle()
+
+
+def test_health_of_all_tells_the_oldest_step():
+    told = {
+        0: {"status": "ok", "running": 1, "step_age_seconds": 0.5},
+        1: {"status": "stalled", "step_age_seconds": 20.0},
+    }
+    found = merge.health({number: json.dumps(one).encode() for number, one in told.items()}, 3)
+    assert found == {"status": "ok", "replicas": 3, "live": 2, "running": 1, "step_age_seconds": 20.0}

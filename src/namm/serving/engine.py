@@ -176,10 +176,9 @@ class Engine:
         with self._wake:
             if self._closing:
                 raise draining()
-            idle = self._idle()
-            yield
-            if idle:
+            if self._idle():
                 self._stepped = time.monotonic()
+            yield
             self._wake.notify()
 
     def close(self, seconds: float = 30.0) -> bool:
@@ -239,14 +238,16 @@ class Engine:
     def _give_up(self) -> None:
         """The loop itself failed: nobody waits for ever."""
         log.critical("the engine cannot go on", exc_info=True)
-        with self._wake:
-            self._closing = True
-        for job in (*self._queue, *self._jobs):
-            self._fail(job, generation_failed(job.id))
-        for _, done in self._calls:
-            if done.running() or done.set_running_or_notify_cancel():
-                done.set_exception(draining())
-        self._on_failure()
+        try:
+            with self._wake:
+                self._closing = True
+            for job in (*self._queue, *self._jobs):
+                self._fail(job, generation_failed(job.id))
+            for _, done in self._calls:
+                if done.running() or done.set_running_or_notify_cancel():
+                    done.set_exception(draining())
+        finally:
+            self._on_failure()
 
     def _waits_for_work(self) -> bool:
         """True as soon as there is some; False once all is done that came before closing."""
