@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -257,3 +258,22 @@ def test_health_of_all_tells_the_oldest_step():
     }
     found = merge.health({number: json.dumps(one).encode() for number, one in told.items()}, 3)
     assert found == {"status": "ok", "replicas": 3, "live": 2, "running": 1, "step_age_seconds": 20.0}
+
+
+def test_a_fault_of_a_replica_s_application_is_in_its_log(caplog: pytest.LogCaptureFixture):
+    async def broken(scope, receive, send):
+        raise ValueError(SECRET)
+
+    async def ask() -> list:
+        one = object.__new__(replica.Replica)
+        one._app, one._running = broken, set()
+        asked = replica.Asked("GET", "/", b"/", b"", (), b"")
+        told = [message async for message in one.answer(asked)]
+        await asyncio.sleep(0)
+        del one._app
+        assert not one._running
+        return told
+
+    assert asyncio.run(ask()) == [None]
+    (record,) = [record for record in caplog.records if record.message == "a request failed"]
+    assert SECRET in str(record.exc_info[1])

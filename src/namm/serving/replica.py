@@ -113,7 +113,7 @@ class Replica:
         gone = asyncio.Event()
         task = asyncio.create_task(self._run(asked, told, gone))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         try:
             while (message := await told.get()) is not None:
                 yield message
@@ -131,10 +131,14 @@ class Replica:
 
         try:
             await self._app(asked.scope(), receive, told.put)  # type: ignore[arg-type]
-        except Exception:  # a web server would log it, too; the application has told the client
-            log.exception("a request failed", extra={"path": asked.path})
         finally:
             told.put_nowait(None)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A fault goes to the log, as with a web server; the application has told the client."""
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a request failed", exc_info=error)
 
     def __del__(self) -> None:
         """Put conversations to disk; called by Serve once nothing runs."""
