@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import namm
 from namm import NAMM, NAMMConfig
 from namm.features import FAINT, FEATURE_SETS, Channel, FeatureSet
 from namm.reference_checkpoint import import_checkpoint
+from tests.harm import HARM
 from tests.memory.test_equivalence import random_namm
 from tests.zoo import causal_model, ids
 
@@ -245,6 +247,23 @@ class Code:
     value: int = 0
 
 
+@pytest.mark.parametrize("harm", ["cut", "flipped", "zeros"])
+def test_a_damaged_reference_checkpoint_is_refused(tmp_path: Path, harm: str) -> None:
+    file = reference_checkpoint(tmp_path / "ckpt.pt")
+    whole, expected = file.read_bytes(), import_checkpoint(file)
+    seed = random.SystemRandom().randrange(10**6)
+    rng = random.Random(seed)
+    for _ in range(1 if harm == "zeros" else 60):
+        file.write_bytes(HARM[harm](whole, rng))
+        try:
+            network = import_checkpoint(file)
+        except namm.ArtefactError:
+            continue
+        assert harm == "flipped", seed  # a bit of no account, such as one of a time stamp
+        assert torch.equal(network.theta, expected.theta), seed
+        assert torch.equal(network.mean, expected.mean), seed
+
+
 def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
     zero = torch.zeros(1, 1, 1, 17, dtype=torch.long)
     name = "stored_buffers_to_save.token_embedding_0_output"
@@ -262,5 +281,8 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
     for file, match in cases:
         with pytest.raises(namm.ArtefactError, match=match):
             import_checkpoint(file)
+    (tmp_path / "h.pt").mkdir()
+    with pytest.raises(namm.ArtefactError, match=r"h\.pt; got Is a directory"):
+        import_checkpoint(tmp_path / "h.pt")
     with pytest.raises(namm.NotFoundError, match=r"Did you mean 'g\.pt'"):
         import_checkpoint(tmp_path / "gg.pt")

@@ -136,8 +136,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         yield scratch
-        for path in [*scratch.rglob("*"), scratch]:
-            sync_folder(path) if path.is_dir() else _sync(path)
+        sync_tree(scratch)
         if folder.exists():
             os.replace(folder, old)
         os.replace(scratch, folder)
@@ -156,6 +155,12 @@ def recover(folder: Path) -> None:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
+
+
+def sync_tree(folder: Path) -> None:
+    """Put all that is in `folder` to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_folder(path) if path.is_dir() else _sync(path)
 
 
 def sync_folder(folder: Path) -> None:

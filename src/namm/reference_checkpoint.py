@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor
 
 from namm.errors import ArtefactError, NotFoundError, nearest
+from namm.files import read
 from namm.network import NAMM, NAMMConfig
 from namm.spectrogram import BINS
 
+_UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)
 _BUFFERS = "stored_buffers_to_save.token_embedding_0_"
 
 
@@ -27,7 +31,7 @@ def import_checkpoint(file: str | Path) -> NAMM:
         ArtefactError: it is no such checkpoint, or of another configuration than the published one.
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         beside = [f.name for f in path.parent.glob("*.pt")] if path.parent.is_dir() else []
         way_out = nearest(path.name, beside) if beside else "Give the ckpt.pt, latest.pt or iter_N.pt of a run."
         raise NotFoundError("a checkpoint file", str(path), way_out)
@@ -52,14 +56,19 @@ def import_checkpoint(file: str | Path) -> NAMM:
 def _load(path: Path) -> Any:
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     safe = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    data = io.BytesIO(read(path, "Give the ckpt.pt, latest.pt or iter_N.pt of a run."))
     try:
+        with zipfile.ZipFile(data) as records:  # torch compares no checksums, and trips over what is damaged
+            if (damaged := records.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        data.seek(0)
         with torch.serialization.safe_globals(safe):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            return torch.load(data, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtefactError(
             "a torch checkpoint of tensors", f"{path.name} ({reason})",
-            "The file is truncated, or holds code, which is not run.",
+            "The file is truncated or altered, or holds code, which is not run.",
         ) from error  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from namm.checkpoints import save_checkpoint
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError, RunError
-from namm.rl.behaviour import Behaviour, latest, log
+from namm.files import locked
+from namm.rl.behaviour import Behaviour, latest, log, snapshot
 from namm.rl.behaviour import train as train_behaviour
 from namm.rl.decision import Decision
 from namm.rl.offline import Offline, load
@@ -18,6 +23,7 @@ from namm.rl.recording import KINDS, choose, record
 from namm.rl.rollout import Growing, rollout
 from namm.rl.simulators import Scale, make
 from namm.rl.training import Recipe, Sampler, describe, train
+from tests.harm import HARM, contents, flipped, harmed
 from tests.rl.toy import trajectories
 
 RECIPE = Recipe(context=5, width=16, layers=2, updates=30, batch=8, warmup=5)
@@ -90,16 +96,51 @@ def test_what_is_no_model(data: Offline, tmp_path: Path) -> None:
         Decision.load(tmp_path)
 
 
-def test_a_damaged_checkpoint(data: Offline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("name", ["checkpoint.pt", "run.json"])
+def test_what_is_damaged_is_told_and_stays(data: Offline, tmp_path: Path, name: str, harm: str) -> None:
     def stop(done: int, loss: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path, RECIPE, every=5, report=stop)
-    file = tmp_path / "checkpoint.pt"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ArtefactError, match=r"a whole checkpoint; got .*Remove it to start again"):
+    rng = random.Random(0)
+    for _ in range(10 if harm in ("cut", "flipped") else 1):
+        whole = (tmp_path / name).read_bytes()
+        harmed(tmp_path / name, harm, rng)
+        before = contents(tmp_path)
+        expected = {"checkpoint.pt": "a whole checkpoint|a file that can be read"}.get(name, "run.json|the run in")
+        with pytest.raises((ArtefactError, ConfigurationError), match=expected):
+            train(data, tmp_path, RECIPE)
+        assert contents(tmp_path) == before
+        if harm != "folder":
+            (tmp_path / name).write_bytes(whole)
+
+
+def test_a_checkpoint_of_another_kind(data: Offline, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint.pt", {"config": "{}", "step": 3})
+    with pytest.raises(ArtefactError, match="a checkpoint with done, model, optimizer, random, schedule"):
         train(data, tmp_path, RECIPE)
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_model_is_told(data: Offline, tmp_path: Path, harm: str) -> None:
+    train(data, tmp_path / "whole", replace(RECIPE, updates=1))
+    for attempt, name in enumerate(["decision.json", "config.json", "model.safetensors"] * 3):
+        folder = tmp_path / str(attempt)
+        shutil.copytree(tmp_path / "whole", folder)
+        harmed(folder / name, harm, random.Random(attempt))
+        with suppress(ArtefactError):  # or it was of no account
+            Decision.load(folder)
+
+
+def test_one_process_trains_in_a_folder(data: Offline, tmp_path: Path) -> None:
+    for start in (
+        lambda: train(data, tmp_path, RECIPE), lambda: train_behaviour("Toy-v0", tmp_path, BEHAVIOUR),
+    ):  # fmt: skip
+        with locked(tmp_path), pytest.raises(ConfigurationError, match=f"no other run in the folder {tmp_path}"):
+            start()
+    assert contents(tmp_path) == {}
 
 
 def test_a_folder_holds_one_run(data: Offline, tmp_path: Path) -> None:
@@ -129,6 +170,13 @@ def test_a_behaviour_policy_goes_on_and_is_recorded(tmp_path: Path) -> None:
         train_behaviour("Toy-v0", run, BEHAVIOUR, seed=1)
     train_behaviour("Toy-v0", run, BEHAVIOUR, every=500)
     steps = [line["step"] for line in log(run)]
+    for kind in ("policy", "normal", "seen"):  # pickles, of which none is opened that was altered
+        file = snapshot(run, steps[0])[kind]
+        before = file.read_bytes()
+        file.write_bytes(flipped(before, 8 * 50))
+        with pytest.raises(ArtefactError, match=rf"{file.name} as the log of .* knows it; got another checksum"):
+            snapshot(run, steps[0])
+        file.write_bytes(before)
     assert steps == sorted(set(steps))
     assert steps[: len(told)] == [line["step"] for line in told]
     assert steps[-1] >= 1_500

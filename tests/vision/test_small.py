@@ -10,6 +10,7 @@ import torch
 import namm
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
 from namm.evaluation.reader import Contender
+from namm.files import locked
 from namm.policies import resolve
 from namm.vision.clips import choose, make_clip
 from namm.vision.evaluation import VideoConfig, evaluate_video
@@ -20,6 +21,7 @@ from namm.vision.showing import clip_listings, evenly
 from namm.vision.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
 from namm.vision.summary import tables
 from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
+from tests.harm import flipped
 from tests.vision.made import images
 
 TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 1, 2)), polish=1, asked=6, width=32, layers=2)
@@ -91,10 +93,15 @@ def test_training_refuses_another_run_and_a_damaged_one(tmp_path: Path) -> None:
     train(TINY, (images(), images()), tmp_path)
     with pytest.raises(ConfigurationError, match=r"the run in .*, with seed = 0; got 1\. Use another folder"):
         train(TrainingConfig(**{**TINY.__dict__, "seed": 1}), (images(), images()), tmp_path)
-    file = tmp_path / "checkpoint.pt"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ArtefactError, match="a whole checkpoint"):
+    with locked(tmp_path), pytest.raises(ConfigurationError, match="no other run in the folder"):
         train(TINY, (images(), images()), tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    whole = file.read_bytes()
+    for damaged in (whole[:100], flipped(whole, 8 * len(whole) // 2), b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ArtefactError, match="a whole checkpoint"):
+            train(TINY, (images(), images()), tmp_path)
+        assert file.read_bytes() == damaged
 
 
 def test_no_model_and_another_one(tmp_path: Path) -> None:
@@ -105,6 +112,10 @@ def test_no_model_and_another_one(tmp_path: Path) -> None:
     other.save_pretrained(tmp_path)
     with pytest.raises(ArtefactError, match=r"a model of \d+ words; got 300"):
         load_small(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text('{"a": ')
+        with pytest.raises(ArtefactError, match="a readable video model"):
+            load_small(tmp_path)
 
 
 def test_full_cache_answers_as_the_model_does(model) -> None:

@@ -6,7 +6,7 @@ rollout divided among eight environments.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from namm.checkpoints import check_same
+from namm.checkpoints import open_run
+from namm.errors import ArtefactError
+from namm.files import read, sync_tree
+from namm.json_files import add_rows, read_rows
 from namm.rl.simulators import make
 from namm.rl.trajectories import Trajectory, save_shard
 
@@ -120,6 +123,7 @@ class Snapshots(BaseCallback):
         save_shard(self.folder / f"seen_{step:09d}.npz", seen)
         self.model.save(self.folder / f"policy_{step:09d}.zip")
         env.save(str(self.folder / f"normal_{step:09d}.pkl"))
+        sync_tree(self.folder)
         for recorder in recorders:
             recorder.finished.clear()
         line = {
@@ -128,9 +132,9 @@ class Snapshots(BaseCallback):
             "return": float(np.mean([e.total for e in seen])) if seen else float("nan"),
             "length": float(np.mean([len(e) for e in seen])) if seen else float("nan"),
             "seconds": round(time.monotonic() - self.started, 1),
+            "sha256": {file.name: _checksum(file) for file in self.folder.glob(f"*_{step:09d}.*")},
         }
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_rows(self.folder / "log.jsonl", [line])
         self.report(line)
 
 
@@ -142,23 +146,38 @@ def recorder_of(env: gym.Env[Any, Any]) -> Recorder:
     return env
 
 
-def log(folder: Path) -> list[dict[str, float]]:
-    """One line per snapshot of a run."""
-    path = folder / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def log(folder: Path) -> list[dict[str, Any]]:
+    """One line per snapshot of a run.
+
+    Raises:
+        ArtefactError: a line is damaged.
+    """
+    return read_rows(folder / "log.jsonl", needs=("step", "episodes", "return", "sha256"))
+
+
+def snapshot(folder: Path, step: int) -> dict[str, Path]:
+    """The files of a snapshot, as "policy", "normal" and, where an episode was finished before it, "seen".
+
+    They are pickles: what was altered since they were written is not opened.
+
+    Raises:
+        ArtefactError: one of them is damaged or missing.
+    """
+    (line,) = [line for line in log(folder) if line["step"] == step]
+    for name, checksum in line["sha256"].items():
+        if _checksum(folder / name) != checksum:
+            raise ArtefactError(f"{name} as the log of {folder} knows it", "another checksum", "Train again.")
+    return {name.partition("_")[0]: folder / name for name in line["sha256"]}
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(read(file, "Train again.")).hexdigest()
 
 
 def latest(folder: Path) -> int:
     """The step of the last snapshot; 0 without one."""
     lines = log(folder)
     return int(lines[-1]["step"]) if lines else 0
-
-
-def _check_folder(folder: Path, now: dict[str, Any]) -> None:
-    file = folder / "config.json"
-    if file.exists():
-        check_same(folder, json.loads(file.read_text()), now, grows=("steps",))
-    file.write_text(json.dumps(now, indent=1))
 
 
 def train(
@@ -177,16 +196,23 @@ def train(
         report: called with each line of the log.
 
     Raises:
-        ConfigurationError: `folder` holds another run; only its steps may grow.
+        ConfigurationError: `folder` holds another run (only its steps may grow), or another process trains there.
+        ArtefactError: its last snapshot is damaged.
     """
     behaviour = behaviour or behaviour_for(env_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_folder(folder, json.loads(json.dumps({"env": env_id, "seed": seed} | asdict(behaviour))))
+    with open_run(folder, {"env": env_id, "seed": seed} | asdict(behaviour), grows=("steps",)):
+        _train(env_id, folder, behaviour, seed, every, report)
+
+
+def _train(
+    env_id: str, folder: Path, behaviour: Behaviour, seed: int, every: int, report: Callable[[dict[str, float]], None]
+) -> None:
     done = latest(folder)
     env: Any = DummyVecEnv([lambda: Recorder(make(env_id)) for _ in range(ENVIRONMENTS)])
     if done:
-        env = VecNormalize.load(str(folder / f"normal_{done:09d}.pkl"), env)
-        model = PPO.load(folder / f"policy_{done:09d}.zip", env=env, device="cpu")
+        saved = snapshot(folder, done)
+        env = VecNormalize.load(str(saved["normal"]), env)
+        model = PPO.load(saved["policy"], env=env, device="cpu")
         model.set_random_seed(seed + done)
     else:
         model = ppo(behaviour, VecNormalize(env, gamma=behaviour.gamma), seed)

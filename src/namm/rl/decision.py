@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,13 @@ from torch import Tensor
 from transformers import DecisionTransformerModel
 
 from namm.errors import ArtefactError, NotFoundError
+from namm.files import sync_tree
+from namm.json_files import read_json, write_json
+from namm.models import UNREADABLE
 from namm.rl.simulators import Scale
 
 TOKENS = 3  # of a step: return to go, state, action
-_FILE = "decision.json"
+FILE = "decision.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Decision:
     def save(self, folder: Path) -> None:
         """Write model and `decision.json`."""
         self.model.save_pretrained(folder)
-        (folder / _FILE).write_text(json.dumps(dataclasses.asdict(self.about), indent=1) + "\n")
+        sync_tree(folder)
+        write_json(folder / FILE, dataclasses.asdict(self.about))  # last: it says that the model is there
 
     @classmethod
     def load(cls, folder: str | Path) -> Decision:
@@ -115,13 +118,13 @@ class Decision:
             NotFoundError: there is no Decision Transformer of ours in that folder.
             ArtefactError: there is, and it is damaged.
         """
-        file = Path(folder) / _FILE
+        file = Path(folder) / FILE
         if not file.exists():
             raise NotFoundError("a folder with a Decision Transformer", folder, "Train one with `namm rl train`.")
         try:
-            saved = json.loads(file.read_text())
+            saved = read_json(file, "Train it again.")
             about = About(**saved | {"scale": Scale(**saved["scale"])})
             model = DecisionTransformerModel.from_pretrained(folder)
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ArtefactError, *UNREADABLE) as error:
             raise ArtefactError("a readable Decision Transformer", f"{folder}: {error}", "Train it again.") from error
         return cls(model, about)

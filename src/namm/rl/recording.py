@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from namm.errors import ConfigurationError
-from namm.rl.behaviour import ENVIRONMENTS, Recorder, log
+from namm.rl.behaviour import ENVIRONMENTS, Recorder, log, snapshot
 from namm.rl.offline import save
 from namm.rl.simulators import make
 from namm.rl.trajectories import Trajectory, load_shard
@@ -39,9 +39,10 @@ def play(folder: Path, step: int, env_id: str, steps: int, seed: int) -> list[Tr
     """Whole episodes of a snapshot that acts as it did in training, `steps` steps of them at least."""
     recorders = [Recorder(make(env_id)) for _ in range(ENVIRONMENTS)]
     copies = iter(recorders)
-    env = VecNormalize.load(str(folder / f"normal_{step:09d}.pkl"), DummyVecEnv([lambda: next(copies)] * ENVIRONMENTS))
+    saved = snapshot(folder, step)
+    env = VecNormalize.load(str(saved["normal"]), DummyVecEnv([lambda: next(copies)] * ENVIRONMENTS))
     env.training = False
-    model = PPO.load(folder / f"policy_{step:09d}.zip", device="cpu")
+    model = PPO.load(saved["policy"], device="cpu")
     model.set_random_seed(seed)
     env.seed(seed)
     seen: Any = env.reset()
@@ -53,8 +54,8 @@ def play(folder: Path, step: int, env_id: str, steps: int, seed: int) -> list[Tr
 
 def replay(folder: Path, step: int) -> list[Trajectory]:
     """Every episode that training finished up to a snapshot."""
-    shards = [folder / f"seen_{int(line['step']):09d}.npz" for line in log(folder) if line["step"] <= step]
-    return [episode for shard in shards if shard.exists() for episode in load_shard(shard)]
+    snapshots = [snapshot(folder, line["step"]) for line in log(folder) if line["step"] <= step]
+    return [episode for saved in snapshots if "seen" in saved for episode in load_shard(saved["seen"])]
 
 
 def play_randomly(env_id: str, episodes: int, seed: int) -> list[Trajectory]:

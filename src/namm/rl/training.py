@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from namm.checkpoints import check_same, read_checkpoint, save_checkpoint
+from namm.checkpoints import open_run, read_checkpoint, save_checkpoint
 from namm.errors import ConfigurationError, RunError
-from namm.rl.decision import About, Decision
+from namm.rl.decision import FILE, About, Decision
 from namm.rl.offline import Offline
 from namm.rl.simulators import longest_episode, make
 
@@ -145,14 +144,16 @@ def train(
         report: called with updates done and the mean loss since the last call.
 
     Raises:
-        ConfigurationError: the folder holds another run.
+        ConfigurationError: the folder holds another run, or another process trains there.
         ArtefactError: its checkpoint is damaged.
         RunError: the loss is no number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_folder(folder, data, recipe)
-    if (folder / "decision.json").exists():
-        return Decision.load(folder)
+    now = {"data": data.name, "env_id": data.env_id, "steps": data.steps} | dataclasses.asdict(recipe)
+    with open_run(folder, now):
+        return Decision.load(folder) if (folder / FILE).exists() else _train(data, folder, recipe, every, report)
+
+
+def _train(data: Offline, folder: Path, recipe: Recipe, every: int, report: Callable[[int, float], None]) -> Decision:
     about, model = describe(data, recipe), build(data, recipe).train()
     sampler = Sampler(data, about, recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.decay)
@@ -190,14 +191,6 @@ def _rate(update: int, recipe: Recipe) -> float:
     return float(0.1 + 0.45 * (1 + np.cos(np.pi * min(1.0, way))))
 
 
-def _check_folder(folder: Path, data: Offline, recipe: Recipe) -> None:
-    file = folder / "run.json"
-    now = {"data": data.name, "env_id": data.env_id, "steps": data.steps} | dataclasses.asdict(recipe)
-    if file.exists():
-        check_same(folder, json.loads(file.read_text()), now)
-    file.write_text(json.dumps(now, indent=1) + "\n")
-
-
 def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, done: int) -> None:
     state = {
         "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
@@ -208,7 +201,7 @@ def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, done: int) ->
 
 def _resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
     """Updates that were done; 0 without a checkpoint."""
-    state = read_checkpoint(folder / _CHECKPOINT)
+    state = read_checkpoint(folder / _CHECKPOINT, ("model", "optimizer", "schedule", "random", "done"))
     if state is None:
         return 0
     for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):

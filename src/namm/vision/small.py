@@ -6,7 +6,6 @@ video is written as its number and its frames, `17 <video>`, as recent video mod
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +25,8 @@ from transformers import (
 )
 
 from namm.errors import ArtefactError, NotFoundError
+from namm.json_files import write_json
+from namm.models import UNREADABLE
 from namm.vision.clips import FRAMES, LONGEST, Clip
 from namm.vision.images import CLASSES, SIZE
 
@@ -63,14 +64,17 @@ def load_small(folder: str | Path) -> LlavaOnevisionForConditionalGeneration:
 
     Raises:
         NotFoundError: there is none.
-        ArtefactError: its words are not those of this version.
+        ArtefactError: it is damaged, or its words are not those of this version.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise NotFoundError(
             "a folder with the small video model", str(folder), f"Train it: namm vision train --out {folder}"
         )
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    try:
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    except UNREADABLE as error:
+        raise ArtefactError("a readable video model", f"{folder}: {error}", "Train it again.") from error
     if model.config.text_config.vocab_size != len(vocabulary()):
         raise ArtefactError(
             f"a model of {len(vocabulary())} words", f"{model.config.text_config.vocab_size} in {folder}",
@@ -100,7 +104,7 @@ def save_processor(folder: Path) -> None:
         "video_processor": {"video_processor_type": "LlavaOnevisionVideoProcessor", **half},
         "num_image_tokens": (SIZE // PATCH) ** 2, "vision_feature_select_strategy": "full",
     }  # fmt: skip
-    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(folder / "processor_config.json", settings, indent=2)
 
 
 @cache

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from namm.checkpoints import check_same, read_checkpoint, save_checkpoint
+from namm.files import locked
 from namm.vision.clips import Clip, Question, choose, make_clip, shaken
 from namm.vision.images import CLASSES, Images
 from namm.vision.small import clip_ids, pixel_values, save_processor, small_model, text_ids
@@ -114,11 +115,20 @@ def train(
         every: steps between two checkpoints.
 
     Raises:
-        ConfigurationError: `out` holds a run of another configuration.
+        ConfigurationError: `out` holds a run of another configuration, or another process trains there.
         ArtefactError: its checkpoint is damaged.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(Path(out)):
+        return _train(config, images, Path(out), on_progress, every)
+
+
+def _train(
+    config: TrainingConfig,
+    images: tuple[Images, Images],
+    out: Path,
+    on_progress: Callable[[TrainingProgress], None] | None,
+    every: int,
+) -> PreTrainedModel:
     torch.manual_seed(config.seed)
     model = small_model(config.width, config.layers)
     head = nn.Linear(config.width, len(CLASSES))
@@ -155,7 +165,7 @@ def train(
 
 def steps_done(out: Path) -> int:
     """Steps that the run in `out` has saved."""
-    saved = read_checkpoint(out / _CHECKPOINT)
+    saved = read_checkpoint(out / _CHECKPOINT, ("config", "step", "parts"))
     return 0 if saved is None else int(saved["step"])
 
 
@@ -260,7 +270,7 @@ def _optimizer(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.O
 
 def _restore(out: Path, config: TrainingConfig, *parts: Any) -> int:
     """Load the checkpoint in `out`, if there is one; returns the steps that are done."""
-    saved = read_checkpoint(out / _CHECKPOINT)
+    saved = read_checkpoint(out / _CHECKPOINT, ("config", "step", "parts"))
     if saved is None:
         return 0
     check_same(out, json.loads(saved["config"]), json.loads(json.dumps(asdict(config))))
