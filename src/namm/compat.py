@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cli.serving.utils import get_response_template
 
 
 def prepared(model: PreTrainedModel, config: GenerationConfig) -> GenerationConfig:
@@ -26,3 +29,8 @@ def logits_processors(model: PreTrainedModel, filled: GenerationConfig, prompt: 
         device=model.device,
         model_kwargs={},
     )
+
+
+def response_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """How answers of this model are told from its thoughts and calls of tools; None if it writes only text."""
+    return get_response_template(tokenizer, model)

@@ -61,7 +61,10 @@ def test_two_conversations_interleaved_streamed_and_not(serve: Serve, pair, memo
             read = 0 if hand.cache is None else hand.cache.get_seq_length()
             expected = hand.ask(text[turn], max_new_tokens=40, do_sample=False)
             if turn == 1:
-                chunks = list(client.chat.completions.create(model="tiny", messages=asked, max_tokens=40, stream=True))
+                made = client.chat.completions.create(
+                    model="tiny", messages=asked, max_tokens=40, stream=True, stream_options={"include_usage": True}
+                )
+                chunks = list(made)
                 answer = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
                 usage = chunks[-1].usage
             else:
@@ -190,8 +193,9 @@ def test_events_of_the_memory_are_streamed_when_asked_for(serve: Serve):
     client = serve().client()
     said = [{"role": "user", "content": LONG}]
     made = client.chat.completions.create(
-        model="tiny", messages=said, max_tokens=40, stream=True, extra_body={"namm": {"watch": True}}
-    )
+        model="tiny", messages=said, max_tokens=40, stream=True, stream_options={"include_usage": True},
+        extra_body={"namm": {"watch": True}},
+    )  # fmt: skip
     chunks = list(made)
     events = [chunk.namm["event"] for chunk in chunks if getattr(chunk, "namm", None)]
     kinds = [event["type"] for event in events]

@@ -43,6 +43,13 @@ def test_no_request_ends_in_a_500(folder, mode):
             statuses.setdefault(case.operation.label, set()).add(answer.status_code)
             assert answer.status_code < 500, answer.text
             if answer.status_code >= 400:
+                assert "error" in answer.json(), (
+                    case.method,
+                    case.path,
+                    answer.status_code,
+                    answer.text,
+                    answer.request.body,
+                )
                 assert answer.json()["error"]["message"]
 
         for found in described.get_all_operations():

@@ -1,15 +1,13 @@
-"""The text of an answer while it is being written, and how it reaches the client that waits for it."""
+"""The text of an answer while it is being written, and its way to the client that waits for it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
 
 from transformers import PreTrainedTokenizerBase
-from transformers.cli.serving.utils import response_events_to_chunks
-from transformers.utils.chat_parsing import ResponseParser
 
-from namm.report.trace import Pieces
+from namm.report.trace import Event, Pieces
 from namm.serving.refusals import Refusal
 
 
@@ -54,73 +52,55 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-class MemoryEvent(str):
-    """An event of the memory page on its way to the client, between pieces of text."""
+class Answers:
+    """Where the answers to a request arrive: in the event loop, from the engine's thread.
 
-    event: dict[str, Any]
+    Attributes:
+        cancelled: the client is gone.
+    """
 
-    @classmethod
-    def of(cls, event: dict[str, Any]) -> MemoryEvent:
-        made = cls()
-        made.event = event
-        return made
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: asyncio.Queue[tuple[int, str | Event | Refusal | None]] = asyncio.Queue()
+        self.cancelled = False
 
+    def put(self, choice: int, item: str | Event | Refusal | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (choice, item))
 
-class Failure(str):
-    """The reason why an answer ends early, on the same way."""
+    async def read(self, count: int) -> AsyncIterator[tuple[int, str | Event | None]]:
+        """What comes of `count` answers, each with its number: text, events of the memory, and None for its end.
 
-    refusal: Refusal
-
-    @classmethod
-    def of(cls, refusal: Refusal) -> Failure:
-        made = cls(refusal.message)
-        made.refusal = refusal
-        return made
+        Raises:
+            Refusal: there is no answer.
+        """
+        while count:
+            choice, item = await self._queue.get()
+            if isinstance(item, Refusal):
+                raise item
+            count -= item is None
+            yield choice, item
 
 
 class Streamer:
-    """Hands an answer to the event loop as transformers' handlers expect it: text, thoughts, tool calls, then None.
+    """The engine's end of the way of one answer."""
 
-    Attributes:
-        queue: what the handler reads.
-        total_tokens: tokens written so far.
-    """
+    def __init__(self, answers: Answers, choice: int) -> None:
+        self._answers, self._choice = answers, choice
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, parser: ResponseParser | None = None) -> None:
-        self._loop, self._parser = loop, parser
-        self.queue: asyncio.Queue[Any] = asyncio.Queue()
-        self.total_tokens = 0
-        self.cancelled = False
-        if parser is not None:
-            self._put(*response_events_to_chunks(parser.initial_events))
+    @property
+    def cancelled(self) -> bool:
+        return self._answers.cancelled
 
     def text(self, text: str) -> None:
         if text:
-            self._put(*([text] if self._parser is None else response_events_to_chunks(self._parser.feed(text))))
+            self._answers.put(self._choice, text)
 
-    def event(self, event: dict[str, Any]) -> None:
-        self._put(MemoryEvent.of(event))
+    def event(self, event: Event) -> None:
+        self._answers.put(self._choice, event)
 
     def end(self) -> None:
-        if self._parser is not None:
-            try:
-                _, events = self._parser.finalize()
-            except (ValueError, RuntimeError):  # the answer ended within a tool call
-                events = []
-            self._put(*response_events_to_chunks(events))
-        self._put(None)
+        self._answers.put(self._choice, None)
 
     def fail(self, reason: Refusal) -> None:
-        self._put(Failure.of(reason), None)
-
-    def cancel(self) -> None:
-        """The client is gone."""
-        self.cancelled = True
-
-    def _put(self, *items: Any) -> None:
-        if items and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._put_now, items)
-
-    def _put_now(self, items: tuple[Any, ...]) -> None:
-        for item in items:
-            self.queue.put_nowait(item)
+        self._answers.put(self._choice, reason)

@@ -2,37 +2,30 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
 from namm.errors import NotFoundError
 from namm.report.memory_page import memory_page
 from namm.serving.conversations import Conversation
-from namm.serving.door import CLIENT_CLOSED, Door, Gone, Keys, unless_gone
+from namm.serving.door import CLIENT_CLOSED, Door, Gone, Keys
 from namm.serving.engine import Engine
-from namm.serving.handlers import ChatHandler, Desk, TextHandler, Ticket
+from namm.serving.handlers import Handlers
 from namm.serving.host import Host, describe_model
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal, answer_of, not_removed, unknown_model
-from namm.serving.requests import ChatRequest, CompletionRequest
+from namm.serving.requests import ChatRequest, CompletionRequest, described
+from namm.serving.sticky import CHAT, TEXT
 from namm.version import __version__
 
 log = logging.getLogger("namm.serving")
-_UNREADABLE = "There was an error parsing the body"  # what FastAPI says of bytes that are no text
-_ALTERNATIVE = re.compile(r"\[|^str$")  # what pydantic calls a branch of a union
-
-
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -54,6 +47,7 @@ _STATUSES = {
     401: "No known API key",
     404: "No such model or conversation",
     413: "The body is too large",
+    415: "The body is no JSON",
     429: "The queue is full: try again after the seconds in Retry-After",
     500: "The answer failed",
     503: "The server is shutting down",
@@ -92,7 +86,6 @@ def create_app(
         app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Gone, _gone)
-    app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _http)
     app.state.engine = engine
     app.include_router(_answers(engine))
@@ -112,30 +105,17 @@ Owner = Annotated[str, Depends(_owner)]
 
 
 def _answers(engine: Engine) -> APIRouter:
-    router, desk = APIRouter(responses=_REFUSALS), Desk(engine)
-    chat, text = ChatHandler(desk), TextHandler(desk)
+    router, handlers = APIRouter(responses=_REFUSALS), Handlers(engine)
 
-    async def answer(handler: ChatHandler | TextHandler, request: Request, owner: str, asked: Any) -> Response:
-        ticket = desk.open(f"{handler.prefix}-{uuid4().hex}", owner, asked)
-        try:
-            response: Response = await unless_gone(request.receive, handler.handle(ticket))
-        except BaseException:  # a client that left among them
-            desk.close(ticket.id)
-            raise
-        if isinstance(response, StreamingResponse):
-            return _Streaming(response, lambda: _closed(desk, ticket, request))
-        _closed(desk, ticket, request)
-        return response
-
-    @router.post("/v1/chat/completions")
-    async def chat_completions(request: Request, owner: Owner, asked: ChatRequest) -> Response:
+    @router.post(CHAT, openapi_extra=described(ChatRequest, CHAT))
+    async def chat_completions(request: Request, owner: Owner) -> Response:
         """Answer a chat; one that extends an earlier one goes on from what was remembered of it."""
-        return await answer(chat, request, owner, asked)
+        return await handlers.answer(ChatRequest, request, owner)
 
-    @router.post("/v1/completions")
-    async def completions(request: Request, owner: Owner, asked: CompletionRequest) -> Response:
+    @router.post(TEXT, openapi_extra=described(CompletionRequest, TEXT))
+    async def completions(request: Request, owner: Owner) -> Response:
         """Continue a text."""
-        return await answer(text, request, owner, asked)
+        return await handlers.answer(CompletionRequest, request, owner)
 
     return router
 
@@ -199,7 +179,7 @@ def _watching(engine: Engine, metrics: Metrics, page: dict[str, Any] | None) -> 
     return router
 
 
-# -- answers and their clients -----------------------------------------------------------------------------------------
+# -- conversations -----------------------------------------------------------------------------------------
 
 
 async def _ask(engine: Engine, action: Callable[[], Any]) -> Any:
@@ -208,34 +188,6 @@ async def _ask(engine: Engine, action: Callable[[], Any]) -> Any:
         return await asyncio.wrap_future(engine.call(action))
     except NotFoundError as error:
         raise Refusal(404, str(error), "not_found") from error
-
-
-class _Streaming(StreamingResponse):
-    """A stream that says when it is over, however it ends."""
-
-    def __init__(self, stream: StreamingResponse, closed: Callable[[], None]) -> None:
-        super().__init__(stream.body_iterator, stream.status_code, media_type=stream.media_type)
-        self._closed = closed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._closed()
-
-
-def _closed(desk: Desk, ticket: Ticket, request: Request) -> None:
-    """Note what a request cost, for the log."""
-    desk.close(ticket.id)
-    job = ticket.job
-    if job is None:
-        return
-    request.state.log.update(
-        id=ticket.id, model=ticket.served.id, prompt_tokens=len(job.prompt_ids), cached_tokens=job.reused,
-        answer_tokens=len(job.answer_ids), finish=job.finish if job.failed is None else job.failed.code,
-        kept_tokens=round(job.kept, 1), bytes_held=job.bytes_held, bytes_full=job.bytes_full,
-        first_token_s=round(job.first - job.came, 4) if job.first is not None else None,
-    )  # fmt: skip
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -252,19 +204,6 @@ async def _gone(_: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED)
 
 
-async def _malformed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives, the one that came closest
-    message = str(deepest["msg"]).removeprefix("Value error, ")
-    if deepest["type"] == "json_invalid":
-        return answer_of(Refusal(400, f"expected a body in JSON; got {deepest['ctx']['error']}.", "invalid_json"))
-    place = ".".join(str(part) for part in deepest["loc"][1:] if not _ALTERNATIVE.search(str(part)))
-    return answer_of(Refusal(400, f"{place}: {message}" if place else message, "invalid_value", place or None))
-
-
 async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
-    if message == _UNREADABLE:
-        message = "expected a body of JSON in UTF-8; got something else."
-    return answer_of(Refusal(error.status_code, message, "invalid_request"), error.headers)
+    return answer_of(Refusal(error.status_code, str(error.detail), "invalid_request"), error.headers)

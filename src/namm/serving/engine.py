@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from transformers import GenerationConfig
 
 from namm.errors import ArtefactError, NammError
 from namm.memory.batch import can_join, together
@@ -33,7 +32,7 @@ from namm.serving.fatal import end_process, is_fatal
 from namm.serving.host import Host, Limits, Served
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal, draining, generation_failed, never_fits
-from namm.serving.sampling import Sampler
+from namm.serving.sampling import Sampler, Sampling
 
 log = logging.getLogger("namm.serving")
 Result = TypeVar("Result")
@@ -66,13 +65,10 @@ class Job:
     chat: bool
     prompt: str
     prompt_ids: list[int]
-    config: GenerationConfig
+    sampling: Sampling
     most: int
     text: Text
     streamer: Streamer
-    seed: int | None = None
-    presence: float = 0.0
-    frequency: float = 0.0
     watch: bool = False
     ids: list[int] = field(default_factory=list)
     unread: int = 0
@@ -375,7 +371,7 @@ class Engine:
         if job.cache is None:
             job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
         job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused
-        job.sampler = Sampler(self.host.model, job.config, len(job.ids), job.seed, job.presence, job.frequency)
+        job.sampler = Sampler(self.host.model, job.sampling, len(job.ids))
         if job.watch:
             job.recorder = Recorder(job.cache)
             job.written = Pieces(self.host.tokenizer)
@@ -449,7 +445,6 @@ class Engine:
         job.ids.append(token)
         job.unread = 1
         job.first = job.first or time.monotonic()
-        job.streamer.total_tokens += 1
         self._metrics.written.inc()
         if job.written is not None:
             job.streamer.event(token_event([job.written.next(token)]))

@@ -135,6 +135,11 @@ class Host:
         self.context = context or own
         self.served = {served.id: served for served in self._offers(memories, budget, update_interval)}
 
+    def tokens(self, text: str, special: bool) -> list[int]:
+        """The tokens of a text; `special`: with those that the tokenizer sets around it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
     def _offers(self, memories: list[str | Path], budget: float | None, interval: int | None) -> list[Served]:
         prefix = Prefix.of(self.model, torch.tensor([[0, 0]], device=self.model.device)).without_tokens()
         offers: list[Served] = []

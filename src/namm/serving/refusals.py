@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ class Refusal(Exception):
         kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
+    def json(self) -> str:
+        return json.dumps(self.body())
+
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
@@ -44,7 +48,7 @@ def invalid(message: str, param: str | None = None) -> Refusal:
 
 def unknown_model(name: str, known: list[str]) -> Refusal:
     return Refusal(
-        404, f"expected a model served here; got {name!r}. Known: {', '.join(known)}.", "model_not_found", "model"
+        404, f"expected a model served here; got {name[:100]!r}. Known: {', '.join(known)}.", "model_not_found", "model"
     )
 
 
@@ -59,10 +63,28 @@ def too_large(limit: int) -> Refusal:
     return Refusal(413, f"expected a body of at most {limit:,} bytes; got more. Send less.", "body_too_large")
 
 
-def too_long(prompt: int, asked: int, context: int, param: str) -> Refusal:
+def not_json() -> Refusal:
+    return Refusal(
+        415, "expected a body in JSON; got another type. Send the header 'Content-Type: application/json'.",
+        "unsupported_media_type",
+    )  # fmt: skip
+
+
+def bad_json(error: ValueError) -> Refusal:
     return Refusal(
         400,
-        f"expected at most {context:,} tokens, prompt and answer together; got {prompt:,} and {asked:,}. "
+        "expected a body in JSON: UTF-8, no lone surrogates, finite numbers, at most 200 levels of nesting; "
+        f"got {error}.",
+        "invalid_json",
+    )
+
+
+def too_long(prompt: int, asked: int | None, context: int, param: str) -> Refusal:
+    """`asked`: tokens of the answer; None for a prompt of which only `prompt` tokens were counted."""
+    got = f"more than {prompt:,}" if asked is None else f"{prompt:,} and {asked:,}"
+    return Refusal(
+        400,
+        f"expected at most {context:,} tokens, prompt and answer together; got {got}. "
         "Shorten the prompt or lower max_tokens.",
         "context_length_exceeded",
         param,

@@ -1,62 +1,111 @@
 """What clients may send: OpenAI's fields as far as they are served, and a few of ours.
 
-Fields that would change the answer and are not served are refused; fields that only describe a request are accepted.
+Fields that would change the answer and are not served are refused; fields that only describe a request are accepted
+and left alone. A field that is null is as good as left out. Whatever a body holds, it is refused at its first error.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import gc
+import re
+from collections.abc import Sized
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
-MOST_STOPS = 4
+from namm.serving.refusals import Refusal, bad_json, invalid
+
+MOST_CONTAINERS = 100_000  # lists and objects of a body
+MOST_MESSAGES = 4096
+MOST_PARTS = 1024  # of a message; calls of a message as well
+MOST_TOOLS = 128
+MOST_STOPS = 16
+MOST_ANSWERS = 128  # to one prompt; prompts of one request as well
+MOST_LOGPROBS = 20  # alternatives to a token
+MOST_BIASES = 1024
 LEAST = 0.01  # temperature above 0; smaller ones leave the range of float32
+_ALTERNATIVE = re.compile(r"\[|^(constrained-)?(str|int)$")  # what pydantic calls a branch of a union
+_SHOWN = 100  # characters of what a client sent, in a refusal
+
+Asked = TypeVar("Asked", bound="Request")
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("expected text that is valid Unicode; got half of a surrogate pair") from error
-    return text
+def _at_most(count: int) -> BeforeValidator:
+    """Looks at the number of entries of a dictionary before it looks at any of them."""
+
+    def few(given: Any) -> Any:
+        if isinstance(given, Sized) and len(given) > count:
+            raise ValueError(f"expected at most {count:,} entries; got {len(given):,}")
+        return given
+
+    return BeforeValidator(few)
 
 
-Unicode = Annotated[str, AfterValidator(_encodable)]
+def _list(most: int, least: int = 0) -> Any:
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
 Number = Annotated[float, Field(allow_inf_nan=False, strict=False)]
+Nothing = Annotated[dict[str, Any], _at_most(0)]  # what clients send for "there is none"
+Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+
+
+@cache
+def _names(kind: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in kind.model_fields.items())
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        told = {name: value for name, value in given.items() if value is not None}
+        unknown = next((name for name in told if name not in _names(cls)), None)
+        if unknown is not None:  # pydantic would note each of a million
+            raise ValueError(f"expected fields that are served here; got {unknown[:_SHOWN]!r}. Leave it out.")
+        return told
 
 
 class Part(_Strict):
     """A piece of a message; this server reads text."""
 
     type: Literal["text"]
-    text: Unicode
+    text: str
+    cache_control: dict[str, Any] | None = None
 
 
 class FunctionCall(_Strict):
-    name: Unicode
-    arguments: Unicode
+    name: str
+    arguments: str
 
 
 class ToolCall(_Strict):
-    id: Unicode | None = None
+    id: str | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = None
 
 
 class Message(_Strict):
-    """One turn of a chat."""
+    """One turn of a chat, also one that came from a server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Unicode | list[Part] | None = None
-    name: Unicode | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: Unicode | None = None
-    reasoning_content: Unicode | None = None
-    refusal: Unicode | None = None
+    content: str | Annotated[list[Part], _list(MOST_PARTS)] | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], _list(MOST_PARTS)] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: Nothing | None = None
+    function_call: Nothing | None = None
+    cache_control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -80,25 +129,24 @@ class ResponseFormat(_Strict):
     type: Literal["text"]
 
 
-class _Request(_Strict):
+class Request(_Strict):
     """What chats and completions have in common."""
 
-    model: Unicode
+    model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], _at_most(MOST_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Unicode | Annotated[list[Unicode], Field(max_length=MOST_STOPS)] | None = None
+    stop: str | Annotated[list[str], _list(MOST_STOPS)] | None = None
     n: Literal[1] | None = None
-    user: Unicode | None = None
+    user: str | None = None
     namm: Watch | None = None
 
     @field_validator("temperature")
@@ -117,9 +165,10 @@ class _Request(_Strict):
 
     @field_validator("stop")
     @classmethod
-    def _no_empty_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if stop is not None and "" in ([stop] if isinstance(stop, str) else stop):
-            raise ValueError("expected stop sequences with at least one character; got an empty one")
+    def _decent_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        for one in [stop] if isinstance(stop, str) else stop or ():
+            if not 0 < len(one) <= 1000:
+                raise ValueError(f"expected stop sequences of at least one character and at most 1,000; got {len(one)}")
         return stop
 
     @property
@@ -128,36 +177,49 @@ class _Request(_Strict):
 
     @property
     def watched(self) -> bool:
-        return self.namm is not None and self.namm.watch
+        return self.stream and self.namm is not None and self.namm.watch
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with what the answer cost."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(_Request):
+class ChatRequest(Request):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], _list(MOST_MESSAGES, least=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto"] | None = None
+    tools: Annotated[list[dict[str, Any]], _list(MOST_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], _at_most(16)] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    prompt_cache_key: Unicode | None = None
-    safety_identifier: Unicode | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     @property
     def most(self) -> int | None:
         """Tokens of the answer at most, if the client says so."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
+    @property
+    def shown_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is shown."""
+        return None if self.tool_choice == "none" or not self.tools else self.tools
 
-class CompletionRequest(_Request):
+
+class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[Unicode, Field(min_length=1)] | Annotated[list[Unicode], Field(min_length=1, max_length=1)]
+    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[str], _list(1, least=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
@@ -170,3 +232,55 @@ class CompletionRequest(_Request):
     @property
     def text(self) -> str:
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+
+def read(kind: type[Asked], body: bytes) -> Asked:
+    """The request that a body holds.
+
+    Raises:
+        Refusal: the first thing that is wrong with it.
+    """
+    try:
+        return kind.model_validate(_parsed(body))
+    except ValidationError as error:
+        raise _malformed(error) from error
+
+
+def _parsed(body: bytes) -> Any:
+    collecting = gc.isenabled()
+    gc.disable()  # a million lists make it look through everything again and again, for seconds (until Python 3.12)
+    try:
+        given = from_json(body, allow_inf_nan=False, cache_strings="none")
+        _bounded(given)
+    except ValueError as error:
+        raise bad_json(error) from error
+    finally:
+        if collecting:
+            gc.enable()
+    return given
+
+
+def _bounded(given: Any) -> None:
+    waiting, left = [given], MOST_CONTAINERS
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, (dict, list)):
+            left -= 1
+            if left < 0:
+                raise invalid(f"expected at most {MOST_CONTAINERS:,} lists and objects; got more. Send less.")
+            waiting.extend(one.values() if isinstance(one, dict) else one)
+
+
+def _malformed(error: ValidationError) -> Refusal:
+    found = error.errors(include_url=False, include_input=False)
+    deepest = max(found, key=lambda one: len(one["loc"]))  # of alternatives, the one that came closest
+    message = deepest["msg"].removeprefix("Value error, ")
+    place = ".".join(str(part)[:_SHOWN] for part in deepest["loc"] if not _ALTERNATIVE.search(str(part)))
+    return invalid(f"{place}: {message}" if place else message, place or None)
+
+
+def described(kind: type[Request], path: str) -> dict[str, Any]:
+    """The body of a route, for OpenAPI: routes read their bodies themselves."""
+    place = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
+    schema = kind.model_json_schema(ref_template=place)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -2,12 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from namm.compat import logits_processors, prepared
+from namm.serving.refusals import invalid
+from namm.serving.requests import Request
+
+_DRAWN = ("temperature", "top_p", "top_k", "min_p")  # any of these asks for an answer that is drawn
+_NO_LIMIT = (-1, 0)  # of top_k
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of an answer are chosen.
+
+    Attributes:
+        config: temperature, top_p and so on; `do_sample` decides between drawing and the best.
+        seed: of this answer alone; a random one if None.
+        presence: off the logit of a token that the answer has.
+        frequency: off the logit of a token for each time that the answer has it.
+        bias: added to the logits of these tokens.
+    """
+
+    config: GenerationConfig
+    seed: int | None = None
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: Request, model: PreTrainedModel, most: int) -> Sampling:
+        """Drawn if the request asks for a temperature above 0 or the like, else as the model's own default says.
+
+        Args:
+            most: tokens of the answer.
+
+        Raises:
+            Refusal: a bias for a token that does not exist.
+        """
+        config = GenerationConfig(**model.generation_config.to_dict())
+        config.max_new_tokens, config.max_length = most, None
+        for name in (*_DRAWN, "repetition_penalty"):
+            if (value := getattr(request, name)) is not None:
+                setattr(config, name, value)
+        if request.top_k in _NO_LIMIT:
+            config.top_k = 0
+        if request.temperature == 0:
+            config.do_sample, config.temperature = False, None
+        elif any(getattr(request, name) not in (None, *_NO_LIMIT) for name in _DRAWN):
+            config.do_sample = True
+        bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+        known = model.get_input_embeddings().num_embeddings
+        if bias and max(bias) >= known:
+            raise invalid(f"expected token ids below {known:,}; got {max(bias):,}.", "logit_bias")
+        return cls(config, request.seed, request.presence_penalty or 0.0, request.frequency_penalty or 0.0, bias)
+
+
+class Biases(LogitsProcessor):
+    """OpenAI's biases, as one sum however many they are."""
+
+    def __init__(self, bias: dict[int, float]) -> None:
+        self._tokens, self._values = torch.tensor([*bias]), torch.tensor([*bias.values()])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_add(1, self._tokens.to(scores.device), self._values.to(scores)[None])
 
 
 class Penalties(LogitsProcessor):
@@ -27,33 +90,25 @@ class Sampler:
     """Chooses the tokens of one answer.
 
     Args:
-        config: temperature, top_p and so on; `do_sample` decides between drawing and the best.
         prompt: tokens before the answer.
-        seed: of this answer alone; a random one if None.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: GenerationConfig,
-        prompt: int,
-        seed: int | None = None,
-        presence: float = 0.0,
-        frequency: float = 0.0,
-    ) -> None:
-        config = prepared(model, config)
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, prompt: int) -> None:
+        config = prepared(model, sampling.config)
         self._processors = logits_processors(model, config, prompt)
-        if presence or frequency:
-            self._processors.insert(0, Penalties(prompt, presence, frequency))
+        if sampling.presence or sampling.frequency:
+            self._processors.insert(0, Penalties(prompt, sampling.presence, sampling.frequency))
+        if sampling.bias:
+            self._processors.insert(0, Biases(sampling.bias))
         ends = config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self._generator: torch.Generator | None = None
         if config.do_sample:
             self._generator = torch.Generator(model.device)
-            if seed is None:
+            if sampling.seed is None:
                 self._generator.seed()
             else:
-                self._generator.manual_seed(seed)
+                self._generator.manual_seed(sampling.seed)
 
     def next(self, ids: list[int], logits: Float[Tensor, "1 token"]) -> int:
         """The token after `ids`."""
