@@ -14,12 +14,8 @@ from namm.serving.settings import Settings
 from tests.serving.conftest import running
 
 EXAMPLES = int(os.environ.get("NAMM_FUZZ", "30"))  # requests to each route, of each kind
-_REFUSED = (
-    "tools",
-    "chat_template_kwargs",
-    "logit_bias",
-    "max_completion_tokens",
-)  # what the tiny model's template or vocabulary lacks
+# what the tiny model's template or vocabulary lacks; without these, requests get further
+_REFUSED = ("tools", "chat_template_kwargs", "logit_bias", "max_completion_tokens")
 QUIET = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 30,
     database=None, phases=[Phase.generate],
@@ -33,24 +29,20 @@ def test_no_request_ends_in_a_500(folder, mode):
         described = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         statuses: dict[str, set[int]] = {}
 
-        def fuzz(case: Case) -> None:
-            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-                case.body["model"] = "tiny"  # or no request would get past its name
-                if case.body.get("stream") is not True:  # nor past these
-                    kept = {name: value for name, value in case.body.items() if name not in _REFUSED}
-                    case.body = kept | {"max_tokens": 3}
+        def send(case: Case) -> None:
             answer = case.call(timeout=60)
             statuses.setdefault(case.operation.label, set()).add(answer.status_code)
             assert answer.status_code < 500, answer.text
             if answer.status_code >= 400:
-                assert "error" in answer.json(), (
-                    case.method,
-                    case.path,
-                    answer.status_code,
-                    answer.text,
-                    answer.request.body,
-                )
                 assert answer.json()["error"]["message"]
+
+        def fuzz(case: Case) -> None:
+            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                case.body |= {"model": "tiny"}  # or no request would get past its name
+                send(case)
+                kept = {name: value for name, value in case.body.items() if name not in _REFUSED}
+                case.body = kept | {"max_tokens": 3}
+            send(case)
 
         for found in described.get_all_operations():
             operation = found.ok()

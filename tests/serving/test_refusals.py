@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from tests.serving.test_answers import LONG
 
 SAID = [{"role": "user", "content": "Hello."}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,58 @@ def refused(made: httpx.Response, status: int) -> str:
 )  # fmt: skip
 def test_bad_chats(server: Running, given, status, words):
     body = json.dumps({"model": "tiny", "messages": SAID, **given})
-    made = server.http("a").post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    made = server.http("a").post(CHAT, content=body, headers=JSON)
     assert words in refused(made, status)
+
+
+HALF = "\ud800"  # of a surrogate pair: no text, though JSON can say it
+DEEP = json.loads("[" * 600 + "]" * 600)
+
+
+def calling(arguments: str) -> dict[str, object]:
+    function = {"name": "f", "arguments": arguments}
+    return {"messages": [*SAID, {"role": "assistant", "tool_calls": [{"id": "a", "function": function}]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        *((CHAT, {name: value}) for value in (HALF, DEEP) for name in ("model", "user", "stop", "prompt_cache_key")),
+        *(
+            (CHAT, {"tools": [{"type": "function", "function": {"name": "f", "x": x}}]})
+            for x in (HALF, DEEP, {HALF: 1})
+        ),
+        *((CHAT, {"chat_template_kwargs": x}) for x in ({"x": HALF}, {"x": DEEP}, {HALF: 1})),
+        *((CHAT, calling(x)) for x in (HALF, json.dumps(HALF), json.dumps(DEEP), "{", "NaN")),
+        (CHAT, {"metadata": {"x": HALF}}),
+        (CHAT, {"metadata": {HALF: "x"}}),
+        (CHAT, {"logit_bias": {HALF: 1}}),
+        (CHAT, {"messages": [{"role": "tool", "content": "x", "tool_call_id": HALF}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]}),
+        *((TEXT, {"prompt": x}) for x in (HALF, [HALF], DEEP)),
+    ],
+)
+def test_odd_values_are_refused_with_a_reason_and_counted(server: Running, path, given):
+    client = server.http("a")
+    before = counted(client, path)
+    needed = {"messages": SAID} if path == CHAT else {"prompt": "Hello."}
+    made = client.post(path, content=json.dumps({"model": "tiny", **needed, **given}), headers=JSON)
+    assert re.search("JSON|Unicode|expected", refused(made, 400))
+    after = counted(client, path)
+    assert after == before | {"400": before.get("400", 0) + 1}
+    assert "0" not in after
+
+
+def counted(client: httpx.Client, path: str) -> dict[str, int]:
+    """Requests to a path by their status."""
+    found = re.findall(rf'namm_requests_total{{path="{path}",status="(\d+)"}} (\d+)', client.get("/metrics").text)
+    return {status: int(count) for status, count in found}
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_forms_of_web_pages_are_no_requests(server: Running, kind):
+    made = server.http("a").post(CHAT, content=json.dumps({"model": "tiny"}), headers={"Content-Type": kind})
+    assert "application/json" in refused(made, 415)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +163,7 @@ def test_bad_completions(server: Running, given, words):
     ],
 )
 def test_bodies_that_are_no_request(server: Running, path, body, words):
-    made = server.http("a").post(path, content=body, headers={"Content-Type": "application/json"})
+    made = server.http("a").post(path, content=body, headers=JSON)
     assert words in refused(made, 400)
 
 
@@ -123,7 +175,7 @@ def test_bodies_over_the_limit(server: Running):
         for _ in range(40):
             yield b" " * 1000
 
-    made = server.http("a").post(CHAT, content=pieces(), headers={"Content-Type": "application/json"})
+    made = server.http("a").post(CHAT, content=pieces(), headers=JSON)
     assert "at most 20,000 bytes" in refused(made, 413)
 
 
