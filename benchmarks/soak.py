@@ -145,7 +145,11 @@ class Soak:
 
     def body(self, script: Script, turn: int, stream: bool) -> dict[str, Any]:
         asked = {"model": self.name, "messages": script.messages(turn), "temperature": 0, "stream": stream}
-        return asked | {"max_tokens": self.options.answer} | ({"stream_options": {"include_usage": True}} if stream else {})
+        return (
+            asked
+            | {"max_tokens": self.options.answer}
+            | ({"stream_options": {"include_usage": True}} if stream else {})
+        )
 
     async def whole(self, script: Script, turn: int, key: int) -> tuple[str, str, dict[str, Any]] | int:
         """Text, reason of its end and usage; or the status of the refusal, 0 if nothing came."""
