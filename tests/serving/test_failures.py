@@ -18,7 +18,7 @@ from namm.serving.fatal import is_fatal
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_admission import SAID, stream
 from tests.serving.test_answers import LONG
-from tests.serving.test_conversations import Chat
+from tests.serving.test_conversations import Chat, limit
 
 SECRET = "no such table at /srv/inside"
 
@@ -111,17 +111,24 @@ def test_what_cannot_be_put_to_rest_costs_its_own_request(serve: Serve, monkeypa
 @pytest.mark.parametrize("stage", ["find", "touch", "make_room"])
 def test_a_failure_before_the_first_token_costs_its_own_request(serve: Serve, monkeypatch, stage: str):
     """A prompt that trips the search must not end the server of all."""
-    server = serve(limits={"parallel": 1})
-    chat = Chat(server)
-    chat.say(LONG)
-    server.engine.limits.__dict__["memory"] = server.engine.conversations.bytes_held + 1
-    monkeypatch.setattr(server.engine.conversations, stage, lambda *_: (_ for _ in ()).throw(ValueError(SECRET)))
-    with pytest.raises(openai.APIStatusError) as refused:
-        chat.say("And then?", max_tokens=1)
-    assert refused.value.status_code in (400, 500)
-    assert SECRET not in str(refused.value)
+    server = serve(("full",), limits={"memory": limit(serve(("full",)), 1.6)})
+    chats = [Chat(server) for _ in range(2)]
+    for number, chat in enumerate(chats):
+        chat.say(f"{number} {LONG}")
+    broken = threading.Event()
+
+    def fail(*_) -> None:
+        broken.set()
+        raise ValueError(SECRET)
+
+    monkeypatch.setattr(server.engine.conversations, stage, fail)
+    with pytest.raises(openai.InternalServerError, match="expected an answer; got a fault of the server"):
+        chats[1].say(LONG)
+    assert broken.is_set()
     monkeypatch.undo()
-    assert server.engine.alive
+    assert server.engine.status == "ok"
+    assert not server.failed.is_set()
+    assert Chat(server).say(LONG).usage.completion_tokens == 12
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -207,8 +214,8 @@ def test_an_idle_engine_is_not_stalled_by_the_request_that_wakes_it(serve: Serve
     server.engine._stepped -= 3600  # the last step is long ago
     assert server.engine.status == "ok"
     seen = []
-    read = server.engine._read
-    monkeypatch.setattr(server.engine, "_read", lambda job: (seen.append(server.engine.status), read(job)))
+    admit = server.engine._admit
+    monkeypatch.setattr(server.engine, "_admit", lambda: (seen.append(server.engine.status), admit()))
     Chat(server).say(LONG)
     assert set(seen) == {"ok"}
 
