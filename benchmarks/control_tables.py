@@ -5,28 +5,24 @@ python benchmarks/control_tables.py
 
 from __future__ import annotations
 
-import json
-import lzma
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import RESULTS
-from tables import made_by, read, table
+from rows import read
+from tables import made_by, table
 
 from namm.report.bootstrap import interval, resample
 from namm.report.summary import label
 from namm.rl.evaluation import FULL, OWN, WINDOW, Line, summarise, to_markdown
 from namm.rl.simulators import scale_of
 
-ROWS = RESULTS / "control.jsonl.xz"
 DOCS = Path(__file__).parents[1] / "docs"
 WINDOW_STEPS = 20  # of training, in the paper and in all models but one
 
 
 def measured() -> list[dict[str, Any]]:
-    with lzma.open(ROWS, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return read("control")
 
 
 def data(rows: list[dict[str, Any]]) -> str:

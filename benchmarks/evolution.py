@@ -5,28 +5,28 @@ python benchmarks/evolution.py FOLDER_OF_RUNS
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import RESULTS, write
+from rows import read, write
 
+from namm.evolution.checkpoint import read_log
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.draw import validation_items
 from namm.evolution.fitness import LanguageProblem
+from namm.json_files import read_json
 from namm.policies import resolve
 
 PICTURE = Path(__file__).parents[1] / "docs" / "evolution.png"
 
 
 def of(run: Path) -> list[dict[str, Any]]:
-    config = json.loads((run / "run.json").read_text())
+    config = read_json(run / "run.json", "Give a folder of runs.")
     kept = ("generation", "mean", "best", "sigma", "evaluations", "seconds", "share")
     found = []
-    for line in (run / "log.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_log(run):
         found.append(
             {
                 "run": run.name, "start": config["start"]["from"], "scoring": config["start"]["scoring"],
@@ -87,5 +87,5 @@ if __name__ == "__main__":
     if "--without-references" not in sys.argv:
         gathered += references(EvolutionConfig.load(runs[0] / "run.json"))
     print(write("evolution", gathered))
-    draw([json.loads(line) for line in (RESULTS / "evolution.jsonl").read_text().splitlines()])
+    draw(read("evolution"))
     print(PICTURE)

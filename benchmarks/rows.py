@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import lzma
 import platform
 import subprocess
 from pathlib import Path
@@ -13,6 +13,7 @@ import transformers
 
 import namm
 from namm import kernels
+from namm.json_files import add_rows, json_lines, read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -39,21 +40,28 @@ def _git(*arguments: str) -> str:
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write `results/NAME.jsonl`; each row carries script, commit, hardware and versions, its own if it has them."""
-    return _write(name, rows, "w")
+    write_rows(file := RESULTS / f"{name}.jsonl", _with_origin(name, rows))
+    return file
 
 
 def add(name: str, rows: list[dict[str, Any]]) -> Path:
     """The same, after the rows that are there."""
-    return _write(name, rows, "a")
+    add_rows(file := RESULTS / f"{name}.jsonl", _with_origin(name, rows))
+    return file
 
 
-def _write(name: str, rows: list[dict[str, Any]], mode: str) -> Path:
-    RESULTS.mkdir(exist_ok=True)
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of `results/NAME.jsonl` or, packed, `results/NAME.jsonl.xz`; none if there is neither."""
+    packed = RESULTS / f"{name}.jsonl.xz"
+    if not packed.exists():
+        return read_rows(RESULTS / f"{name}.jsonl")
+    with lzma.open(packed) as lines:
+        return [row for row, _ in json_lines(lines, str(packed), "Check the file out again.")]
+
+
+def _with_origin(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     common = {
         "script": f"benchmarks/{name}.py", "commit": commit(), "hardware": hardware(), "kernels": kernels.backend(),
         "namm": namm.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
-    file = RESULTS / f"{name}.jsonl"
-    with file.open(mode) as out:
-        out.writelines(json.dumps(row | common | row) + "\n" for row in rows)
-    return file
+    return [row | common | row for row in rows]

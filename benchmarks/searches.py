@@ -17,6 +17,7 @@ import torch
 from rows import write
 
 from namm.evolution import EvolutionConfig, evolve
+from namm.evolution.checkpoint import read_log
 from namm.evolution.config import WARM
 from namm.evolution.executors import make_executor
 from namm.evolution.fitness import LanguageProblem
@@ -49,7 +50,7 @@ def search(name: str, config: EvolutionConfig, problem: LanguageProblem, out: Pa
     """Where one search started and what its mean came to, sample by sample."""
     run = out / name
     evolve(config, run, resume=(run / "run.json").exists(), problem=lambda: problem, curves=False)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = read_log(run)
     space = make_space(config.search.space, NAMM.from_pretrained(run / "memory"), rank=config.search.rank)
     row = {
         "run": name, "features": config.memory.features, "space": config.search.space,

@@ -344,8 +344,7 @@ def settings(measure: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def known(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows that stay: of measures that are not asked for, and of this commit with these options."""
-    file = rows.RESULTS / f"{options.name}.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = rows.read(options.name)
     now = rows.commit()
     return [
         row for row in found

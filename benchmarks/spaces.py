@@ -6,13 +6,13 @@ python benchmarks/spaces.py [--generations 60]
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from rows import write
 
 from namm.evolution import EvolutionConfig, evolve
+from namm.evolution.checkpoint import read_log
 from namm.evolution.planted import Planted
 from namm.evolution.space import make_space
 from namm.network import NAMM
@@ -35,7 +35,7 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             evolve(config, Path(folder) / "run", problem=Planted, curves=False)
-            log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+            log = read_log(Path(folder) / "run")
         row = {
             "space": space, "strategy": strategy, "dimensions": make_space(space, NAMM.zeros()).dimensions,
             "generations": options.generations, "evaluations": log[-1]["evaluations"], "seed": config.seed,

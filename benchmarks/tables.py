@@ -5,15 +5,14 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
-import json
-import lzma
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import RESULTS
+from rows import RESULTS, read
 
+from namm.json_files import read_json
 from namm.policies import builtin_memories
 from namm.report.bootstrap import interval, resample
 from namm.report.statistics import summarise
@@ -22,11 +21,6 @@ from namm.report.summary import Summary, label, to_markdown
 EMBEDDED = RESULTS / "embedded.jsonl.xz"
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-
-
-def read(name: str) -> list[dict[str, Any]]:
-    file = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def made_by(rows: list[dict[str, Any]]) -> str:
@@ -111,9 +105,7 @@ def bytes_held() -> str:
 
 @cache
 def evaluation() -> Summary:
-    with lzma.open(EMBEDDED, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file.read().split("\n")[:-1]]
-    return summarise(rows, json.loads((RESULTS / "embedded.json").read_text()))
+    return summarise(read("embedded"), read_json(RESULTS / "embedded.json", "Check the file out again."))
 
 
 def embedded() -> str:

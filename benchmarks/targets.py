@@ -9,15 +9,13 @@ text once; kvzip reads it twice, as a memory that rehearses does.
 
 from __future__ import annotations
 
-import json
-import lzma
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from rows import RESULTS, write
+from rows import read, write
 
 from namm.policies import BASELINES, builtin_memories
 from namm.report.bootstrap import resample
@@ -29,11 +27,6 @@ ONCE = [name for name, policy in BASELINES.items() if name not in SAME and polic
 TWICE = [name for name, policy in BASELINES.items() if policy.rehearsal is not None]
 Samples = dict[str, dict[str, float]]
 """NLL by task and sample."""
-
-
-def rows_of(name: str) -> list[dict[str, Any]]:
-    with lzma.open(RESULTS / f"{name}.jsonl.xz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file.read().split("\n")[:-1]]
 
 
 class Table:
@@ -84,7 +77,7 @@ class Table:
 
 
 def measure() -> list[dict[str, Any]]:
-    rows = rows_of("embedded")
+    rows = read("embedded")
     tables = sorted({(row["tokens"], row["budget"]) for row in rows if isinstance(row["budget"], float)})
     found = []
     for memory in builtin_memories():

@@ -5,12 +5,11 @@ python benchmarks/transfer.py
 
 from __future__ import annotations
 
-import json
-import lzma
 from pathlib import Path
 
-from rows import RESULTS
+from rows import RESULTS, read
 
+from namm.json_files import read_json
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, label, to_markdown
 
@@ -41,9 +40,8 @@ def draw(summary: Summary, file: Path) -> None:
 
 
 def main() -> None:
-    with lzma.open(RESULTS / "transfer.jsonl.xz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    summary = summarise(rows, json.loads((RESULTS / "transfer.json").read_text()))
+    rows = read("transfer")
+    summary = summarise(rows, read_json(RESULTS / "transfer.json", "Check the file out again."))
     draw(summary, PAGE.with_suffix(".png"))
     before, _, after = PAGE.read_text().split(MARK)
     PAGE.write_text(MARK.join([before, to_markdown(summary), after]))

@@ -5,11 +5,9 @@ python benchmarks/vision.py
 
 from __future__ import annotations
 
-import json
-import lzma
 from pathlib import Path
 
-from rows import RESULTS
+from rows import read
 
 from namm.vision.summary import to_markdown
 
@@ -18,8 +16,7 @@ MARK = "<!-- tables -->\n"
 
 
 def main() -> None:
-    with lzma.open(RESULTS / "vision.jsonl.xz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = read("vision")
     r = rows[0]
     made_by = (
         f"`benchmarks/vision.sh` at commit {', '.join(sorted({str(row['commit']) for row in rows}))}; {r['hardware']}; "

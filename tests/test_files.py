@@ -39,6 +39,21 @@ def test_a_file_is_replaced_and_its_mode_is_what_was_asked_for(tmp_path: Path) -
     assert names(tmp_path) == ["a.txt", "before"]
 
 
+def test_a_link_stays_one_and_what_is_no_plain_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "a.txt")
+    for text in ("old", "new"):
+        write(tmp_path / "link", text)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "a.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "far"):
+        with pytest.raises(RunError, match="not a plain file"):
+            write(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["far", "link", "pipe"]
+
+
 def test_what_is_written_is_synced_before_the_rename_and_the_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a f
 def write(file: Path, content: str | bytes, mode: int = 0o666, previous: Path | None = None) -> None:
     """Replace `file` in one step, or not at all; the content is on the disk when this returns.
 
+    A link stays one: what it points to is replaced.
+
     Args:
         mode: permissions of the file, less the umask.
         previous: where what it held moves to.
@@ -38,8 +40,11 @@ def write(file: Path, content: str | bytes, mode: int = 0o666, previous: Path | 
         ConfigurationError: a text with lone surrogates, which no encoding has.
     """
     data = content if isinstance(content, bytes) else encoded(content, file)
+    file = Path(os.path.realpath(file))
     scratch = file.with_name(f".{file.name}.{uuid4().hex[:12]}{PARTIAL}")
     with writing(file):
+        if file.exists() and not file.is_file():
+            raise OSError(errno.EEXIST, "not a plain file", str(file))
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
                 stream.write(data)

@@ -41,14 +41,20 @@ def parsed(data: bytes, place: str, way_out: str) -> Object:
     Raises:
         ArtefactError: it is none, or holds lone surrogates; names `place`.
     """
+    value = parsed_value(data, place, way_out)
+    if not isinstance(value, dict):
+        raise ArtefactError(f"a JSON object in {place}", repr(data[:60]), way_out)
+    return value
+
+
+def parsed_value(data: bytes, place: str, way_out: str) -> Any:
+    """The same, for any value."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:  # an escape may be half a letter, which no tokenizer takes and no file
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"JSON in {place}", f"{data[:60]!r} ({error})", way_out) from error
-    if not isinstance(value, dict):
-        raise ArtefactError(f"a JSON object in {place}", repr(data[:60]), way_out)
     return value
 
 

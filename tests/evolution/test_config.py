@@ -79,7 +79,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, text, message in (
         ("a.toml", "seed = ", "TOML in"),
         ("a.json", "{", "JSON in"),
+        ("b.json", '{"seed": "\\ud800"}', "surrogates"),
+        ("c.json", "[" * 10**5, "recursion"),
         ("a.yaml", "a: [", "YAML in"),
+        ("c.yaml", "[" * 10**4, "YAML in"),
         ("b.yaml", "- 1", "names and values"),
         ("a.ini", "", "a .toml, .yaml or .json file"),
         ("b.toml", "serch = 1", "Did you mean 'search'"),
@@ -87,6 +90,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(namm.ConfigurationError, match=message):
             EvolutionConfig.load(tmp_path / name)
+    (tmp_path / "a.toml").write_bytes(b"seed = \xff")
+    with pytest.raises(namm.ConfigurationError, match="TOML in"):
+        EvolutionConfig.load(tmp_path / "a.toml")
 
 
 def test_items_are_common_fresh_and_in_equal_parts() -> None:

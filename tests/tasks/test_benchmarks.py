@@ -2,9 +2,11 @@
 """Published data sets load from folders in their official layout, which the tests write, and say what is wrong."""
 
 import json
+import random
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import namm
 from namm.tasks import Request, Sample, Task, choubun, encode, hub, infinitebench, longbench
 from namm.tasks.jsonl import user_task
 from namm.tasks.metrics import METRICS
+from tests.harm import HARM
 
 
 class Characters:
@@ -223,6 +226,8 @@ QASPER = longbench.TASKS["longbench/qasper"]
     [
         (b'{"input": "a", "context": "b", "ans', r"JSON in line 2 of .*qasper.jsonl; got b'{\"input\".*cut short"),
         (b'{"input": "\xff"}', "JSON in line 2 of .*qasper.jsonl"),
+        (rb'{"input": "\ud83d"}', "JSON in line 2 of .*qasper.jsonl.*surrogates not allowed"),
+        (b"[" * 100_000, "JSON in line 2 of .*qasper.jsonl.*recursion"),
         (b"[1]", r"a JSON object in line 2 of .*qasper.jsonl; got b'\[1\]"),
         (b'{"input": "a", "answers": ["c"]}', "a text in the field 'context'; got only input, answers in line 2 of"),
         (b'{"input": 3, "context": "b", "answers": ["c"]}', "a text in the field 'input'; got 3 in line 2 of"),
@@ -266,6 +271,29 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     whole = (tmp_path / "qasper" / "test-00000-of-00002.parquet").read_bytes()
     (tmp_path / "qasper.parquet").write_bytes(whole[:-20])
     with pytest.raises(namm.ConfigurationError, match=r"a Parquet file in .*qasper.parquet; .*download it again"):
+        load(QASPER, tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "zeros"])
+@pytest.mark.parametrize("name", ["data.zip", "qasper.parquet", "qasper.jsonl"])
+def test_damaged_files_of_any_kind_are_told(tmp_path: Path, name: str, harm: str) -> None:
+    if name == "data.zip":
+        write_zip(tmp_path, "qasper", [longbench_record("qasper")])
+    elif name == "qasper.parquet":
+        write_parquet(tmp_path / name, [longbench_record("qasper")])
+    else:
+        write_lines(tmp_path / name, [longbench_record("qasper")])
+    whole = (tmp_path / name).read_bytes()
+    rng = random.Random(0)
+    for _ in range(300):
+        (tmp_path / name).write_bytes(HARM[harm](whole, rng))
+        with suppress(namm.NammError):  # or the damage is within a text
+            load(QASPER, tmp_path)
+
+
+def test_a_folder_is_no_file_of_records(tmp_path: Path) -> None:
+    (tmp_path / "qasper.jsonl").mkdir()
+    with pytest.raises(namm.ConfigurationError, match=r"a file that can be read, .*qasper.jsonl; got Is a directory"):
         load(QASPER, tmp_path)
 
 

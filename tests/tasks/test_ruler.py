@@ -370,7 +370,16 @@ def test_missing_questions(tmp_path: Path, name: str, file: str, address: str) -
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"data": []}', '{"data": [{"paragraphs": [{}]}]}', '[{"context": [["a"]]}]']
+    "text",
+    [
+        "{",
+        "[" * 10**5,
+        r'{"data": "\ud800"}',
+        "[]",
+        '{"data": []}',
+        '{"data": [{"paragraphs": [{}]}]}',
+        '[{"context": [["a"]]}]',
+    ],
 )
 def test_malformed_questions(tmp_path: Path, text: str) -> None:
     for name, file in ((SQUAD, "squad"), (HOTPOT, "hotpotqa")):

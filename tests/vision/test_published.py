@@ -91,7 +91,7 @@ def test_damaged_questions(longvideobench: Path, change: dict[str, Any]) -> None
     with pytest.raises(ArtefactError, match="a question with candidates"):
         load_choices("longvideobench", longvideobench)
     file.write_text("[1")
-    with pytest.raises(ArtefactError, match="a list in JSON"):
+    with pytest.raises(ArtefactError, match=r"JSON in .*lvb_val.json"):
         load_choices("longvideobench", longvideobench)
 
 

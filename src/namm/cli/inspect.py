@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -12,6 +11,8 @@ from rich.table import Table
 
 from namm.cli.shared import console, quiet, read_share
 from namm.errors import ConfigurationError, NotFoundError
+from namm.files import write, writing
+from namm.json_files import write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,12 +91,11 @@ def inspect(
             with console.status(f"recording {title}"):
                 recordings.append(_recording(lm, tokenizer, model, run, title, watched, selection, update_interval))
     setting = Setting(model, memory, _rule(selection, policy.evicts))
-    out.mkdir(parents=True, exist_ok=True)
-    page = inspect_page(runs, setting, layer)
-    (out / "inspect.html").write_text(page, encoding="utf-8")
-    (out / "classes.md").write_text("\n".join(_markdown(runs, setting, layer)), encoding="utf-8")
-    with (out / "tokens.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _token_rows(runs))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write(out / "inspect.html", inspect_page(runs, setting, layer))
+    write(out / "classes.md", "\n".join(_markdown(runs, setting, layer)))
+    write_rows(out / "tokens.jsonl", _token_rows(runs))
     class_heatmap(runs, out / "kept.png")
     console.print(
         f"The text, shaded: {out / 'inspect.html'}   (also classes.md, tokens.jsonl, kept.png)", soft_wrap=True
@@ -207,7 +207,7 @@ def _make_room_for(file: Path) -> None:
 def _write_memory_page(file: Path, recordings: list[Recording]) -> None:
     from namm.report.memory_page import memory_page
 
-    file.write_text(memory_page(recordings), encoding="utf-8")
+    write(file, memory_page(recordings))
     console.print(f"The memory, update by update: {file}", soft_wrap=True)
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
-from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.errors import ArtefactError, ConfigurationError, NotFoundError, nearest
 from namm.features import FEATURE_SETS
+from namm.files import read
+from namm.json_files import parsed_value, write_json
 from namm.models import DEFAULT
 from namm.spectrogram import HOP
 from namm.tasks.registry import SUITES
@@ -286,7 +289,7 @@ class EvolutionConfig(Section):
 
     def save(self, path: Path) -> None:
         """Write everything, defaults included, as JSON."""
-        path.write_text(json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n")
+        write_json(path, self.model_dump(mode="json", by_alias=True), indent=2)
 
     def changed(self, *settings: str) -> EvolutionConfig:
         """With other values: `changed("search.sigma=0.1", "stages.0.generations=20", "memory.features=extended")`.
@@ -329,14 +332,20 @@ def _names() -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    readers = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+    again = "Mend the file."
+    readers: dict[str, Callable[[bytes], Any]] = {
+        ".toml": lambda data: tomllib.loads(data.decode()), ".yaml": yaml.safe_load, ".yml": yaml.safe_load,
+        ".json": lambda data: parsed_value(data, str(path), again),
+    }  # fmt: skip
     if path.suffix not in readers:
         raise ConfigurationError("a .toml, .yaml or .json file", str(path), "Rename it to what it is.")
     try:
-        values = readers[path.suffix](path.read_text())
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = readers[path.suffix](read(path, again))
+    except ArtefactError as error:  # a file of the user's own
+        raise ConfigurationError(error.expected, error.got, error.way_out) from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{path.suffix[1:].upper()} in {path}", reason, "Mend the file.") from error
+        raise ConfigurationError(f"{path.suffix[1:].upper()} in {path}", reason, again) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"names and values in {path}", type(values).__name__, "See docs/evolve.md.")
     return values

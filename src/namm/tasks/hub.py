@@ -6,7 +6,6 @@ scripts are never run.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 import zlib
@@ -17,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from namm.errors import ConfigurationError, NotFoundError
+from namm.errors import ArtefactError, ConfigurationError, NotFoundError
+from namm.json_files import json_lines
 from namm.packages import package
 from namm.tasks.base import Request, Sample, Task
 
@@ -201,28 +201,28 @@ def _read(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     elif path.suffix == ".parquet":
         yield from _parquet(path)
     else:
-        with path.open("rb") as lines:
-            yield from json_lines(lines, str(path))
+        yield from jsonl_records(path)
 
 
-def json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Objects of JSON lines and their places; empty lines are passed over.
+def jsonl_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file of JSON lines, and their places.
 
     Raises:
-        ConfigurationError: a line is no JSON object; names file and line.
+        ConfigurationError: it cannot be read, or a line is no JSON object; names file and line.
     """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"line {number} of {name}"
-        try:
-            fields = json.loads(line)
-        except ValueError as error:  # broken JSON or broken UTF-8
-            way_out = "The file may have been cut short: download or write it again."
-            raise ConfigurationError(f"JSON in {place}", f"{line[:60]!r} ({error})", way_out) from error
-        if not isinstance(fields, dict):
-            raise ConfigurationError(f"a JSON object in {place}", f"{line[:60]!r}", "Write one object per line.")
-        yield fields, place
+    try:
+        with path.open("rb") as lines:
+            yield from _objects(lines, str(path))
+    except OSError as error:
+        way_out = "See to its permissions."
+        raise ConfigurationError(f"a file that can be read, {path}", error.strerror, way_out) from error
+
+
+def _objects(lines: Iterable[bytes], name: str) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        yield from json_lines(lines, name, "Write one object a line; a file that was cut short is downloaded again.")
+    except ArtefactError as error:  # data that one asks for, and no file of ours
+        raise ConfigurationError(error.expected, error.got, error.way_out) from error
 
 
 def _zipped(archive: Path, member: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -234,8 +234,8 @@ def _zipped(archive: Path, member: str) -> Iterator[tuple[dict[str, Any], str]]:
                 present = ", ".join(sorted(opened.namelist())[:8])
                 raise NotFoundError(f"{member} in {archive}", present, again)
             with opened.open(name) as lines:
-                yield from json_lines(lines, f"{name} in {archive}")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                yield from _objects(lines, f"{name} in {archive}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise ConfigurationError(f"a zip archive in {archive}", str(error), again) from error
 
 
@@ -248,6 +248,6 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield fields, f"row {number} of {path}"
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:
         again = "The file may have been cut short: download it again."
         raise ConfigurationError(f"a Parquet file in {path}", str(error).splitlines()[0], again) from error

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from namm.errors import ConfigurationError, NotFoundError, nearest
 from namm.tasks.base import Request, Sample, Task
-from namm.tasks.hub import Row, json_lines
+from namm.tasks.hub import Row, jsonl_records
 from namm.tasks.metrics import METRICS
 
 _Value = TypeVar("_Value", int, bool)
@@ -42,9 +42,8 @@ def user_task(path: Path) -> Task:
 
 
 def _samples(path: Path) -> Iterator[Sample]:
-    with path.open("rb") as lines:
-        for number, (fields, place) in enumerate(json_lines(lines, str(path)), 1):
-            yield _sample(path.stem, Row(fields, place, number))
+    for number, (fields, place) in enumerate(jsonl_records(path), 1):
+        yield _sample(path.stem, Row(fields, place, number))
 
 
 def _sample(task: str, row: Row) -> Sample:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError, nearest
+from namm.files import read
+from namm.json_files import parsed_value
 
 _MLVU = ("1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco", "7_topic_reasoning")
 _LETTERS = "ABCDEFGH"
@@ -94,10 +96,7 @@ def _choice(record: dict[str, Any], task: str, name: Any, video: Path, answer: A
 def _records(file: Path, source: str) -> list[dict[str, Any]]:
     if not file.is_file():
         raise NotFoundError(f"the file {file.name}", f"none in {file.parent}", f"Download it from {source}.")
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtefactError("a list in JSON", f"{file}: {error}", "Download it again.") from error
+    records = parsed_value(read(file, "Download it again."), str(file), "Download it again.")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ArtefactError("a list of records", f"another content in {file}", "Download it again.")
     return records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from namm.errors import ConfigurationError
+from namm.errors import ArtefactError, ConfigurationError
+from namm.json_files import read_json
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.ruler.shared import NOISE, adjectives, longest, name_of, nouns, numbered, stream
 from namm.tasks.text import SENTENCE, SPLITS, check_split, paragraphs
@@ -151,8 +151,8 @@ def _novels(split: str) -> tuple[str, ...]:
 def _essays(path: Path) -> tuple[str, ...]:
     """The sentences of Paul Graham's essays."""
     try:
-        words = json.loads(path.read_text(encoding="utf-8"))["text"].split()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        words = read_json(path, "")["text"].split()
+    except (ArtefactError, KeyError, AttributeError) as error:
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     if not words:
         raise _unreadable(path, "no text")

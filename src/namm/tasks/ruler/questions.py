@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from namm.errors import ConfigurationError, NotFoundError
+from namm.errors import ArtefactError, ConfigurationError, NotFoundError
+from namm.files import read
+from namm.json_files import parsed_value
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.ruler.shared import SAMPLES, longest, name_of, stream
 from namm.tasks.text import check_split
@@ -132,8 +133,8 @@ def load(source: Source, request: Request) -> Corpus:
             f"Download {source.address}, save it as {source.file} in a folder, and give that folder as the data.",
         )  # fmt: skip
     try:
-        corpus = source.parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        corpus = source.parse(parsed_value(read(path, _again(source)), str(path), _again(source)))
+    except (ArtefactError, ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"{path} ({type(error).__name__}: {error})"
         raise ConfigurationError(f"a file in the format of {source.layout}", got, _again(source)) from error
     if not corpus.questions:
