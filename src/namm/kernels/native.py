@@ -24,6 +24,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from namm.errors import ConfigurationError
+from namm.files import sync_folder, sync_tree
 from namm.spectrogram import BINS, GAMMA, HOP, N_FFT, frame_weights
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,9 @@ def _compile(compiler: str) -> Path:
         link = [compiler, "-shared", str(compiled), *map(str, openmp), "-lm", "-o", str(linked)]
         for command in ([compiler, *compile_flags, "-c", str(SOURCE), "-o", str(compiled)], link):
             subprocess.run(command, check=True, capture_output=True, text=True)
+        sync_tree(Path(folder))
         os.replace(linked, target)
+        sync_folder(target.parent)
     return target
 
 
