@@ -10,7 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from namm.cli import main
-from namm.serving.engine import Engine, Job
+from namm.serving.engine import Engine
+from namm.serving.job import Job
 from namm.serving.settings import Settings
 
 LOST, FAULT = "lose the device", "trip over a bug"

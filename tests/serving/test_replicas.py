@@ -214,7 +214,9 @@ def test_what_no_server_takes(server: Replicated):
     pieces = http.post("/v1/completions", content=(b"x" * 10_000 for _ in range(20)))
     assert (pieces.status_code, pieces.json()["error"]["code"]) == (413, "body_too_large")
     assert http.get("/v1/nothing").status_code == 404
-    assert http.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    assert (
+        http.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    )
 
 
 def test_pages_from_elsewhere_may_ask(server: Replicated):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from transformers import PreTrainedTokenizerBase
 
@@ -65,7 +66,7 @@ class Answers:
         self.cancelled = False
 
     def put(self, choice: int, item: str | Event | Refusal | None) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (choice, item))
 
     async def read(self, count: int) -> AsyncIterator[tuple[int, str | Event | None]]:

@@ -14,8 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,93 +24,18 @@ from namm.memory.cache import MemoryCache
 from namm.memory.rehearsal import rehearsing
 from namm.memory.routing import route, unroute
 from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
-from namm.serving.answer import Streamer, Text
-from namm.serving.conversations import Conversation, Conversations, Said, new_tokens, rested
+from namm.serving.admission import Admission
+from namm.serving.conversations import Conversation, Conversations, Said, rested
 from namm.serving.fair_queue import FairQueue
 from namm.serving.fatal import end_process, is_fatal
-from namm.serving.host import Host, Limits, Served
+from namm.serving.host import Host, Limits
+from namm.serving.job import Job
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal, draining, generation_failed, never_fits
-from namm.serving.sampling import Sampler, Sampling
+from namm.serving.sampling import Sampler
 
 log = logging.getLogger("namm.serving")
 Result = TypeVar("Result")
-
-
-@dataclass(eq=False)
-class Job:
-    """One request.
-
-    Attributes:
-        prompt: the whole prompt as text, by which a chat is found again.
-        prompt_ids: the whole prompt as tokens; of a continued chat, as they were read.
-        most: tokens of the answer at most.
-        text: the answer's text so far.
-        watch: whether events of the memory are streamed as well.
-        ids: prompt and answer.
-        unread: tokens of `ids`, the last ones, that the model has not read.
-        reused: tokens that a continued conversation had read.
-        reserved: bytes this request may hold.
-        forgotten_before: tokens that the continued conversation had forgotten, as a mean over heads.
-        conversation: id of what it continues, then of what it became.
-        match: what it goes on with, while it waits.
-        finish: why the answer ended: "stop", "length" or "cancelled"; None until then.
-        failed: why there is no whole answer.
-    """
-
-    id: str
-    owner: str
-    served: Served
-    chat: bool
-    prompt: str
-    prompt_ids: list[int]
-    sampling: Sampling
-    most: int
-    text: Text
-    streamer: Streamer
-    watch: bool = False
-    ids: list[int] = field(default_factory=list)
-    unread: int = 0
-    reused: int = 0
-    reserved: int = 0
-    forgotten_before: float = 0.0
-    finish: str | None = None
-    failed: Refusal | None = None
-    match: Match | None = None
-    cache: MemoryCache | None = None
-    sampler: Sampler | None = None
-    recorder: Recorder | None = None
-    written: Pieces | None = None
-    came: float = field(default_factory=time.monotonic)
-    began: float | None = None  # when it was admitted
-    first: float | None = None  # when its first token came
-    ended: float | None = None
-    kept: float = 0.0
-    bytes_held: int = 0
-    bytes_full: int = 0
-    conversation: str | None = None
-
-    @property
-    def answer_ids(self) -> list[int]:
-        return self.ids[len(self.prompt_ids) :]
-
-
-class Match(NamedTuple):
-    """What a waiting request goes on with, found once.
-
-    Attributes:
-        version: of the conversations at that time, see `Conversations.version`.
-        new: tokens to be read after those of the conversation.
-    """
-
-    version: int
-    found: Conversation | None
-    new: list[int]
-
-    @property
-    def tokens(self) -> int:
-        """Of the prompt as it will be read; a chat that goes on may have been cut into a few more than it is now."""
-        return len(self.new) + (len(self.found.said.ids) if self.found is not None else 0)
 
 
 class Engine:
@@ -132,6 +56,7 @@ class Engine:
     ) -> None:
         self.host, self.limits, self.conversations, self._metrics = host, limits, conversations, metrics
         self._queue = FairQueue(limits.waiting, limits.waiting_all)
+        self._admission = Admission(host, limits, conversations)
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._jobs: set[Job] = set()  # admitted; each is in one of the two that follow
         self._reading: deque[Job] = deque()
@@ -320,54 +245,22 @@ class Engine:
         """In the order of the queue, as far as bytes and places reach."""
         while len(self._jobs) < self.limits.parallel and (job := self._queue.next) is not None:
             with self._guarded(job):
-                match = self._match(job)
-                job.reserved = job.served.bytes_for(max(match.tokens, len(job.prompt_ids)) + job.most)
-                if self._make_room(job.reserved, match.found):
+                if self._admission.fits(job, self._jobs):
                     with self._wake:
                         self._queue.take(job)
                         self._jobs.add(job)
-                    self._begin(job, match)
+                    self._begin(job)
                 elif self._jobs:
                     return
                 else:  # nothing is in its way, and still it does not fit
                     self._fail(job, never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most))
 
-    def _match(self, job: Job) -> Match:
-        """What a request goes on with; looked for again only if conversations came or went meanwhile."""
-        known, version = job.match, self.conversations.version
-        if known is not None and known.version == version:
-            return known
-        found = self.conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
-        if found is None:
-            new = job.prompt_ids
-        elif known is not None and known.found is not None and known.found.said is found.said:
-            new = known.new
-        else:
-            new = new_tokens(found.said, job.prompt, job.prompt_ids, self.host)
-        job.match = Match(version, found, new)
-        return job.match
-
-    def _make_room(self, needed: int, found: Conversation | None) -> bool:
-        """Whether `needed` bytes are free, after conversations at rest made way; `found` is what goes on."""
-        own = 0
-        if found is not None:
-            own = found.bytes_held if found.cache is not None else 0
-            self.conversations.touch(found)  # the last to make room
-        held = self.conversations.bytes_held - own
-        reserved = sum(job.reserved for job in self._jobs)
-        missing = reserved + held + needed - self.limits.memory
-        if missing <= 0:
-            return True
-        if missing > held:
-            return False
-        self.conversations.make_room(missing)
-        return True
-
-    def _begin(self, job: Job, match: Match) -> None:
+    def _begin(self, job: Job) -> None:
         """A new memory, or the one of the conversation that goes on."""
-        job.began, job.match = time.monotonic(), None
-        if match.found is not None:
-            self._go_on(job, match.found, match.new)
+        job.began = time.monotonic()
+        if job.match is not None and job.match.found is not None:
+            self._go_on(job, job.match.found, job.match.new)
+        job.match = None
         if job.cache is None:
             job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
         job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused

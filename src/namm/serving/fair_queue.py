@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from namm.serving.refusals import full_queue
 
 if TYPE_CHECKING:
-    from namm.serving.engine import Job
+    from namm.serving.job import Job
 
 
 class FairQueue:

@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from namm.serving.answer import Answers, Streamer, Text
 from namm.serving.door import unless_gone
-from namm.serving.engine import Engine, Job
+from namm.serving.engine import Engine
+from namm.serving.job import Job
 from namm.serving.prompts import encode, parser_of, render
 from namm.serving.refusals import Refusal, invalid, not_json, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, read

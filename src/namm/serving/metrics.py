@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from namm.serving.conversations import Conversations
-    from namm.serving.engine import Job
+    from namm.serving.job import Job
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from transformers.utils.chat_parsing import ResponseParser
 
 from namm.report.trace import Event
-from namm.serving.engine import Job
+from namm.serving.job import Job
 from namm.serving.messages import Message
 from namm.serving.requests import Request
 
