@@ -145,11 +145,8 @@ class Soak:
 
     def body(self, script: Script, turn: int, stream: bool) -> dict[str, Any]:
         asked = {"model": self.name, "messages": script.messages(turn), "temperature": 0, "stream": stream}
-        return (
-            asked
-            | {"max_tokens": self.options.answer}
-            | ({"stream_options": {"include_usage": True}} if stream else {})
-        )
+        options = {"stream_options": {"include_usage": True}} if stream else {}
+        return asked | options | {"max_tokens": self.options.answer}
 
     async def whole(self, script: Script, turn: int, key: int) -> tuple[str, str, dict[str, Any]] | int:
         """Text, reason of its end and usage; or the status of the refusal, 0 if nothing came."""
@@ -174,9 +171,10 @@ class Soak:
                     done = event == "[DONE]"
                     if done or "error" in (told := json.loads(event)):
                         break
-                    choice = told["choices"][0]
-                    text += choice["delta"].get("content") or ""
-                    reason, usage = choice.get("finish_reason") or reason, told.get("usage") or usage
+                    usage = told.get("usage") or usage
+                    for choice in told["choices"]:
+                        text += choice["delta"].get("content") or ""
+                        reason = choice.get("finish_reason") or reason
         except httpx.HTTPError as error:
             self.failed("stream", error)
             return 0
