@@ -107,3 +107,24 @@ def hybrid() -> tf.PreTrainedModel:
         eos_token_id=None,
     )  # fmt: skip
     return tf.AutoModelForCausalLM.from_config(config).eval()
+
+
+def jamba() -> tf.PreTrainedModel:
+    """Mamba layers and a full one; reads pieces in another way than the whole."""
+    torch.manual_seed(0)
+    config = tf.JambaConfig(
+        **_small(), mamba_d_state=8, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4, attn_layer_period=2,
+        attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=2, num_experts_per_tok=1,
+        use_mamba_kernels=False,
+    )  # fmt: skip
+    return _sharpened(tf.AutoModelForCausalLM.from_config(config))
+
+
+def bamba() -> tf.PreTrainedModel:
+    """Mamba-2 layers and a full one; reads pieces in another way than the whole."""
+    torch.manual_seed(0)
+    config = tf.BambaConfig(
+        **_small(), attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8,
+        mamba_d_conv=4, mamba_expand=2, mamba_chunk_size=16,
+    )  # fmt: skip
+    return _sharpened(tf.AutoModelForCausalLM.from_config(config))

@@ -1,12 +1,85 @@
-"""What is not part of transformers' public interface and may differ between versions; 5.17 and 5.23 were tried."""
+"""What differs between versions of transformers, and what of it is not public: the one place that knows.
+
+transformers 5.24 renamed `past_key_values` to `cache` in every model's forward, output and mask function. Both names
+are served, found by what a model's forward takes.
+"""
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 from transformers.cli.serving.utils import get_response_template
+from transformers.generation import GenerateDecoderOnlyOutput
+
+TESTED = ((5, 17), (5, 24))  # the oldest and the newest version that the tests were run with; see pyproject.toml
+_NAMES = ("cache", "past_key_values")
+_NAME = next(name for name in _NAMES if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
+
+
+def untested() -> str:
+    """A sentence if this version of transformers was never tried, else nothing."""
+    here = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if TESTED[0] <= here <= TESTED[1]:
+        return ""
+    oldest, newest = (".".join(map(str, version)) for version in TESTED)
+    return f"transformers {transformers.__version__} was not tried with this namm, {oldest} to {newest} were."
+
+
+def warn_if_untested() -> None:
+    """Say in one line that this version of transformers was never tried."""
+    if sentence := untested():
+        warnings.warn(sentence, UserWarning, stacklevel=4)
+
+
+# -- the cache of a call -----------------------------------------------------------------------------------------------
+
+
+def cache_argument(model: torch.nn.Module) -> str | None:
+    """The name under which the forward of a model takes a cache; None if it takes none."""
+    return _cache_argument(type(model).forward)
+
+
+@cache
+def _cache_argument(forward: Callable[..., Any]) -> str | None:
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in _NAMES if name in parameters), None)
+
+
+def passing(model: torch.nn.Module, cache: Cache | None) -> dict[str, Any]:
+    """The keyword argument that gives `model` this cache: `model(ids, **passing(model, cache))`."""
+    return {cache_argument(model) or _NAME: cache}
+
+
+def cache_given(model: torch.nn.Module, kwargs: dict[str, Any]) -> Cache | None:
+    """The cache among the arguments of a call, under whichever name; it is there under the model's own name then."""
+    name = cache_argument(model)
+    assert name is not None
+    for other in _NAMES:
+        if other != name and other in kwargs and kwargs.get(name) is None:
+            kwargs[name] = kwargs.pop(other)
+    return kwargs.get(name)
+
+
+def cache_in(output: Any) -> Cache:
+    """The cache that a call returned."""
+    found: Cache = getattr(output, _NAME)
+    return found
+
+
+def drops_its_cache(decoder: torch.nn.Module) -> bool:
+    """Whether layers drop the cache they are given: gradient checkpointing does so in training mode."""
+    return decoder.training and any(getattr(part, "gradient_checkpointing", False) for part in decoder.modules())
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
 
 
 def prepared(model: PreTrainedModel, config: GenerationConfig) -> GenerationConfig:

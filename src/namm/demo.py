@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
+from namm.compat import cache_in, passing
 from namm.memory import MemoryCache, MemoryReport, attach
 from namm.memory.cache import storage_bytes
 from namm.policies import MemoryPolicy
@@ -100,12 +101,12 @@ def perform(
         out = model(ids, logits_to_keep=1)
         reply = [int(out.logits[0, -1].argmax())]
         prefill = ids.shape[1] / (time.perf_counter() - start)
-        cache = out.past_key_values
+        cache = cache_in(out)
         report = _report(cache)
         kept = _kept(cache, report)
         start = time.perf_counter()
         for _ in range(new_tokens - 1):
-            out = model(torch.tensor([reply[-1:]], device=model.device), past_key_values=cache)
+            out = model(torch.tensor([reply[-1:]], device=model.device), **passing(model, cache))
             reply.append(int(out.logits[0, -1].argmax()))
         decode = (new_tokens - 1) / (time.perf_counter() - start)
     text = tokenizer.decode(reply, skip_special_tokens=True).strip().split("\n")[0]

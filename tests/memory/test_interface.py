@@ -228,7 +228,7 @@ def test_bytes_reported_are_bytes_that_exist(name: str, memory: str, selection: 
         model(ids(2, 20))  # tables and lazily made constants
         prompt, mask = ids(2, 150), torch.ones(2, 150, dtype=torch.long)
         mask[1, :30] = 0
-        handle._local.cache = None
+        handle._note(None)
         before = _live_bytes()
         cache = model(prompt, attention_mask=mask).past_key_values
         new = {p: n for p, n in _live_bytes().items() if p not in before}

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm import kernels
+from namm.compat import passing
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan, Scaling
@@ -56,7 +57,7 @@ def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> Or
     witnesses = [layer for layer in cache.layers if isinstance(layer, _Witness)]
     for layer in witnesses:
         layer.updates = updates
-    model(ids, past_key_values=cache, logits_to_keep=1)
+    model(ids, **passing(model, cache), logits_to_keep=1)
     for layer in witnesses:
         layer.check_served()
     return Oracle(updates, {layer.index: layer.future for layer in witnesses})

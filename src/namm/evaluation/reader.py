@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.compat import passing
 from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, tensors_in
 from namm.memory.layer import MemoryLayer
+from namm.memory.pieces import check_pieces
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
 from namm.memory.sequence import Plan
@@ -130,6 +132,7 @@ class Reader:
     ) -> None:
         self.model, self.tokenizer, self.interval, self.decode = model, tokenizer, update_interval, decode
         self.decoder = find_decoder(model)
+        check_pieces(self.decoder, "questions that are asked after a text was read")
 
     def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = ()) -> Prefix:
         """The tokens before the first update, rehearsed as the policies want it."""
@@ -144,7 +147,7 @@ class Reader:
         cache = prefix.start(tuple(plans))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.decoder):
-                self.model(self._ids(left, len(plans)), past_key_values=cache, logits_to_keep=1)
+                self.model(self._ids(left, len(plans)), **passing(self.model, cache), logits_to_keep=1)
         held = [held_by(cache, row, plan, prefix, len(group.text)) for row, plan in enumerate(plans)]
         for contender, got in zip(contenders, held, strict=True):
             check_bytes(contender, got)
@@ -162,7 +165,7 @@ class Reader:
         size = max(1, math.floor(contender.budget * length))
         text = group.text[: size - size // 2] + group.text[length - size // 2 :]
         cache = MemoryCache.planned(self.model.config, (Plan(KeepAll(), None, self.interval),))
-        self.model(self._ids(text), past_key_values=cache, logits_to_keep=1)
+        self.model(self._ids(text), **passing(self.model, cache), logits_to_keep=1)
         token = prefix.footprint(Plan(KeepAll(), None, self.interval)).full
         heads = _heads(cache)
         held = Held(heads * size, heads * length, token * size, token * length, token, token * size)
@@ -221,7 +224,7 @@ class Reader:
         """For each row the mean negative log-likelihood of the answer, and the likeliest token in place of each."""
         ids = self._ids(rest + answer, rows)
         kept = len(answer) + 1
-        logits = self.model(ids, past_key_values=cache, logits_to_keep=kept).logits[:, -kept:-1].float()
+        logits = self.model(ids, **passing(self.model, cache), logits_to_keep=kept).logits[:, -kept:-1].float()
         gold = self._ids(answer, rows)
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), gold, reduction="none").mean(1)
         if not bool(torch.isfinite(nll).all()):
@@ -233,7 +236,7 @@ class Reader:
     def _generated(self, cache: MemoryCache, prompt: tuple[int, ...], sample: Encoded, rows: int) -> list[str]:
         ids = self._ids(prompt, rows)
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **GREEDY,
+            ids, attention_mask=torch.ones_like(ids), **passing(self.model, cache), **GREEDY,
             max_new_tokens=sample.sample.max_new_tokens, pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         return self.tokenizer.batch_decode(out[:, len(prompt) :], skip_special_tokens=True)

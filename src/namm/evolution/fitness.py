@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.compat import passing
 from namm.errors import ConfigurationError, ScoreError
 from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Group, Reader, text_before
@@ -234,7 +235,9 @@ class LanguageProblem:
         cache = prefix.start((plan,))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.reader.decoder):
-                self.model(torch.tensor([left], device=self.model.device), past_key_values=cache, logits_to_keep=1)
+                self.model(
+                    torch.tensor([left], device=self.model.device), **passing(self.model, cache), logits_to_keep=1
+                )
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from namm.compat import cache_argument, cache_given, drops_its_cache, untested, warn_if_untested
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, is_overlay
+from namm.memory.pieces import check_pieces
 from namm.memory.rehearsal import rehearsing
-from namm.memory.routing import check_mask, route, unroute
+from namm.memory.routing import PACKED, check_mask, route, unroute
 from namm.memory.sequence import Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy
@@ -29,25 +31,27 @@ _lock = threading.Lock()
 
 
 class Handle:
-    """What `attach` yields: the memory of the last call made by this thread."""
+    """What `attach` yields: the memory of the last call, of this thread if it has made one."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._local = threading.local()
+        self._last: MemoryCache | None = None
 
     @property
     def cache(self) -> MemoryCache:
-        """The cache of the last `generate` or forward call of this thread.
+        """The cache of the last `generate` or forward call of this thread, or of any if this one has made none.
 
         Raises:
-            ModelError: this thread has not called the model yet.
+            ModelError: the model was not called yet, or its last call kept no cache.
         """
-        cache = getattr(self._local, "cache", None)
+        cache = self._local.cache if hasattr(self._local, "cache") else self._last
         if cache is None:
-            raise ModelError(
-                "a call of the model before this", "none in this thread", "Call model.generate(...) first."
-            )
+            raise ModelError("a call of the model that keeps a cache", "none yet", "Call model.generate(...) first.")
         return cache
+
+    def _note(self, cache: MemoryCache | None) -> None:
+        self._local.cache = self._last = cache
 
     def memory(self) -> MemoryReport:
         """What the last cache holds; see `MemoryCache.memory`."""
@@ -82,12 +86,25 @@ def attach(
 
     Raises:
         ConfigurationError: options that do not fit together.
-        ModelError: a model, cache or mask that a memory cannot serve, or a memory attached twice.
+        ModelError: a model, cache, mask or call that a memory cannot serve, or a memory attached twice.
         NotFoundError: no policy or memory has that name.
     """
-    plan = make_plan(memory, selection, update_interval)
+    warn_if_untested()
+    try:
+        with _attached_to(model, make_plan(memory, selection, update_interval)) as handle:
+            yield handle
+    except ModelError as error:
+        if sentence := untested():
+            raise ModelError(error.expected, error.got, f"{error.way_out} {sentence}") from error
+        raise
+
+
+@contextmanager
+def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     decoder = find_decoder(model)
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
+    if plan.policy.rehearsal is not None:
+        check_pieces(decoder, "a memory that rehearses")
     handle = Handle(plan)
     with _lock:
         if decoder in _attached:
@@ -102,8 +119,9 @@ def attach(
         if plan.policy.rehearsal is not None:
             stack.enter_context(rehearsing(decoder))
         for holder in _holders(model):  # outer models may build masks before the decoder is called
+            stack.enter_context(_without_continuous_batching(holder))
             hooks.append(holder.register_forward_pre_hook(_before(handle, holder, decoder), with_kwargs=True))
-        hooks.append(decoder.register_forward_hook(_after, with_kwargs=True))
+        hooks.append(decoder.register_forward_hook(_after(handle), with_kwargs=True))
         yield handle
     finally:
         stack.close()
@@ -115,7 +133,7 @@ def attach(
 
 
 def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
-    """The innermost model that runs the attention layers and takes `past_key_values`.
+    """The innermost model that runs the attention layers and takes a cache.
 
     Raises:
         ModelError: there is none, or its attention does not go through transformers' attention interface.
@@ -124,7 +142,7 @@ def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
     decoders = [m for m in _holders(model) if any(layer in set(m.modules()) for layer in layers)]
     if not decoders:
         raise ModelError(
-            "a transformers model with attention layers that take `past_key_values`", type(model).__name__,
+            "a transformers model with attention layers that take a cache", type(model).__name__,
             "Pass a model of transformers (AutoModelForCausalLM and relatives), or one wrapped by PEFT.",
         )  # fmt: skip
     decoder = min(decoders, key=lambda m: sum(1 for _ in m.modules()))
@@ -138,6 +156,12 @@ def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
             "a model whose attention goes through transformers' attention interface", type(decoder).__name__,
             "Llama, Mistral, Qwen, Gemma, Phi, GPT-2, GPT-NeoX, OLMo and most recent models do.",
         )  # fmt: skip
+    if any(hasattr(layer, "expand_kv") for layer in layers):
+        raise ModelError(
+            "a model that caches the keys and values of each head",
+            f"{type(decoder).__name__}, whose latent attention caches what it makes them from",
+            "DeepSeek V2/V3, MiniCPM3, GLM-4 MoE Lite and LongCat cannot be given a memory yet.",
+        )  # fmt: skip
     return decoder
 
 
@@ -150,23 +174,87 @@ def _asks_interface(layer: torch.nn.Module) -> bool:
 
 
 def _holders(model: torch.nn.Module) -> list[PreTrainedModel]:
-    """The models, outermost first, whose forward takes `past_key_values`."""
-    parts = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
-    return [m for m in parts if "past_key_values" in inspect.signature(m.forward).parameters]
+    """The models, outermost first, whose forward takes a cache."""
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and cache_argument(m) is not None]
+
+
+@contextmanager
+def _without_continuous_batching(holder: PreTrainedModel) -> Iterator[None]:
+    """`generate_batch` pages its cache and asks for attention of its own: refused for the length of the block."""
+    if not hasattr(holder, "init_continuous_batching"):
+        yield
+        return
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ModelError(
+            "generate(...) of a batch, which a memory serves", "continuous batching, whose cache is paged",
+            "Call model.generate(...), or leave the block first.",
+        )  # fmt: skip
+
+    holder.init_continuous_batching = refuse
+    try:
+        yield
+    finally:
+        del holder.init_continuous_batching
+
+
+# -- one call ----------------------------------------------------------------------------------------------------------
 
 
 def _before(handle: Handle, holder: PreTrainedModel, decoder: PreTrainedModel) -> Any:
     names = list(inspect.signature(holder.forward).parameters)
+    name = cache_argument(holder)
+    assert name is not None
 
+    @torch.compiler.disable
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(zip(names, args, strict=False)) | kwargs
+        given = cache_given(holder, kwargs)
+        if not _keeps_cache(handle.plan, given, decoder, kwargs):
+            handle._note(None)
+            return (), kwargs
+        if packed := sorted(known for known in PACKED if kwargs.get(known) is not None):
+            raise ModelError(
+                "one text in each row, without a packing of several", ", ".join(packed),
+                "Give each text a row of its own, padded.",
+            )  # fmt: skip
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and not getattr(mask, "_namm", False):
-            check_mask(mask, whole=kwargs.get("past_key_values") is None)
-        kwargs["past_key_values"] = handle._local.cache = _memory_for(kwargs.get("past_key_values"), handle, decoder)
+        if isinstance(mask, torch.Tensor) and not is_overlay(mask):
+            check_mask(mask, whole=given is None)
+        kwargs[name] = cache = _memory_for(given, handle, decoder)
+        handle._note(cache)
+        if holder is decoder:
+            tokens = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+            before = cache.get_seq_length()
+            if before and tokens.shape[1] > 1:
+                check_pieces(decoder, "more than one token after those read before")
+            handle._local.to_be_seen = before + tokens.shape[1]
         return (), kwargs
 
     return hook
+
+
+def _keeps_cache(plan: Plan, given: Cache | None, decoder: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
+    """Whether a call keeps what it reads; if not, and nothing was to be forgotten, it is the model's own.
+
+    Raises:
+        ModelError: it keeps nothing, and the memory would be left out in silence.
+    """
+    asked = kwargs.get("use_cache")
+    if asked is None:
+        asked = getattr(decoder.config, "use_cache", None)
+    if drops_its_cache(decoder):
+        got = "gradient checkpointing in training mode, which keeps none"
+    elif given is None and asked is False:
+        got = "use_cache=False"
+    else:
+        return True
+    if plan.policy.evicts or isinstance(given, MemoryCache):
+        raise ModelError(
+            f"a call that keeps a cache, which is where {plan.policy!r} lives", got,
+            "Leave out use_cache=False and call model.eval(), or leave the block for such calls.",
+        )  # fmt: skip
+    return False
 
 
 def _memory_for(cache: Cache | None, handle: Handle, decoder: PreTrainedModel) -> MemoryCache:
@@ -189,18 +277,25 @@ def _memory_for(cache: Cache | None, handle: Handle, decoder: PreTrainedModel) -
     return MemoryCache.adopt(cache, decoder.config, handle.plan)
 
 
-def _after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def _after(handle: Handle) -> Any:
     """No eviction although one was due must not pass in silence: every layer read every token, and forgot on time."""
-    cache = kwargs["past_key_values"]
-    seen = cache.get_seq_length()
-    for layer in cache.layers:
-        if not isinstance(layer, MemoryLayer):
-            continue
-        layer.check_served()
-        due = [s.plan.updates(s.seen) for s in layer.sequences]
-        if layer.columns != seen or [s.updates for s in layer.sequences] != due:
-            raise ModelError(
-                f"{seen} tokens and {due} updates in layer {layer.index}",
-                f"{layer.columns} tokens and {[s.updates for s in layer.sequences]} updates",
-                "This model bypasses its cache; please report it with the model's name.",
-            )
+
+    @torch.compiler.disable
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = kwargs.get(cache_argument(module) or "")
+        if not isinstance(cache, MemoryCache):  # a call that asked for none
+            return
+        seen = handle._local.to_be_seen
+        for layer in cache.layers:
+            if not isinstance(layer, MemoryLayer):
+                continue
+            layer.check_served()
+            due = [s.plan.updates(s.seen) for s in layer.sequences]
+            if layer.columns != seen or [s.updates for s in layer.sequences] != due:
+                raise ModelError(
+                    f"{seen} tokens and {due} updates in layer {layer.index}",
+                    f"{layer.columns} tokens and {[s.updates for s in layer.sequences]} updates",
+                    "This model bypasses its cache; please report it with the model's name.",
+                )
+
+    return hook

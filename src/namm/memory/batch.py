@@ -21,8 +21,7 @@ from namm.memory.layer import MemoryLayer
 def can_join(cache: MemoryCache) -> bool:
     """Whether this cache can be a row: one sequence, tokens read already, every layer a memory."""
     return all(
-        isinstance(layer, MemoryLayer) and len(layer.sequences) == 1 and layer.columns == layer.sequences[0].seen
-        for layer in cache.layers
+        isinstance(layer, MemoryLayer) and len(layer.sequences) == 1 and layer.all_shown for layer in cache.layers
     )
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from namm.compat import warn_if_untested
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer
-from namm.memory.routing import route, unroute
+from namm.memory.routing import check_routed, route, unroute
 from namm.memory.sequence import Meter, Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
@@ -66,9 +68,10 @@ def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | N
         NotFoundError: no policy or memory has that name.
     """
     policy = resolve(memory)
-    if not isinstance(update_interval, int) or update_interval < 1 or update_interval % policy.hop:
+    hop = policy.hop if policy.channels else 1
+    if not isinstance(update_interval, int) or update_interval < 1 or update_interval % hop:
         raise ConfigurationError(
-            f"an update interval that is a positive multiple of {policy.hop}, the hop of {policy!r}",
+            f"an update interval that is a positive multiple of {hop}, the hop of {policy!r}",
             update_interval,
             "The default is 512.",
         )
@@ -99,8 +102,7 @@ class MemoryCache(Cache):
 
     Layers of another kind (sliding window, linear attention) get the cache transformers gives them. While a
     MemoryCache of a config lives, attention of models with that config passes through the memory's attention
-    function, which changes nothing for calls without a memory (of models with sdpa or eager attention; with flash
-    attention such calls are refused).
+    function, which changes nothing for calls without a memory.
 
     Args:
         config: the model's own config object (`model.config`).
@@ -121,6 +123,7 @@ class MemoryCache(Cache):
         selection: Selection | None = None,
         update_interval: int = 512,
     ) -> None:
+        warn_if_untested()
         plan = make_plan(memory, selection, update_interval)
         if plan.policy.rehearsal is not None:
             raise ConfigurationError(
@@ -162,6 +165,16 @@ class MemoryCache(Cache):
         cache.layers = memory_layers(config, (plan,))
         assert isinstance(cache, MemoryCache)
         return cache
+
+    @torch.compiler.disable
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer = self.layers[layer_idx]
+        if isinstance(layer, MemoryLayer):
+            check_routed(layer.config)
+        updated: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return updated
 
     def memory(self) -> MemoryReport:
         """What is held now: slots, bytes, and what a full cache would hold."""
@@ -258,9 +271,7 @@ class MemoryCache(Cache):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
-        raise ModelError(
-            "a cache that goes one way", "a copy of a MemoryCache", "Use batch_repeat_interleave for beams."
-        )
+        return self.fork()
 
 
 def memory_layers(

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
+from namm.compat import untested
 from namm.errors import ModelError
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 
-_ATTRIBUTE = "_namm_layer"
-PREFIX = "namm:"  # of the attention implementation of a routed config
+_ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Read:
 class SeenLength(int):
     """A mask length given by a `MemoryLayer`: the mask is for a memory and need hold no causality."""
 
+    layer: MemoryLayer
+
 
 class MemoryLayer(CacheLayerMixin):
     """The cache of one full-attention layer, ragged over rows and kv heads.
@@ -50,6 +52,8 @@ class MemoryLayer(CacheLayerMixin):
     Attributes:
         columns: tokens seen as the model counts them, padding included; gives mask sizes and positions.
         sequences: one for each row; they count real tokens only.
+        rehearsing: while a rehearsal is read, the rows it is for.
+        heard: tokens not rehearsed yet, see `rehearsal`.
     """
 
     is_sliding = False
@@ -63,11 +67,12 @@ class MemoryLayer(CacheLayerMixin):
         self.plans, self.index, self.meter, self.config = plans, index, meter, config
         self.columns = 0
         self.sequences: list[Sequence] = []
-        self._padded = False
+        self.rehearsing: tuple[bool, ...] | None = None
+        self.heard: tuple[Tensor, Tensor] | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
-        self._real: Bool[Tensor, "batch column"] | None = None  # kept only while an overlay mask needs it
-        self.rehearsing: tuple[bool, ...] | None = None  # while a rehearsal is read: the rows it is for
-        self.heard: tuple[Tensor, Tensor] | None = None  # tokens not rehearsed yet, see `rehearsal`
+        self._announced = 0  # tokens that a mask was made for and that have not come yet
+        self._shown: Bool[Tensor, "batch column"] | None = None  # by the last mask; None: every column
+        self._read: Bool[Tensor, "batch column"] | None = None  # as tokens of their row, shown later or not
 
     # -- transformers' side ------------------------------------------------------------------------------------
 
@@ -86,12 +91,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take new keys and values `[batch, kv_head, token, dim]`; attention will come for them."""
-        self.check_served()
-        if not is_routed(self.config):
-            raise ModelError(
-                "a memory in use inside its attach block", "one that is used after the block was left",
-                "Attach again around this call, or build a namm.MemoryCache, which works without attach.",
-            )  # fmt: skip
+        self._check_attended()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != len(self.sequences):
@@ -100,6 +100,7 @@ class MemoryLayer(CacheLayerMixin):
                 f"{key_states.shape[0]} rows",
                 "Use a new MemoryCache for a new batch.",
             )
+        self._announced = 0
         if self.rehearsing is None:
             self.columns += key_states.shape[2]
         self._pending = (key_states, value_states)
@@ -109,10 +110,13 @@ class MemoryLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.columns
 
+    @torch.compiler.disable
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         if isinstance(query_length, Tensor):  # transformers 5.17 may hand over cache positions
             query_length = query_length.shape[0]
-        return SeenLength(self.columns + query_length), 0
+        length = SeenLength(self.columns + query_length)
+        length.layer = self
+        return length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -120,8 +124,8 @@ class MemoryLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
-        self.columns, self.sequences, self._padded, self._pending, self._real = 0, [], False, None, None
-        self.heard = None
+        self.columns, self.sequences, self.heard, self._announced = 0, [], None, 0
+        self._pending = self._shown = self._read = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -147,8 +151,7 @@ class MemoryLayer(CacheLayerMixin):
             return
         self.meter.drop(self.index)
         self.sequences = [self.sequences[old].clone(row, self.meter) for row, old in enumerate(order)]
-        if self._real is not None:
-            self._real = self._real[order]
+        self._shown, self._read = (None if mask is None else mask[order] for mask in (self._shown, self._read))
         if self.heard is not None:
             self.heard = (self.heard[0][order], self.heard[1][order])
 
@@ -188,7 +191,7 @@ class MemoryLayer(CacheLayerMixin):
             )
         (keys, values), self._pending = self._pending, None
         batch, heads, tokens, _ = query.shape
-        real, overlay = self._real_tokens(mask, batch, tokens)
+        real, overlay = self._real_tokens(mask, tokens)
         out = query.new_zeros(batch, tokens, heads, values.shape[-1])
         for row, sequence in enumerate(self.sequences):
             here = slice(None) if real is None or bool(real[row].all()) else real[row].nonzero().squeeze(1)
@@ -201,8 +204,8 @@ class MemoryLayer(CacheLayerMixin):
                 )
             visible = None
             if overlay is not None:
-                assert self._real is not None
-                visible = overlay[row % len(overlay), 0][here][:, self._real[row]]
+                visible = overlay[row % len(overlay), 0][here]
+                visible = visible if self._read is None else visible[:, self._read[row]]
             if self.rehearsing is None:
                 mixed = sequence.read(q, k, v, scaling, visible, hold=sequence.plan.policy.rehearsal is not None)
             elif self.rehearsing[row]:
@@ -224,40 +227,90 @@ class MemoryLayer(CacheLayerMixin):
             if sequence.due:
                 sequence.update()
 
-    def _real_tokens(self, mask: Tensor | None, batch: int, tokens: int) -> tuple[Tensor | None, Tensor | None]:
-        """Which of the new columns are real tokens (None: all), and the overlay mask if there is one."""
+    @property
+    def all_shown(self) -> bool:
+        """Whether no mask has hidden anything so far."""
+        return self._shown is None
+
+    def hides(self, mask: Tensor) -> bool:
+        """Whether this mask, or one before it, hides anything."""
+        return self._shown is not None or not bool(mask.all())
+
+    def announce(self, length: int, mask: Tensor | None) -> None:
+        """Tokens up to column `length` will come. Raise unless `mask` goes on from what earlier ones showed.
+
+        It may hide more, which is let go of; what was hidden was never read, or is gone.
+        """
+        before = self.columns
+        self._check_mask(before, mask)
+        self._announced = length - before
+
+    def _check_mask(self, before: int, mask: Tensor | None) -> None:
+        if not before or (mask is None and self._shown is None):
+            return
         if mask is None:
-            return None, None
-        if mask.ndim == 2:
-            self._padded = True
-            return mask[:, mask.shape[1] - tokens :], None
-        if self._padded and self._real is None:
             raise ModelError(
-                "a mask of more than causality from the first call on", "one after a padded call",
-                "Give padded text and images in one call, or each row alone.",
+                "a mask that goes on from the one before, which hides tokens", "no mask",
+                "Give the mask of all tokens seen: append ones for the new ones to that of the earlier ones.",
             )  # fmt: skip
-        diagonal = mask[:, 0, :, mask.shape[-1] - tokens :].diagonal(dim1=-2, dim2=-1)
-        real = diagonal.expand(batch, -1)
-        past = self._real
-        if past is None:
-            past = torch.ones(batch, self.columns - tokens, dtype=torch.bool, device=mask.device)
-        self._real = torch.cat([past, real], dim=1)
-        return real, mask
+        earlier = mask[:, :before].bool()
+        if len(mask) != len(self.sequences):
+            raise ModelError(
+                f"a mask of {len(self.sequences)} rows", f"{len(mask)} rows", "Give one row for each text."
+            )
+        if self._shown is not None and bool((earlier & ~self._shown).any()):
+            row, column = (earlier & ~self._shown).nonzero()[0].tolist()
+            raise ModelError(
+                "a mask that hides what the one before has hidden", f"one that shows column {column} of row {row}",
+                "What was hidden was not read: start a new memory to read it.",
+            )  # fmt: skip
+        hidden = ~earlier if self._shown is None else self._shown & ~earlier
+        if bool(hidden.any()) and any(plan.policy.rehearsal is not None for plan in self.plans):
+            raise ModelError(
+                "a mask that shows what was read, for a memory that rehearses", "one that hides some of it",
+                "Use a memory that reads once, or read the text anew without these tokens.",
+            )  # fmt: skip
+
+    def _real_tokens(self, mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
+        """Which of the new columns are real tokens (None: all), and the overlay mask if there is one."""
+        over, shown = (None, mask) if mask is None or mask.ndim == 2 else (mask, getattr(mask, _MASK)[0])
+        if shown is not None and self.rehearsing is None:
+            before = self.columns - tokens
+            all_of_it = shown.new_ones(len(shown), before)
+            read = all_of_it if self._read is None else self._read
+            hidden = (all_of_it if self._shown is None else self._shown) & ~shown[:, :before]
+            if bool(hidden.any()):
+                for row, sequence in enumerate(self.sequences):
+                    sequence.drop((read[row].cumsum(0) - 1)[hidden[row]])
+            same = self._read is self._shown and not bool(hidden.any())  # one mask, shared by all layers
+            self._read = shown if same else torch.cat([read, shown[:, before:]], dim=1)
+            self._shown = shown
+        return None if shown is None else shown[:, shown.shape[1] - tokens :], over
 
     def check_served(self) -> None:
-        """Raise if keys were handed over and no attention came for them: the model goes another way."""
+        """Raise if tokens were announced or keys handed over, and no attention came for them."""
+        if self._announced:
+            raise ModelError(
+                f"{self._announced} tokens for layer {self.index}, which a mask was made for", "none",
+                "The model dropped its cache or failed on the way. Gradient checkpointing does so in training mode: "
+                "call model.eval(), and read the text again with a new memory.",
+            )  # fmt: skip
+        self._check_attended()
+
+    def _check_attended(self) -> None:
         if self._pending is not None:
             raise ModelError(
                 "a model whose attention goes through transformers' attention interface",
                 f"layer {self.index} cached keys, but its attention never asked the memory",
-                "Build the MemoryCache from the model's own config; if it was, this model cannot be served.",
+                "Build the MemoryCache from the model's own config; if it was, this model cannot be served. "
+                + untested(),
             )
 
     # -- accounting --------------------------------------------------------------------------------------------
 
     def tensors(self) -> list[Tensor]:
         held = [tensor for sequence in self.sequences for tensor in sequence.tensors()]
-        return held + [t for t in (self._real, *(self.heard or ())) if t is not None]
+        return held + [t for t in (self._shown, self._read, *(self.heard or ())) if t is not None]
 
     def full_bytes(self) -> int:
         """Bytes of keys and values if every column had been kept."""
@@ -280,6 +333,11 @@ def forget_layer(key: Tensor) -> None:
     delattr(key, _ATTRIBUTE)
 
 
-def is_routed(config: PreTrainedConfig) -> bool:
-    """Whether attention of models with this config asks the memory (see `routing`)."""
-    return (config._attn_implementation or "").startswith(PREFIX)
+def overlay(mask: Tensor, shown: Bool[Tensor, "batch column"] | None) -> Tensor:
+    """A mask `[batch, 1, token, column]` of more than causality, which remembers the 2-D mask it was made from."""
+    setattr(mask, _MASK, (shown,))
+    return mask
+
+
+def is_overlay(mask: Tensor) -> bool:
+    return hasattr(mask, _MASK)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from namm.compat import passing
 from namm.errors import ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, storage_bytes
@@ -82,12 +83,12 @@ class Prefix:
             images: what the model takes beside the ids, such as `pixel_values`; these cannot be rehearsed here.
         """
         cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Recorder)
-        model(ids, past_key_values=cache, logits_to_keep=1, **images)
-        prefix = cls(model.config, ids.shape[1], _reads(cache))
+        model(ids, **passing(model, cache), logits_to_keep=1, **images)
+        prefix, decoder = cls(model.config, ids.shape[1], _reads(cache)), find_decoder(model)
         for rehearsal in rehearsals:
             again = rehearsed(rehearsal, ids[0])[None]
             everything = torch.ones_like(again, dtype=torch.bool)
-            rehearse(find_decoder(model).forward, cache, (False,), again, everything)
+            rehearse(decoder, decoder.forward, cache, (False,), again, everything)
             prefix.rehearsed[rehearsal] = _reads(cache)
         return prefix
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from namm.compat import cache_given, passing
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan
@@ -60,9 +61,10 @@ def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
     return wanted.pop() if wanted else None
 
 
+@torch.compiler.disable
 def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
-    cache = kwargs.get("past_key_values")
+    cache = cache_given(decoder, kwargs)
     rehearsal = rehearsal_of(cache)
     if rehearsal is None:
         return own(**kwargs)
@@ -80,7 +82,7 @@ def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kw
         piece |= {name: tokens[:, start:stop], "attention_mask": None if mask is None else mask[:, : past + stop]}
         out = own(**piece | {"return_dict": True})
         states.append(out.last_hidden_state)
-        _hear(layer, tokens[:, start:stop], real[:, start:stop])
+        _hear(layer, tokens[:, start:stop], real[:, start:stop], decoder)
         due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
         if any(due):
             last = kwargs.get("position_ids")
@@ -89,7 +91,7 @@ def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kw
             if not still:
                 _check_positions(decoder, past + stop + block[0].shape[1])
             rehearse(
-                own, cache, due, *block,
+                decoder, own, cache, due, *block,
                 None if mask is None else mask[:, : past + stop], None if last is None else last[..., stop - 1 : stop],
                 still,
             )  # fmt: skip
@@ -100,6 +102,7 @@ def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kw
 
 
 def rehearse(
+    decoder: PreTrainedModel,
     forward: Callable[..., Any],
     cache: Cache,
     due: tuple[bool, ...],
@@ -112,7 +115,7 @@ def rehearse(
     """Read `tokens` as a rehearsal: the rows that are `due` observe and update, and nobody remembers them.
 
     Args:
-        forward: of the decoder.
+        forward: of the decoder, its own.
         tokens: ids `[batch, token]` or embeddings `[batch, token, dim]`, left-padded.
         real: which of them are no padding.
         mask: of the columns read so far, if there is one.
@@ -132,7 +135,7 @@ def rehearse(
         layer.rehearsing = due
     try:
         name = "input_ids" if tokens.ndim == 2 else "inputs_embeds"
-        forward(**{name: tokens}, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
+        forward(**{name: tokens}, attention_mask=mask, use_cache=True, **passing(decoder, cache), **more)
     finally:
         cache.layers = layers
         for layer in ours:
@@ -188,15 +191,14 @@ def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
     return sorted(ends)
 
 
-def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor) -> None:
-    """Keep the tokens of the block that is being read, and of no other."""
+def _hear(layer: MemoryLayer, tokens: Tensor, real: Tensor, decoder: PreTrainedModel) -> None:
+    """Keep the tokens of the block that is being read, and of no other; as embeddings if any came as such."""
     if layer.heard is not None:
-        if tokens.ndim != layer.heard[0].ndim:
-            kinds = ("embeddings", "ids") if tokens.ndim == 2 else ("ids", "embeddings")
-            raise ModelError(
-                f"{kinds[0]}, as before, for a memory that rehearses", kinds[1], "Give a text in one way."
-            )  # fmt: skip
-        tokens, real = (torch.cat(parts, dim=1) for parts in zip(layer.heard, (tokens, real), strict=True))
+        parts = [layer.heard[0], tokens]
+        if parts[0].ndim != parts[1].ndim:
+            embed = decoder.get_input_embeddings()
+            parts = [embed(part) if part.ndim == 2 else part for part in parts]
+        tokens, real = torch.cat(parts, dim=1), torch.cat([layer.heard[1], real], dim=1)
     layer.heard = (tokens, real)
     _drop_old(layer)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,17 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from namm.errors import ModelError
-from namm.memory.layer import PREFIX, SeenLength, is_routed, layer_of
+from namm.memory.layer import MemoryLayer, SeenLength, is_overlay, layer_of, overlay
 from namm.memory.sequence import Scaling
 
+_PREFIX = "namm:"  # of the attention implementation of a routed config
 _HARMLESS = {  # keyword arguments of attention functions that a memory needs not look at
     "dropout", "position_ids", "cache_position", "use_cache", "output_hidden_states",
-    "return_dict", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "deterministic", "cache",
+    "return_dict", "deterministic", "cache",
     "num_items_in_batch", "logits_to_keep", "layer_head_mask", "head_mask", "output_router_logits",
 }  # fmt: skip
+
+PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # several texts in one row
 
 _lock = threading.Lock()
 _routes: dict[int, tuple[PreTrainedConfig, str | None, int]] = {}  # id(config) -> config, its own name, users
@@ -41,13 +45,34 @@ def route(config: PreTrainedConfig) -> None:
     with _lock:
         known = _routes.get(id(config))
         own = known[1] if known else config._attn_implementation
-        if own is not None and own.startswith(PREFIX):  # a copy of a routed config
-            own = own.removeprefix(PREFIX)
+        if own is not None and own.startswith(_PREFIX):  # a copy of a routed config
+            own = own.removeprefix(_PREFIX)
         name = own or "eager"
         _register(name)
         _routes[id(config)] = (config, own, known[2] + 1 if known else 1)
-        config._attn_implementation_internal = PREFIX + name
+        config._attn_implementation_internal = _PREFIX + name
     _take_away()
+
+
+def is_routed(config: PreTrainedConfig) -> bool:
+    """Whether attention of models with this config asks the memory."""
+    return (config._attn_implementation or "").startswith(_PREFIX)
+
+
+def check_routed(config: PreTrainedConfig) -> None:
+    """Raise unless attention of models with this config asks the memory."""
+    if is_routed(config):
+        return
+    if id(config) in _routes:
+        raise ModelError(
+            "the attention implementation that the model had when its memory was given to it",
+            f"{config._attn_implementation!r}, set since",
+            "Call set_attn_implementation before namm.attach, not inside its block.",
+        )  # fmt: skip
+    raise ModelError(
+        "a memory in use inside its attach block", "one that is used after the block was left",
+        "Attach again around this call, or build a namm.MemoryCache, which works without attach.",
+    )  # fmt: skip
 
 
 def unroute(config: PreTrainedConfig) -> None:
@@ -72,11 +97,12 @@ def _take_away() -> None:
 
 
 def _register(own: str) -> None:
-    if PREFIX + own not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(PREFIX + own, partial(_attention, own))
-        AttentionMaskInterface.register(PREFIX + own, partial(_mask, own))
+    if _PREFIX + own not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(_PREFIX + own, partial(_attention, own))
+        AttentionMaskInterface.register(_PREFIX + own, partial(_mask, own))
 
 
+@torch.compiler.disable
 def _attention(
     own: str,
     module: torch.nn.Module,
@@ -93,11 +119,15 @@ def _attention(
     """The attention function of a routed config."""
     layer = layer_of(key)
     if layer is None:
+        if any(isinstance(part, MemoryLayer) for part in getattr(kwargs.get("cache"), "layers", ())):
+            raise ModelError(
+                "a memory as `past_key_values`, as this model calls its cache", "one as `cache`",
+                "transformers 5.24 brought the other name: pass it as past_key_values.",
+            )  # fmt: skip
         optional = {"softcap": softcap, "sliding_window": sliding_window}
         kwargs |= {name: value for name, value in optional.items() if value is not None}
-        return _own_attention(own, module)(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
+        attention, module = _own_attention(own, module)
+        return attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if kwargs.pop("output_attentions", None):
         raise ModelError(
             "a call without output_attentions", "output_attentions=True",
@@ -119,7 +149,7 @@ def _attention(
         raise ModelError(
             "inference", "a model in training mode with gradients", "Call model.eval(), or use torch.no_grad()."
         )
-    if attention_mask is not None and attention_mask.ndim == 4 and not getattr(attention_mask, "_namm", False):
+    if attention_mask is not None and attention_mask.ndim == 4 and not is_overlay(attention_mask):
         raise ModelError(
             "an attention mask of shape [batch, tokens seen] with 0 for padding",
             f"one of shape {list(attention_mask.shape)}",
@@ -142,17 +172,18 @@ class _ForwardOnly(torch.autograd.Function):
         raise ModelError("inference", "a backward pass through a memory", "Take gradients outside of the memory.")
 
 
-def _own_attention(own: str, module: torch.nn.Module) -> Any:
-    if own.startswith(("flash", "flex")):
-        raise ModelError(
-            "attn_implementation 'sdpa' or 'eager' for layers and calls without a memory", repr(own),
-            'Load the model with attn_implementation="sdpa".',
-        )  # fmt: skip
+def _own_attention(own: str, module: torch.nn.Module) -> tuple[Any, torch.nn.Module]:
+    """The attention function that the model had, and the module as that function knows it."""
     if own == "eager":
-        return inspect.getmodule(type(module)).eager_attention_forward  # type: ignore[union-attr]
-    return ALL_ATTENTION_FUNCTIONS[own]
+        return inspect.getmodule(type(module)).eager_attention_forward, module  # type: ignore[union-attr]
+    if "flash" in own:  # these ask the module's configuration which of them they are
+        module, config = copy(module), copy(module.config)
+        vars(config)["_attn_implementation_internal"] = own
+        module.config = config
+    return ALL_ATTENTION_FUNCTIONS[own], module
 
 
+@torch.compiler.disable
 def _mask(own: str, *args: Any, **kwargs: Any) -> Tensor | None:
     """The mask function of a routed config: for a memory the 2-D mask itself, since causality is its own."""
     length = kwargs.get("kv_length")
@@ -161,11 +192,11 @@ def _mask(own: str, *args: Any, **kwargs: Any) -> Tensor | None:
     padding = kwargs.get("attention_mask")
     if padding is not None:
         check_mask(padding, int(length))
+    length.layer.announce(int(length), padding)
+    shown = None if padding is None or not length.layer.hides(padding) else padding.bool()
     if kwargs.get("mask_function", causal_mask_function) is causal_mask_function:
-        return None if padding is None or bool(padding.all()) else padding.bool()
-    overlay = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
-    overlay._namm = True
-    return overlay
+        return shown
+    return overlay(sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False}), shown)
 
 
 def check_mask(mask: Tensor, length: int | None = None, whole: bool = False) -> None:

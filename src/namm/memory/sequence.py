@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from namm import kernels
@@ -260,6 +260,16 @@ class Sequence:
         if self.blocks is not before:
             besides = sum(block.nbytes() for block in before)
             self._meter.note(self.layer, self.row, self.nbytes(), besides)
+
+    def drop(self, tokens: Int[Tensor, " token"]) -> None:
+        """Let go of these tokens, as if an update had not kept them."""
+        width = max((block.count for block in self.blocks), default=0)
+        if not width or not len(tokens):
+            return
+        positions = aligned((b.used()[2] for b in self.blocks), width, -1)
+        kept = (positions >= 0) & ~torch.isin(positions, tokens.to(positions))
+        self.blocks = compact(self.blocks, kept)
+        self._meter.note(self.layer, self.row, self.nbytes())
 
     def _score(self, block: Block, selection: Selection) -> Float[Tensor, "kv_head slot"]:
         keys, _, positions, state = block.used()

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Bool
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.compat import passing
 from namm.errors import ConfigurationError
 from namm.memory.attach import attach, find_decoder
 from namm.memory.cache import MemoryCache, make_plan, memory_layers
@@ -279,7 +280,7 @@ def record(
     cache, recorder = None, Recorder()
     with attach(model, policy, selection, interval) as handle:
         for block in torch.tensor([ids], device=model.device).split(interval, dim=1):
-            decoder(input_ids=block, past_key_values=cache, use_cache=True)
+            decoder(input_ids=block, **passing(decoder, cache), use_cache=True)
             cache = handle.cache
             events.append(recorder.after(cache))
         events.append(end_event(handle.cache))

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from namm.compat import cache_in, passing
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import attach
 from namm.memory.cache import storage_bytes
@@ -239,8 +240,10 @@ class _Cached:
         model = self.decision.model
         tokens = self.decision.embed(states, returns, step, before)
         still = torch.zeros(tokens.shape[:2], dtype=torch.long)  # time is in the embedding, not in a position
-        out = model.encoder(inputs_embeds=tokens, position_ids=still, past_key_values=self.cache, use_cache=True)
-        self.cache = out.past_key_values
+        out = model.encoder(
+            inputs_embeds=tokens, position_ids=still, **passing(model.encoder, self.cache), use_cache=True
+        )
+        self.cache = cache_in(out)
         return model.predict_action(out.last_hidden_state[:, -1])
 
     def held(self, row: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from namm.compat import passing
 from namm.errors import ArtefactError, NammError
 from namm.memory.batch import can_join, together
 from namm.memory.cache import MemoryCache
@@ -296,7 +297,7 @@ class Engine:
         due = job.served.plan.next_update(seen)
         count = min(self.limits.chunk, job.unread, job.unread if due is None else due - seen)
         chunk = torch.tensor([job.ids[seen : seen + count]], device=self.host.model.device)
-        logits = self.host.model(chunk, past_key_values=job.cache, logits_to_keep=1).logits[:, -1]
+        logits = self.host.model(chunk, **passing(self.host.model, job.cache), logits_to_keep=1).logits[:, -1]
         job.unread -= count
         self._metrics.read.inc(count)
         self._note(job, reading=True)
@@ -320,11 +321,11 @@ class Engine:
         caches = [job.cache for job in jobs if job.cache is not None]
         tokens = torch.tensor([[job.ids[-1]] for job in jobs], device=device)
         if len(jobs) == 1:
-            logits = self.host.model(tokens, past_key_values=caches[0]).logits[:, -1]
+            logits = self.host.model(tokens, **passing(self.host.model, caches[0])).logits[:, -1]
         else:
             places = torch.tensor([[cache.get_seq_length()] for cache in caches], device=device)
             with together(caches) as batch:
-                logits = self.host.model(tokens, past_key_values=batch, position_ids=places).logits[:, -1]
+                logits = self.host.model(tokens, **passing(self.host.model, batch), position_ids=places).logits[:, -1]
         for job, row in zip(jobs, logits, strict=True):
             job.unread = 0
             self._note(job, reading=False)

@@ -14,6 +14,7 @@ from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import make_plan
 from namm.memory.identity import fingerprint
+from namm.memory.pieces import check_pieces
 from namm.memory.prefix import Footprint, Prefix
 from namm.memory.sequence import Plan
 from namm.memory.slots import SLACK
@@ -127,6 +128,7 @@ class Host:
             )  # fmt: skip
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.decoder = find_decoder(model)
+        check_pieces(self.decoder, "a server, which reads prompts in chunks and goes on with conversations")
         self.shape: Shape = shape_of(model.config, model.dtype)
         self.print = fingerprint(model)
         own = context_length(model) or UNBOUNDED

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from namm.compat import passing
 from namm.errors import ConfigurationError
 from namm.evaluation.reader import Contender, Held, check_bytes, held_by, plan_for
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
+from namm.memory.pieces import check_pieces
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
 from namm.memory.sequence import Plan
@@ -98,6 +100,7 @@ class Watcher:
     def __init__(self, model: PreTrainedModel, interval: int, step: int) -> None:
         self.model, self.interval, self.step = model, interval, step
         self.decoder = find_decoder(model)
+        check_pieces(self.decoder, "questions that are asked after a clip was read")
 
     def boundary(self, showing: Showing) -> int:
         """Tokens read at the last update: up to a step less than all.
@@ -129,7 +132,7 @@ class Watcher:
         plan = plan_for(contender, whole, length, self.interval, after=showing.tokens - length)
         cache = MemoryCache.planned(self.model.config, (plan,))
         with rehearsing(self.decoder):
-            self.model(**showing.inputs, past_key_values=cache, logits_to_keep=1)
+            self.model(**showing.inputs, **passing(self.model, cache), logits_to_keep=1)
         cache.trim()
         held = held_by(cache, 0, plan, whole, showing.tokens)
         check_bytes(contender, held)
@@ -140,7 +143,7 @@ class Watcher:
         """As `watch`, for the usual way to save bytes: fewer frames, all of which are kept."""
         inputs, plan = showing.thinned(share), Plan(KeepAll(), None, self.interval)
         cache = MemoryCache.planned(self.model.config, (plan,))
-        self.model(**inputs, past_key_values=cache, logits_to_keep=1)
+        self.model(**inputs, **passing(self.model, cache), logits_to_keep=1)
         seen = inputs["input_ids"].shape[1]
         full = held_by(cache, 0, plan, whole, seen)
         scale = showing.tokens / seen
@@ -155,7 +158,7 @@ class Watcher:
         replies = []
         for query in queries:
             ids = torch.tensor([query.ids], device=self.model.device)
-            logits = self.model(ids, past_key_values=cache.fork(), logits_to_keep=1).logits[0, -1].float()
+            logits = self.model(ids, **passing(self.model, cache.fork()), logits_to_keep=1).logits[0, -1].float()
             options = torch.tensor(query.options or range(len(logits)), device=logits.device)
             likely = torch.log_softmax(logits[options], 0)
             place = int((options == query.answer).nonzero())
