@@ -306,7 +306,7 @@ def test_a_version_that_was_never_tried_is_named(monkeypatch: pytest.MonkeyPatch
         pass
     assert len(told) == 1
     with (
-        pytest.warns(UserWarning),
+        pytest.warns(UserWarning, match="was not tried"),
         pytest.raises(namm.ModelError, match=r"use_cache=False.*5\.99\.1"),
         namm.attach(model, "h2o", QUARTER),
     ):
@@ -400,7 +400,7 @@ def test_other_ways_in_are_refused_with_their_reason() -> None:
         with pytest.raises(namm.ModelError, match="continuous batching"):
             model.generate_batch([[5, 6, 7]])
         model.set_attn_implementation("sdpa")
-        with torch.no_grad(), pytest.raises(namm.ModelError, match="before namm.attach, not inside"):
+        with torch.no_grad(), pytest.raises(namm.ModelError, match=r"before namm\.attach, not inside"):
             model(ids(1, 20))
     assert "init_continuous_batching" not in vars(model)
 
@@ -420,7 +420,7 @@ def test_policies_that_observe_nothing_update_at_any_interval(interval: int) -> 
 
 @torch.no_grad()
 def test_flash_attention_serves_what_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for flash attention, which needs a GPU: it asks the module which implementation it is, as that does."""
+    """A stand-in for flash attention, which needs a GPU: it too asks the module which implementation it is."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -3,8 +3,8 @@
 For layer `i` and row `r` the tensors `i.r.keys` and `i.r.values` (`[slot, dim]`), `i.r.positions` (`[slot]`) and
 `i.r.state` (`[channel, slot]`) hold the slots in use of all kv heads, one head after another; `counts[i][r]` says where
 a head ends. `i.r.query` and `i.r.lse` are the last queries, while an update is still to come. `heard.tokens` wait for
-their rehearsal, `real` says which columns are no padding if the model's mask needs it, and layers of another kind hold
-what they call by other names. Memory that is free is not written.
+their rehearsal, `shown` says which columns the last mask shows and `read` which were read as tokens, if any is hidden,
+and layers of another kind hold what they call by other names. Memory that is free is not written.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ class Contents:
     """
     Attributes:
         columns: tokens read as the model counts them, padding included.
-        padded: whether there was padding.
         seen, updates: of each row: real tokens read, and how often it has forgotten.
         counts: slots of each kv head, `counts[layer][row][head]`.
         others: plain values of layers of another kind, by layer.
     """
 
     columns: int
-    padded: bool
     seen: list[int]
     updates: list[int]
     counts: dict[str, list[list[int]]]
@@ -61,7 +59,7 @@ def taken(cache: MemoryCache, plan: Plan) -> Contents:
     for i, layer in enumerate(cache.layers):
         if isinstance(layer, MemoryLayer):
             layer.check_served()
-            if _read(layer) != _read(first) or not _same(layer._real, first._real):
+            if _read(layer) != _read(first) or not _same(layer._shown, first._shown):
                 raise ModelError("layers that have read the same", "others", "Save a cache between two calls.")
             counts[str(i)] = [sequence.slots() for sequence in layer.sequences]
             for row, sequence in enumerate(layer.sequences):
@@ -69,16 +67,16 @@ def taken(cache: MemoryCache, plan: Plan) -> Contents:
         else:
             changed[str(i)], parts = others.changes(layer, fresh[i])
             tensors |= {f"{i}.{name}": part for name, part in parts.items()}
-    if first._real is not None:
-        tensors["real"] = first._real
+    if first._shown is not None and first._read is not None:
+        tensors["shown"], tensors["read"] = first._shown, first._read.clone()
     if first.heard is not None:
         tensors["heard.tokens"], tensors["heard.real"] = first.heard
     seen, updates = [s.seen for s in first.sequences], [s.updates for s in first.sequences]
-    return Contents(first.columns, first._padded, seen, updates, counts, changed, tensors)
+    return Contents(first.columns, seen, updates, counts, changed, tensors)
 
 
 def _read(layer: MemoryLayer) -> tuple[Any, ...]:
-    return layer.columns, layer._padded, [(s.seen, s.updates) for s in layer.sequences]
+    return layer.columns, [(s.seen, s.updates) for s in layer.sequences]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -104,13 +102,13 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
     """Give a fresh cache these contents."""
     tensors = {
         name: held.tensors[name].to(device, copy=True)
-        for name in ("real", "heard.tokens", "heard.real")
+        for name in ("shown", "read", "heard.tokens", "heard.real")
         if name in held.tensors
     }
     for i, layer in enumerate(cache.layers):
         if isinstance(layer, MemoryLayer):
             _fill_layer(layer, held, device)
-            layer._real = tensors.get("real")
+            layer._shown, layer._read = tensors.get("shown"), tensors.get("read")
         else:
             parts = {n.partition(".")[2]: t for n, t in held.tensors.items() if n.partition(".")[0] == str(i)}
             others.fill(layer, held.others[str(i)], parts, device)
@@ -120,7 +118,7 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
 
 
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:
-    layer.columns, layer._padded = held.columns, held.padded
+    layer.columns = held.columns
     for row, counts in enumerate(held.counts[str(layer.index)]):
         names = ("keys", "values", "positions", "state", "query", "lse")
         found = {name: held.tensors.get(f"{layer.index}.{row}.{name}") for name in names}
