@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -20,6 +20,7 @@ from transformers.cli.serving.utils import get_response_template
 from transformers.generation import GenerateDecoderOnlyOutput
 
 TESTED = ((5, 17), (5, 24))  # the oldest and the newest version that the tests were run with; see pyproject.toml
+Function = TypeVar("Function", bound=Callable[..., Any])
 _NAMES = ("cache", "past_key_values")
 _NAME = next(name for name in _NAMES if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
 
@@ -72,6 +73,12 @@ def cache_in(output: Any) -> Cache:
     """The cache that a call returned."""
     found: Cache = getattr(output, _NAME)
     return found
+
+
+def untraced(function: Function) -> Function:
+    """`torch.compile` leaves the function as it is, and compiles what is around it."""
+    disabled: Function = torch.compiler.disable(function)
+    return disabled
 
 
 def drops_its_cache(decoder: torch.nn.Module) -> bool:

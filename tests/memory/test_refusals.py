@@ -7,6 +7,7 @@ from torch import nn
 
 import namm
 from namm import Budget, Threshold
+from namm.compat import cache_argument
 from tests.memory.test_interface import _unchanged
 from tests.zoo import causal_model, ids
 
@@ -187,7 +188,7 @@ def test_attention_that_goes_another_way_is_noticed(monkeypatch: pytest.MonkeyPa
 
     def bypass(self, *args, **kwargs):
         self.config._attn_implementation_internal, routed = "sdpa", self.config._attn_implementation
-        cache = kwargs["past_key_values"]
+        cache = kwargs[cache_argument(self)]
         update = cache.layers[self.layer_idx].update
         monkeypatch.setattr(cache.layers[self.layer_idx], "update", lambda k, v: tuple(t.clone() for t in update(k, v)))
         self.config._attn_implementation_internal = routed

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from namm.compat import cache_argument, cache_given, drops_its_cache, untested, warn_if_untested
+from namm.compat import cache_argument, cache_given, drops_its_cache, untested, untraced, warn_if_untested
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
 from namm.memory.layer import MemoryLayer, is_overlay
@@ -206,7 +206,7 @@ def _before(handle: Handle, holder: PreTrainedModel, decoder: PreTrainedModel) -
     name = cache_argument(holder)
     assert name is not None
 
-    @torch.compiler.disable
+    @untraced
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         given = cache_given(holder, kwargs)
@@ -280,7 +280,7 @@ def _memory_for(cache: Cache | None, handle: Handle, decoder: PreTrainedModel) -
 def _after(handle: Handle) -> Any:
     """No eviction although one was due must not pass in silence: every layer read every token, and forgot on time."""
 
-    @torch.compiler.disable
+    @untraced
     def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = kwargs.get(cache_argument(module) or "")
         if not isinstance(cache, MemoryCache):  # a call that asked for none

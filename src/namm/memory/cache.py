@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from namm.compat import warn_if_untested
+from namm.compat import untraced, warn_if_untested
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer
 from namm.memory.routing import check_routed, route, unroute
@@ -166,7 +165,7 @@ class MemoryCache(Cache):
         assert isinstance(cache, MemoryCache)
         return cache
 
-    @torch.compiler.disable
+    @untraced
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

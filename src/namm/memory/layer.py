@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from namm.compat import untested
+from namm.compat import untested, untraced
 from namm.errors import ModelError
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 
@@ -110,7 +110,7 @@ class MemoryLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         return self.columns
 
-    @torch.compiler.disable
+    @untraced
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         if isinstance(query_length, Tensor):  # transformers 5.17 may hand over cache positions
             query_length = query_length.shape[0]

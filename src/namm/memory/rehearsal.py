@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from namm.compat import cache_given, passing
+from namm.compat import cache_given, passing, untraced
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
 from namm.memory.sequence import Plan
@@ -61,7 +61,7 @@ def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
     return wanted.pop() if wanted else None
 
 
-@torch.compiler.disable
+@untraced
 def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
     cache = cache_given(decoder, kwargs)

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from namm.compat import untraced
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer, SeenLength, is_overlay, layer_of, overlay
 from namm.memory.sequence import Scaling
@@ -102,7 +103,7 @@ def _register(own: str) -> None:
         AttentionMaskInterface.register(_PREFIX + own, partial(_mask, own))
 
 
-@torch.compiler.disable
+@untraced
 def _attention(
     own: str,
     module: torch.nn.Module,
@@ -183,7 +184,7 @@ def _own_attention(own: str, module: torch.nn.Module) -> tuple[Any, torch.nn.Mod
     return ALL_ATTENTION_FUNCTIONS[own], module
 
 
-@torch.compiler.disable
+@untraced
 def _mask(own: str, *args: Any, **kwargs: Any) -> Tensor | None:
     """The mask function of a routed config: for a memory the 2-D mask itself, since causality is its own."""
     length = kwargs.get("kv_length")
