@@ -192,7 +192,9 @@ def test_attention_that_goes_another_way_is_noticed(monkeypatch: pytest.MonkeyPa
         self.config._attn_implementation_internal, routed = "sdpa", self.config._attn_implementation
         cache = kwargs[name]
         update = cache.layers[self.layer_idx].update
-        monkeypatch.setattr(cache.layers[self.layer_idx], "update", lambda k, v: tuple(t.clone() for t in update(k, v)))
+        monkeypatch.setattr(
+            cache.layers[self.layer_idx], "update", lambda k, v, **_: tuple(t.clone() for t in update(k, v))
+        )
         self.config._attn_implementation_internal = routed
         return original(self, *args, **kwargs)
 
