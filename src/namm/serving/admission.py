@@ -38,7 +38,8 @@ class Admission:
     def fits(self, job: Job, running: Iterable[Job]) -> bool:
         """Whether the most that a request may hold is free beside those that run; conversations at rest make way."""
         match = job.match = self._match(job)
-        job.reserved = job.served.bytes_for(max(match.tokens, len(job.prompt_ids)) + job.most)
+        tokens = max(match.tokens, len(job.prompt_ids)) + job.most
+        job.reserved = job.width * job.served.bytes_for(tokens)
         held, found = self._conversations.bytes_held, match.found
         if found is not None:
             self._conversations.touch(found)  # the last to make room
@@ -55,6 +56,8 @@ class Admission:
         known, version = job.match, self._conversations.version
         if known is not None and known.version == version:
             return known
+        if job.scored:
+            return Match(version, None, job.prompt_ids)
         found = self._conversations.find(job.owner, job.served.id, job.prompt, job.prompt_ids, job.chat)
         if found is None:
             return Match(version, None, job.prompt_ids)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -26,14 +26,15 @@ from namm.memory.rehearsal import rehearsing
 from namm.memory.routing import route, unroute
 from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
 from namm.serving.admission import Admission
-from namm.serving.conversations import Conversation, Conversations, Said, rested
+from namm.serving.answer import Piece, Scored
+from namm.serving.conversations import Conversation, Conversations, Said, kept_tokens, rested
 from namm.serving.fair_queue import FairQueue
 from namm.serving.fatal import end_process, is_fatal
 from namm.serving.host import Host, Limits
 from namm.serving.job import Job
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, draining, generation_failed, never_fits
-from namm.serving.sampling import Sampler
+from namm.serving.refusals import Refusal, draining, generation_failed, invalid, never_fits
+from namm.serving.sampling import Sampler, scored
 
 log = logging.getLogger("namm.serving")
 Result = TypeVar("Result")
@@ -75,16 +76,20 @@ class Engine:
 
     # -- for other threads ---------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
-        """
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """All of these, or none: they are one request.
+
         Raises:
             Refusal: the request can never be held, the queue is full, or the server is shutting down.
         """
-        needed = job.served.bytes_for(len(job.prompt_ids) + job.most)
-        if needed > self.limits.memory:
-            raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
+        for job in jobs:
+            needed = job.width * job.served.bytes_for(len(job.prompt_ids) + job.most)
+            if needed > self.limits.memory:
+                raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
+            if job.width > self.limits.parallel:
+                raise invalid(f"expected at most {self.limits.parallel} answers at once; got {job.width}.", "n")
         with self._work_comes():
-            self._queue.add(job, max(0, self.limits.parallel - len(self._jobs)), self.wait_seconds())
+            self._queue.add(jobs, max(0, self.limits.parallel - len(self._jobs)), self.wait_seconds())
 
     def call(self, action: Callable[[], Result]) -> Future[Result]:
         """Have something done between two steps, with the conversations at rest."""
@@ -216,6 +221,9 @@ class Engine:
         """
         try:
             yield
+        except Refusal as error:
+            for job in jobs:
+                self._fail(job, error)
         except Exception as error:
             if is_fatal(error, self.host.model.device):
                 raise
@@ -244,7 +252,9 @@ class Engine:
 
     def _admit(self) -> None:
         """In the order of the queue, as far as bytes and places reach."""
-        while len(self._jobs) < self.limits.parallel and (job := self._queue.next) is not None:
+        while (job := self._queue.next) is not None:
+            if sum(one.width for one in self._jobs) + job.width > self.limits.parallel:
+                return
             with self._guarded(job):
                 if self._admission.fits(job, self._jobs):
                     with self._wake:
@@ -266,6 +276,9 @@ class Engine:
             job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
         job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused
         job.sampler = Sampler(self.host.model, job.sampling, len(job.ids))
+        if job.echo:
+            first = (Scored(job.ids[0], None),) if job.scored else ()
+            job.streamer.text(Piece(job.prompt, first))
         if job.watch:
             job.recorder = Recorder(job.cache)
             job.written = Pieces(self.host.tokenizer)
@@ -297,22 +310,47 @@ class Engine:
         due = job.served.plan.next_update(seen)
         count = min(self.limits.chunk, job.unread, job.unread if due is None else due - seen)
         chunk = torch.tensor([job.ids[seen : seen + count]], device=self.host.model.device)
-        logits = self.host.model(chunk, **passing(self.host.model, job.cache), logits_to_keep=1).logits[:, -1]
+        kept = count if job.scored else 1
+        logits = self.host.model(chunk, **passing(self.host.model, job.cache), logits_to_keep=kept).logits
+        if job.scored:
+            following = job.ids[seen + 1 : seen + 1 + count]
+            tokens = scored(logits[0, : len(following)], following, job.likeliest or 0)
+            job.streamer.text(Piece("", tuple(tokens)))
         job.unread -= count
         self._metrics.read.inc(count)
         self._note(job, reading=True)
         if job.unread:
             self._reading.append(job)
-        else:
-            self._answering.append(job)
-            self._write(job, logits)
+            return
+        for one in self._branched(job):
+            self._answering.append(one)
+            if one.most:
+                self._write(one, logits[:, -1])
+            else:
+                self._finish(one, "length")
+
+    def _branched(self, job: Job) -> list[Job]:
+        """All answers to a prompt that was read, each with a memory of its own."""
+        assert job.cache is not None
+        jobs = [job, *job.branches]
+        forgotten = len(job.ids) - kept_tokens(job.cache)
+        for one in job.branches:
+            one.cache, one.prompt_ids, one.ids = job.cache.fork(), job.prompt_ids, list(job.ids)
+            one.sampler = Sampler(self.host.model, one.sampling, len(one.ids))
+            one.began, one.forgotten_before = job.began, forgotten
+        job.branches, job.reserved = (), job.reserved // len(jobs)
+        for one in jobs:
+            one.reserved = job.reserved
+        with self._wake:
+            self._jobs.update(jobs)
+        return jobs
 
     def _groups(self) -> list[list[Job]]:
         """Answers that can be written in one batch: of the same memory, with nothing but memories as layers."""
-        groups: dict[str, list[Job]] = {}
+        groups: dict[object, list[Job]] = {}
         for job in self._answering:
             assert job.cache is not None
-            groups.setdefault(job.served.id if can_join(job.cache) else job.id, []).append(job)
+            groups.setdefault(job.served.id if can_join(job.cache) else job, []).append(job)
         return list(groups.values())
 
     def _answer(self, jobs: list[Job]) -> None:
@@ -342,13 +380,12 @@ class Engine:
         self._metrics.written.inc()
         if job.written is not None:
             job.streamer.event(token_event([job.written.next(token)]))
-        job.streamer.text(job.text.add(token))
+        told = None if job.likeliest is None else scored(logits, [token], job.likeliest)[0]
+        job.streamer.text(job.text.add(token, told))
         if job.sampler.ends(token) or job.text.stopped:
-            job.finish = "stop"
+            self._finish(job, "stop")
         elif len(job.answer_ids) >= job.most:
-            job.finish = "length"
-        if job.finish is not None:
-            self._finish(job)
+            self._finish(job, "length")
 
     def _note(self, job: Job, reading: bool) -> None:
         """Show what became of a memory; while it answers, only what was forgotten."""
@@ -357,31 +394,29 @@ class Engine:
             if reading or event["type"] == "update":
                 job.streamer.event(event)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Job, reason: str) -> None:
         """The conversation comes to rest before its client hears the end, and may go on at once."""
-        cache = job.cache
+        cache, read = job.cache, job.read_ids
         assert cache is not None
         self._leave(job)
-        shown = self._text_of(job.answer_ids[:-1])
+        job.finish = reason
+        shown = self.host.text_of(read[len(job.prompt_ids) :])
         job.streamer.text(job.text.close())
-        said = Said(job.chat, job.prompt, shown, tuple(job.ids[:-1]))
+        said = Said(job.chat, job.prompt, shown, tuple(read))
         rest = rested(job.owner, job.served, said, cache, job.conversation)
         job.kept, job.bytes_held, job.bytes_full = rest.kept, rest.bytes_held, rest.bytes_full
-        goes_on = job.text.shown.startswith(shown)  # not so if more was read than is shown: a long stop sequence
+        # not so if more was read than is shown, a long stop sequence; nor is what only evaluates a text a conversation
+        goes_on = job.text.shown.startswith(shown) and not job.scored
         job.conversation = rest.id if goes_on else None
         if goes_on:
             self.conversations.add(rest)
         job.ended = time.monotonic()
+        job.first = job.first or job.ended
         self._seconds += 0.2 * (job.ended - (job.began or job.ended) - self._seconds)
         self._metrics.finished(job)
         if job.watch:
             job.streamer.event(end_event(cache))
         job.streamer.end()
-
-    def _text_of(self, ids: list[int]) -> str:
-        text = self.host.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
 
     def _leave(self, job: Job) -> None:
         """The job runs no more; what it held is free unless it comes to rest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from namm.serving.refusals import full_queue
@@ -29,8 +29,9 @@ class FairQueue:
     def __iter__(self) -> Iterator[Job]:
         return (job for queue in self._queues.values() for job in queue)
 
-    def add(self, job: Job, free: int, seconds: int) -> None:
-        """
+    def add(self, jobs: Sequence[Job], free: int, seconds: int) -> None:
+        """All jobs of a request, which are of one owner.
+
         Args:
             free: requests that need not wait, since places are free.
             seconds: after which a refused request may come again.
@@ -38,11 +39,12 @@ class FairQueue:
         Raises:
             Refusal: too many wait already.
         """
-        own = len(self._queues.get(job.owner, ()))
+        owner = jobs[0].owner
+        own = len({job.id for job in self._queues.get(owner, ())})
         if own >= self._each + free or (own and self._count >= self._most + free):
             raise full_queue(own, seconds)
-        self._queues.setdefault(job.owner, deque()).append(job)
-        self._count += 1
+        self._queues.setdefault(owner, deque()).extend(jobs)
+        self._count += len(jobs)
 
     @property
     def next(self) -> Job | None:

@@ -13,12 +13,13 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
+from transformers.utils.chat_parsing import ResponseParser
 
 from namm.serving.answer import Answers, Streamer, Text
 from namm.serving.door import unless_gone
 from namm.serving.engine import Engine
 from namm.serving.job import Job
-from namm.serving.prompts import encode, parser_of, render
+from namm.serving.prompts import Prompt, encode, of_text, of_tokens, parser_of, render
 from namm.serving.refusals import Refusal, invalid, not_json, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, read
 from namm.serving.responses import ChatWriter, TextWriter, Writer, usage_of
@@ -100,8 +101,7 @@ class Handlers:
         exchange = await unless_gone(http.receive, reading)
         streaming = False
         try:
-            for job in exchange.jobs:
-                self._engine.submit(job)
+            self._engine.submit([job for job in exchange.jobs if not job.branch])
             if exchange.request.stream:
                 streaming = True
                 return _Streaming(exchange, http)
@@ -119,30 +119,45 @@ class Handlers:
         if served is None:
             raise unknown_model(request.model, list(host.served))
         most = self._longest_answer(request)
-        sampling = Sampling.of(request, host.model, most)
+        sampling = Sampling.of(request, host, most)
+        prompts, count = self._prompts(request), request.answers
         writer: Writer
+        parsers: list[ResponseParser | None] = [None] * (len(prompts) * count)
         if isinstance(request, ChatRequest):
-            prompt, param = render(request, host), "messages"
-            parser = parser_of(request, prompt, host)
-            writer = ChatWriter(request, [parser], 1 if request.parallel_tool_calls is False else None)
+            parsers = [parser_of(request, prompts[0].text, host) for _ in parsers]
+            writer = ChatWriter(request, host.vocabulary, parsers)
         else:
-            prompt, param, parser = request.text, "prompt", None
-            writer = TextWriter(request, 1)
-        ids = encode(prompt, host, param, special=param == "prompt")
-        job = Job(
-            id=writer.id,
-            owner=owner,
-            served=served,
-            chat=isinstance(request, ChatRequest),
-            prompt=prompt,
-            prompt_ids=ids,
-            sampling=sampling,
-            most=self._that_fits(len(ids), most, request, param),
-            text=Text(host.tokenizer, request.stops, special=parser is not None),
-            streamer=Streamer(answers, 0),
-            watch=request.watched,
-        )
-        return Exchange(request, [job], answers, writer)
+            writer = TextWriter(request, host.vocabulary, len(parsers))
+        jobs = [
+            Job(
+                id=writer.id,
+                owner=owner,
+                served=served,
+                chat=isinstance(request, ChatRequest),
+                prompt=prompts[number // count].text,
+                prompt_ids=prompts[number // count].ids,
+                sampling=sampling.branch(number % count),
+                most=self._that_fits(len(prompts[number // count].ids), most, request),
+                text=Text(host.tokenizer, request.stops, special=parser is not None),
+                streamer=Streamer(answers, number),
+                watch=request.watched,
+                echo=isinstance(request, CompletionRequest) and request.echo,
+                likeliest=request.likeliest,
+                branch=number % count > 0,
+            )
+            for number, parser in enumerate(parsers)
+        ]
+        for first in range(0, len(jobs), count):
+            jobs[first].branches = tuple(jobs[first + 1 : first + count])
+        return Exchange(request, jobs, answers, writer)
+
+    def _prompts(self, request: ChatRequest | CompletionRequest) -> list[Prompt]:
+        if isinstance(request, ChatRequest):
+            text = render(request, self._host)
+            return [Prompt(text, encode(text, self._host, "messages", special=False))]
+        return [
+            of_text(one, self._host) if isinstance(one, str) else of_tokens(one, self._host) for one in request.prompts
+        ]
 
     def _longest_answer(self, request: ChatRequest | CompletionRequest) -> int:
         asked, most = request.most, self._engine.limits.answer
@@ -151,9 +166,9 @@ class Handlers:
             raise invalid(f"expected at most {most:,} tokens for an answer; got {asked:,}. Lower {field}.", field)
         return min(most, DEFAULT_ANSWER) if asked is None else asked
 
-    def _that_fits(self, prompt: int, most: int, request: ChatRequest | CompletionRequest, param: str) -> int:
+    def _that_fits(self, prompt: int, most: int, request: ChatRequest | CompletionRequest) -> int:
         """Tokens of the answer: fewer than the default where the context ends, never fewer than were asked for."""
-        context = self._host.context
+        context, param = self._host.context, "messages" if isinstance(request, ChatRequest) else "prompt"
         if not prompt:
             raise invalid("expected a prompt of at least one token; got none. Give a text.", param)
         if prompt + most > context and (request.most is not None or prompt >= context):

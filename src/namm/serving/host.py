@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from namm.models import context_length
 from namm.policies import own_interval, resolve
 from namm.report.trace import Shape, rule_of, shape_of
 from namm.selection import Budget, Selection
+from namm.serving.grammar import Grammars
+from namm.serving.vocabulary import Vocabulary
 
 UNBOUNDED = 1 << 20  # context of a model whose configuration names none
 
@@ -137,10 +140,35 @@ class Host:
         self.context = context or own
         self.served = {served.id: served for served in self._offers(memories, budget, update_interval)}
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that the model knows, at least as many as its tokenizer."""
+        count: int = self.model.get_input_embeddings().num_embeddings
+        return count
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """
+        Raises:
+            NotFoundError: llguidance is not installed.
+        """
+        ends = self.model.generation_config.eos_token_id
+        return Grammars(self.tokenizer, self.token_count, ends if isinstance(ends, list) else [ends] if ends else [])
+
     def tokens(self, text: str, special: bool) -> list[int]:
         """The tokens of a text; `special`: with those that the tokenizer sets around it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
+
+    def text_of(self, ids: list[int], special: bool = False) -> str:
+        """The text of tokens; `special`: with special ones."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
     def _offers(self, memories: list[str | Path], budget: float | None, interval: int | None) -> list[Served]:
         prefix = Prefix.of(self.model, torch.tensor([[0, 0]], device=self.model.device)).without_tokens()

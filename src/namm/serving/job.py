@@ -27,6 +27,10 @@ class Job:
         most: tokens of the answer at most.
         text: the answer's text so far.
         watch: whether events of the memory are streamed as well.
+        echo: whether the prompt is part of what is told.
+        likeliest: tokens to name in each place; None where no probabilities were asked for.
+        branches: further answers to the same prompt, which begin where it was read.
+        branch: whether this is one.
         ids: prompt and answer.
         unread: tokens of `ids`, the last ones, that the model has not read.
         reused: tokens that a continued conversation had read.
@@ -49,6 +53,10 @@ class Job:
     text: Text
     streamer: Streamer
     watch: bool = False
+    echo: bool = False
+    likeliest: int | None = None
+    branches: tuple[Job, ...] = ()
+    branch: bool = False
     ids: list[int] = field(default_factory=list)
     unread: int = 0
     reused: int = 0
@@ -73,3 +81,18 @@ class Job:
     @property
     def answer_ids(self) -> list[int]:
         return self.ids[len(self.prompt_ids) :]
+
+    @property
+    def read_ids(self) -> list[int]:
+        """All that the model has read."""
+        return self.ids[: len(self.ids) - self.unread]
+
+    @property
+    def width(self) -> int:
+        """Answers."""
+        return 1 + len(self.branches)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's own probabilities were asked for, so that all of it has to be read."""
+        return self.echo and self.likeliest is not None

@@ -55,10 +55,10 @@ class Metrics:
         assert job.first is not None
         assert job.ended is not None
         self.reused.inc(job.reused)
-        self.forgotten.inc(max(0.0, len(job.ids) - 1 - job.kept - job.forgotten_before))
+        self.forgotten.inc(max(0.0, len(job.read_ids) - job.kept - job.forgotten_before))
         self.first.observe(job.first - job.came)
         after = len(job.answer_ids) - 1
-        if after and job.ended > job.first:
+        if after > 0 and job.ended > job.first:
             self.speed.observe(after / (job.ended - job.first))
 
     def gauge(self, state: dict[str, float], conversations: Conversations) -> None:

@@ -6,6 +6,7 @@ All of this can take as long as its text is long, so it belongs into a thread of
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -21,6 +22,34 @@ _CHARACTERS = 8  # of a token, more than most texts have
 _OF_TEMPLATES = (
     TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an answer goes on from."""
+
+    text: str
+    ids: list[int]
+
+
+def of_text(text: str, host: Host) -> Prompt:
+    """
+    Raises:
+        Refusal: the text is far too long.
+    """
+    return Prompt(text, encode(text, host, "prompt", special=True))
+
+
+def of_tokens(ids: list[int], host: Host) -> Prompt:
+    """
+    Raises:
+        Refusal: a token that the model does not know, or more than it has a context for.
+    """
+    if len(ids) > host.context:
+        raise too_long(len(ids), 0, host.context, "prompt")
+    if max(ids) >= host.token_count:
+        raise invalid(f"expected token ids below {host.token_count:,}; got {max(ids):,}.", "prompt")
+    return Prompt(host.text_of(ids, special=True), ids)
 
 
 def encode(text: str, host: Host, param: str, special: bool) -> list[int]:

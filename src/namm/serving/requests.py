@@ -125,8 +125,24 @@ class Watch(_Strict):
     watch: bool = False
 
 
+class Schema(_Strict):
+    """A JSON schema, and what it is called."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
+    strict: bool | None = None
+
+
 class ResponseFormat(_Strict):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError('expected a json_schema with the type "json_schema", and with no other')
+        return self
 
 
 class Request(_Strict):
@@ -145,7 +161,7 @@ class Request(_Strict):
     logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], _at_most(MOST_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | Annotated[list[str], _list(MOST_STOPS)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     user: str | None = None
     namm: Watch | None = None
 
@@ -171,6 +187,22 @@ class Request(_Strict):
                 raise ValueError(f"expected stop sequences of at least one character and at most 1,000; got {len(one)}")
         return stop
 
+    @model_validator(mode="after")
+    def _watches_one(self) -> Request:
+        if self.watched and self.answers > 1:
+            raise ValueError("expected one answer to watch; got a request for several")
+        return self
+
+    @property
+    def answers(self) -> int:
+        """To each prompt."""
+        return self.n or 1
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """What the answer's JSON has to follow; None for text."""
+        return None
+
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -195,14 +227,34 @@ class ChatRequest(Request):
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     metadata: Annotated[dict[str, str], _at_most(16)] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("expected top_logprobs with logprobs: true; got them alone")
+        if self.shown_tools and self.schema_of_answer is not None:
+            raise ValueError("expected either tools or an answer in JSON; got both")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """Tokens to name in each place of the answer; None where no probabilities were asked for."""
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        return {"type": "object"} if form.json_schema is None else form.json_schema.schema_
 
     @property
     def most(self) -> int | None:
@@ -218,11 +270,29 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[str], _list(1, least=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[str], _list(MOST_ANSWERS, least=1)]
+        | Tokens
+        | Annotated[list[Tokens], _list(MOST_ANSWERS, least=1)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    logprobs: None = None
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> CompletionRequest:
+        if (count := len(self.prompts) * self.answers) > MOST_ANSWERS:
+            raise ValueError(f"expected at most {MOST_ANSWERS} answers, n to each prompt; got {count}")
+        if self.watched and len(self.prompts) > 1:
+            raise ValueError("expected one answer to watch; got a request for several")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """Tokens to name in each place of the text; None where no probabilities were asked for."""
+        return self.logprobs
 
     @property
     def most(self) -> int | None:
@@ -230,8 +300,11 @@ class CompletionRequest(Request):
         return self.max_tokens if self.max_tokens is not None else 16
 
     @property
-    def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Texts, or tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item, return-value]
 
 
 def read(kind: type[Asked], body: bytes) -> Asked:

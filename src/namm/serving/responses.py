@@ -10,13 +10,18 @@ from uuid import uuid4
 
 from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
 from transformers.utils.chat_parsing import ResponseParser
 
 from namm.report.trace import Event
+from namm.serving.answer import Piece, Scored
 from namm.serving.job import Job
 from namm.serving.messages import Message
-from namm.serving.requests import Request
+from namm.serving.requests import ChatRequest, CompletionRequest, Request
+from namm.serving.vocabulary import Vocabulary
+
+UNLIKELY = -9999.0  # what OpenAI tells of a token that is out of the question
 
 
 class Writer(ABC):
@@ -28,17 +33,18 @@ class Writer(ABC):
 
     prefix: str
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, vocabulary: Vocabulary) -> None:
         self.id = f"{self.prefix}-{uuid4().hex}"
         self._model, self._created, self._with_usage = request.model, int(time.time()), request.with_usage
+        self._vocabulary = vocabulary
 
     @abstractmethod
     def begin(self) -> list[BaseModel]:
         """The chunks that are sent before there is any text."""
 
     @abstractmethod
-    def add(self, choice: int, text: str) -> list[BaseModel]:
-        """The chunks of some text of an answer."""
+    def add(self, choice: int, piece: Piece) -> list[BaseModel]:
+        """The chunks of a piece of an answer."""
 
     @abstractmethod
     def end(self, choice: int, reason: str) -> list[BaseModel]:
@@ -68,22 +74,28 @@ class ChatWriter(Writer):
 
     Args:
         parsers: one for each answer, see `Message`.
-        most_calls: of tools in an answer; None for any number.
     """
 
     prefix = "chatcmpl"
 
-    def __init__(self, request: Request, parsers: Sequence[ResponseParser | None], most_calls: int | None) -> None:
-        super().__init__(request)
+    def __init__(self, request: ChatRequest, vocabulary: Vocabulary, parsers: Sequence[ResponseParser | None]) -> None:
+        super().__init__(request, vocabulary)
+        most_calls = 1 if request.parallel_tool_calls is False else None
         self._messages = [Message(f"{self.id}-{i}", parser, most_calls) for i, parser in enumerate(parsers)]
         self._reasons = [""] * len(parsers)
+        self._scored = request.logprobs
+        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in parsers]
 
     def begin(self) -> list[BaseModel]:
         first = {"role": "assistant"}
         return [self._delta(i, delta) for i, one in enumerate(self._messages) for delta in [first, *one.begin()]]
 
-    def add(self, choice: int, text: str) -> list[BaseModel]:
-        return [self._delta(choice, delta) for delta in self._messages[choice].add(text)]
+    def add(self, choice: int, piece: Piece) -> list[BaseModel]:
+        deltas, logprobs = self._messages[choice].add(piece.text), [self._logprob(token) for token in piece.tokens]
+        self._logprobs[choice] += logprobs
+        if logprobs and not deltas:  # of a tool call, or of what only ends the answer
+            deltas = [{}]
+        return [self._delta(choice, delta, logprobs=[] if i else logprobs) for i, delta in enumerate(deltas)]
 
     def end(self, choice: int, reason: str) -> list[BaseModel]:
         message = self._messages[choice]
@@ -92,47 +104,73 @@ class ChatWriter(Writer):
         return [*chunks, self._delta(choice, {}, self._reasons[choice])]
 
     def whole(self, jobs: Sequence[Job]) -> BaseModel:
+        told = zip(self._messages, self._reasons, self._logprobs, strict=True)
         choices = [
-            {"index": i, "message": message.whole(), "finish_reason": reason, "logprobs": None}
-            for i, (message, reason) in enumerate(zip(self._messages, self._reasons, strict=True))
+            {"index": i, "message": one.whole(), "finish_reason": reason, "logprobs": self._told_logprobs(logprobs)}
+            for i, (one, reason, logprobs) in enumerate(told)
         ]
         return ChatCompletion.model_validate(self._told("chat.completion", choices=choices, usage=usage_of(jobs)))
 
-    def _delta(self, choice: int, delta: dict[str, Any], reason: str | None = None) -> BaseModel:
-        return self._chunk([{"index": choice, "delta": delta, "finish_reason": reason, "logprobs": None}])
+    def _delta(
+        self, choice: int, delta: dict[str, Any], reason: str | None = None, logprobs: Sequence[dict[str, Any]] = ()
+    ) -> BaseModel:
+        told = self._told_logprobs(logprobs) if logprobs else None
+        return self._chunk([{"index": choice, "delta": delta, "finish_reason": reason, "logprobs": told}])
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> BaseModel:
         told = self._told("chat.completion.chunk", choices=choices, **more)
         return ChatCompletionChunk.model_validate({"usage": None} | told if self._with_usage else told)
 
+    def _told_logprobs(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"content": [*logprobs], "refusal": None} if self._scored else None
+
+    def _logprob(self, scored: Scored) -> dict[str, Any]:
+        assert scored.logprob is not None
+        best = [self._named(token, logprob) for token, logprob in scored.best]
+        return self._named(scored.token, scored.logprob) | {"top_logprobs": best}
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        written = self._vocabulary.bytes_of(token)
+        return {"token": written.decode(errors="replace"), "bytes": [*written], "logprob": max(logprob, UNLIKELY)}
+
 
 class TextWriter(Writer):
-    """`/v1/completions`."""
+    """`/v1/completions`.
+
+    Args:
+        count: of answers.
+    """
 
     prefix = "cmpl"
 
-    def __init__(self, request: Request, count: int) -> None:
-        """`count`: of answers."""
-        super().__init__(request)
+    def __init__(self, request: CompletionRequest, vocabulary: Vocabulary, count: int) -> None:
+        super().__init__(request, vocabulary)
+        self._scored = request.logprobs is not None
         self._texts, self._reasons = [""] * count, [""] * count
+        self._logprobs = [Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[]) for _ in range(count)]
+        self._ends = [0] * count  # where the next token begins
 
     def begin(self) -> list[BaseModel]:
         return []
 
-    def add(self, choice: int, text: str) -> list[BaseModel]:
-        self._texts[choice] += text
-        return [self._chunk([{"index": choice, "text": text, "finish_reason": None, "logprobs": None}])]
+    def add(self, choice: int, piece: Piece) -> list[BaseModel]:
+        self._texts[choice] += piece.text
+        return [self._choice(choice, piece.text, None, self._note(choice, piece.tokens) if piece.tokens else None)]
 
     def end(self, choice: int, reason: str) -> list[BaseModel]:
         self._reasons[choice] = reason
-        return [self._chunk([{"index": choice, "text": "", "finish_reason": reason, "logprobs": None}])]
+        return [self._choice(choice, "", reason, None)]
 
     def whole(self, jobs: Sequence[Job]) -> BaseModel:
+        told = zip(self._texts, self._reasons, self._logprobs, strict=True)
         choices = [
-            {"index": i, "text": text, "finish_reason": reason, "logprobs": None}
-            for i, (text, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
+            {"index": i, "text": text, "finish_reason": reason, "logprobs": logprobs if self._scored else None}
+            for i, (text, reason, logprobs) in enumerate(told)
         ]
         return self._made(choices, usage=usage_of(jobs))
+
+    def _choice(self, choice: int, text: str, reason: str | None, logprobs: Logprobs | None) -> BaseModel:
+        return self._chunk([{"index": choice, "text": text, "finish_reason": reason, "logprobs": logprobs}])
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> BaseModel:
         return self._made(choices, **({"usage": None} | more if self._with_usage else more))
@@ -142,10 +180,45 @@ class TextWriter(Writer):
         made = [CompletionChoice.model_construct(**choice) for choice in choices]
         return Completion.model_construct(**self._told("text_completion", choices=made, **more))
 
+    def _note(self, choice: int, tokens: Sequence[Scored]) -> Logprobs:
+        """The probabilities of some tokens, which are added to those before."""
+        new: dict[str, Any] = {
+            "tokens": [self._name(one.token) for one in tokens],
+            "token_logprobs": [one.logprob if one.logprob is None else max(one.logprob, UNLIKELY) for one in tokens],
+            "top_logprobs": [self._top(one) for one in tokens],
+            "text_offset": [self._place(choice, one.token) for one in tokens],
+        }
+        for name, values in new.items():
+            getattr(self._logprobs[choice], name).extend(values)
+        return Logprobs.model_construct(**new)
+
+    def _top(self, one: Scored) -> dict[str, float] | None:
+        if one.logprob is None:
+            return None
+        chances = (*one.best, (one.token, one.logprob))
+        return {self._name(token): max(logprob, UNLIKELY) for token, logprob in chances}
+
+    def _place(self, choice: int, token: int) -> int:
+        """Where a token begins in the text, in characters; special tokens that are not shown take no place."""
+        start, written = self._ends[choice], self._vocabulary.bytes_of(token)
+        shown = not self._vocabulary.is_special(token) or self._texts[choice].startswith(written.decode(), start)
+        if shown:
+            self._ends[choice] += sum(byte & 0xC0 != 0x80 for byte in written)  # bytes that begin a character
+        return start
+
+    def _name(self, token: int) -> str:
+        """Its text; of a part of a character its bytes, as OpenAI writes them."""
+        written = self._vocabulary.bytes_of(token)
+        try:
+            return written.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)
+
 
 def usage_of(jobs: Sequence[Job]) -> dict[str, Any]:
     """Tokens read, remembered and written; what the memories came to hold."""
-    prompt, answer = sum(len(job.prompt_ids) for job in jobs), sum(len(job.answer_ids) for job in jobs)
+    prompt = sum(len(job.prompt_ids) for job in jobs if not job.branch)
+    answer = sum(len(job.answer_ids) for job in jobs)
     return {
         "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": sum(job.reused for job in jobs)},

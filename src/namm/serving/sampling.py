@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from namm.compat import logits_processors, prepared
+from namm.serving.answer import Scored
+from namm.serving.grammar import Grammar
+from namm.serving.host import Host
 from namm.serving.refusals import invalid
 from namm.serving.requests import Request
 
@@ -27,6 +31,7 @@ class Sampling:
         presence: off the logit of a token that the answer has.
         frequency: off the logit of a token for each time that the answer has it.
         bias: added to the logits of these tokens.
+        grammar: what the answer has to follow.
     """
 
     config: GenerationConfig
@@ -34,19 +39,20 @@ class Sampling:
     presence: float = 0.0
     frequency: float = 0.0
     bias: dict[int, float] = field(default_factory=dict)
+    grammar: Grammar | None = None
 
     @classmethod
-    def of(cls, request: Request, model: PreTrainedModel, most: int) -> Sampling:
+    def of(cls, request: Request, host: Host, most: int) -> Sampling:
         """Drawn if the request asks for a temperature above 0 or the like, else as the model's own default says.
 
         Args:
             most: tokens of the answer.
 
         Raises:
-            Refusal: a bias for a token that does not exist.
+            Refusal: a bias for a token that does not exist, or a schema that cannot be followed.
         """
-        config = GenerationConfig(**model.generation_config.to_dict())
-        config.max_new_tokens, config.max_length = most, None
+        config = GenerationConfig(**host.model.generation_config.to_dict())
+        config.max_new_tokens, config.max_length = most or None, None
         for name in (*_DRAWN, "repetition_penalty"):
             if (value := getattr(request, name)) is not None:
                 setattr(config, name, value)
@@ -57,10 +63,17 @@ class Sampling:
         elif any(getattr(request, name) not in (None, *_NO_LIMIT) for name in _DRAWN):
             config.do_sample = True
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
-        known = model.get_input_embeddings().num_embeddings
-        if bias and max(bias) >= known:
-            raise invalid(f"expected token ids below {known:,}; got {max(bias):,}.", "logit_bias")
-        return cls(config, request.seed, request.presence_penalty or 0.0, request.frequency_penalty or 0.0, bias)
+        if bias and max(bias) >= host.token_count:
+            raise invalid(f"expected token ids below {host.token_count:,}; got {max(bias):,}.", "logit_bias")
+        schema = request.schema_of_answer
+        return cls(
+            config, request.seed, request.presence_penalty or 0.0, request.frequency_penalty or 0.0, bias,
+            None if schema is None else host.grammars.of(schema),
+        )  # fmt: skip
+
+    def branch(self, number: int) -> Sampling:
+        """The same for another answer to the same prompt."""
+        return replace(self, seed=None if self.seed is None else self.seed + number)
 
 
 class Biases(LogitsProcessor):
@@ -100,6 +113,7 @@ class Sampler:
             self._processors.insert(0, Penalties(prompt, sampling.presence, sampling.frequency))
         if sampling.bias:
             self._processors.insert(0, Biases(sampling.bias))
+        self._grammar = None if sampling.grammar is None else sampling.grammar.copy()
         ends = config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self._generator: torch.Generator | None = None
@@ -113,14 +127,38 @@ class Sampler:
     def next(self, ids: list[int], logits: Float[Tensor, "1 token"]) -> int:
         """The token after `ids`."""
         scores = logits.to(torch.float32, copy=True)
+        if self._grammar is not None:
+            scores[:, ~self._grammar.allowed()[: scores.shape[1]].to(scores.device)] = -torch.inf
         if self._processors:
             scores = self._processors(torch.tensor([ids], device=scores.device), scores)
         if self._generator is None:
-            return int(scores.argmax(-1))
-        chances = torch.softmax(scores, dim=-1)
-        drawn: Int[Tensor, "1 1"] = torch.multinomial(chances, 1, generator=self._generator)
-        return int(drawn)
+            token = int(scores.argmax(-1))
+        else:
+            chances = torch.softmax(scores, dim=-1)
+            drawn: Int[Tensor, "1 1"] = torch.multinomial(chances, 1, generator=self._generator)
+            token = int(drawn)
+        if self._grammar is not None:
+            self._grammar.take(token)
+        return token
 
     def ends(self, token: int) -> bool:
-        """Whether the answer ends with this token."""
-        return token in self._ends
+        """Whether the answer ends with this token, which came last."""
+        return token in self._ends or (self._grammar is not None and self._grammar.complete)
+
+
+def scored(logits: Float[Tensor, "place token"], tokens: Sequence[int], most: int) -> list[Scored]:
+    """How likely the model finds these tokens, each in its place.
+
+    Args:
+        most: likeliest tokens to name at each place.
+    """
+    if not tokens:
+        return []
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    best = logprobs.topk(min(most, logits.shape[1]), dim=-1)
+    named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Scored(token, logprob, tuple(zip(*likeliest, strict=True)))
+        for token, logprob, likeliest in zip(tokens, chosen, named, strict=True)
+    ]
