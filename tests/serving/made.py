@@ -10,6 +10,21 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# the same with tools, what a model thinks, and what it calls
+WITH_TOOLS = "{% for tool in tools or [] %}{{ tool | tojson + '\\n' }}{% endfor %}" + TEMPLATE
+RESPONSES = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+        "tool_calls": {
+            "open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close": "<|im_end|>", "content": "text"},
+    },
+}  # fmt: skip
+
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Each byte is a token; a few pairs are one, so that a text can be cut in more than one way."""

@@ -63,16 +63,24 @@ class Grammar:
             Refusal: the schema cannot be followed.
         """
         bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("\n")[0]
-            raise invalid(f"expected a JSON schema that answers can follow; got: {reason}.", "response_format")
+        self._check()
         return torch.from_numpy(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")).bool()
 
     def take(self, token: int) -> None:
-        """This token came."""
+        """This token came.
+
+        Raises:
+            Refusal: the schema cannot be followed.
+        """
         self._matcher.consume_token(token)
+        self._check()
 
     @property
     def complete(self) -> bool:
         """Whether nothing may follow."""
         return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0]
+            raise invalid(f"expected a JSON schema that answers can follow; got: {reason}.", "response_format")

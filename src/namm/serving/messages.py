@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils.chat_parsing import ResponseParser
 
 Delta = dict[str, Any]  # what a piece of text adds: "content", "reasoning_content" or "tool_calls"
+_UNREADABLE = (ValueError, LookupError, TypeError)  # what parsers raise at what models write
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what response templates call them
 
 
@@ -37,19 +38,21 @@ class Message:
         if self._parser is None:
             return self._say("content", text)
         try:
-            return self._read(self._parser.feed(text))
-        except (ValueError, LookupError, TypeError):  # no call after all: it is given as it was written
+            events = self._parser.feed(text)
+        except _UNREADABLE:  # no call after all: it is given as it was written, with all that follows
             self._parser = None
             return self._say("content", self._raw + text)
+        return self._read(events)
 
     def close(self) -> list[Delta]:
         """What was held back."""
         if self._parser is None:
             return []
         try:
-            return self._read(self._parser.finalize()[1])
-        except (ValueError, LookupError, TypeError):  # the answer ended within a call
+            _, events = self._parser.finalize()
+        except _UNREADABLE:  # the answer ended within a call
             return self._say("content", self._raw)
+        return self._read(events)
 
     def whole(self) -> Delta:
         """The message as OpenAI has it."""
@@ -72,7 +75,7 @@ class Message:
             elif kind == "region_chunk" and field in ("content", *_THOUGHTS):
                 deltas += self._say("content" if field == "content" else "reasoning_content", event["text"])
             elif kind == "region_close" and field == "tool_calls":
-                deltas += self._call(event["value"]["function"])
+                deltas += self._call(event["value"])
         return deltas
 
     def _say(self, field: str, text: str) -> list[Delta]:
@@ -81,9 +84,12 @@ class Message:
         self._texts[field] += text
         return [{field: text}]
 
-    def _call(self, function: dict[str, Any]) -> list[Delta]:
+    def _call(self, value: Any) -> list[Delta]:
         if self._enough():
             return []
+        function = value.get("function") if isinstance(value, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or "arguments" not in function:
+            return self._say("content", self._raw)
         name, arguments = function["name"], function["arguments"]
         told = arguments if isinstance(arguments, str) else json.dumps(arguments)
         call = {

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from namm.compat import logits_processors, prepared
+from namm.errors import NotFoundError
 from namm.serving.answer import Scored
 from namm.serving.grammar import Grammar
 from namm.serving.host import Host
@@ -65,11 +66,14 @@ class Sampling:
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         if bias and max(bias) >= host.token_count:
             raise invalid(f"expected token ids below {host.token_count:,}; got {max(bias):,}.", "logit_bias")
-        schema = request.schema_of_answer
-        return cls(
-            config, request.seed, request.presence_penalty or 0.0, request.frequency_penalty or 0.0, bias,
-            None if schema is None else host.grammars.of(schema),
-        )  # fmt: skip
+        grammar = None
+        if (schema := request.schema_of_answer) is not None:
+            try:
+                grammar = host.grammars.of(schema)
+            except NotFoundError as error:
+                raise invalid(str(error), "response_format") from error
+        presence, frequency = request.presence_penalty or 0.0, request.frequency_penalty or 0.0
+        return cls(config, request.seed, presence, frequency, bias, grammar)
 
     def branch(self, number: int) -> Sampling:
         """The same for another answer to the same prompt."""
