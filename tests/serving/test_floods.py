@@ -117,6 +117,7 @@ USER = SAYING + '[{"role": "user", "content": '
 CALLING = SAYING + '[{"role": "assistant", "tool_calls": ['
 ARGUMENTS = CALLING + '{"function": {"name": "f", "arguments": "'
 COMPLETE = ASKED + '"prompt": '
+FORM = WITH + '"response_format": {"type": "json_schema", "json_schema": {"schema": '
 
 BODIES = {
     "zeros": (CHAT, filled("[", "0", "]")),
@@ -149,6 +150,10 @@ BODIES = {
     "biases": (CHAT, fields(WITH + '"logit_bias": {', "1", "}}")),
     "biases that are none": (CHAT, fields(WITH + '"logit_bias": {', '""', "}}")),
     "notes": (CHAT, fields(WITH + '"metadata": {', "1", "}}")),
+    "properties": (CHAT, fields(FORM + '{"properties": {', "true", "}}}}}")),
+    "values": (CHAT, fields(FORM + '{"enum": [{', "1", "}]}}}}")),
+    "more values": (CHAT, filled(FORM + '{"enum": [', '"a"', "]}}}}")),
+    "a long pattern": (CHAT, filled(FORM + '{"type": "string", "pattern": "', "(a|b)*", '"}}}}', "")),
     "digits": (CHAT, filled(WITH + '"seed": ', "1", "}", "")),
     "surrogates": (CHAT, filled(USER + '"', "\\ud800", '"}]}', "")),
 }

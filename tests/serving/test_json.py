@@ -108,7 +108,12 @@ def test_the_conversation_goes_on(serve: Serve):
         ({"type": "string", "pattern": "("}, "regex"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "Unsatisfiable"),
         ({"type": "object", "properties": {"x": {"not": {"type": "string"}}}}, "Unimplemented"),
-        ({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(20_000)}}, "too large"),
+        (
+            {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(3000)}},
+            "at most 32,768 bytes",
+        ),
+        ({"allOf": [{"type": "string", "pattern": f"^.*a{n}.*$"} for n in range(65)]}, "at most 64 schemas in allOf"),
+        ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "oneOf"),
     ],
 )
 def test_schemas_that_cannot_be_followed(server: Running, schema, words):
@@ -121,7 +126,7 @@ def test_a_schema_that_turns_out_too_hard(server: Running):
     """Found out while the answer is written: the reason is told, and nobody else is harmed."""
     hard = {"anyOf": [{"type": "object", "properties": {f"p{n}": {"type": "string"}}} for n in range(500)]}
     opening = {str(server.engine.host.tokenizer(one)["input_ids"][0]): 100 for one in '{"p'}
-    with pytest.raises(openai.BadRequestError, match="a JSON schema that answers can follow"):
+    with pytest.raises(openai.BadRequestError, match="a JSON schema, one that answers can follow"):
         ask(server, response_format=form(hard), logit_bias=opening)
     jsonschema.validate(json.loads(ask(server).choices[0].message.content), SCHEMA)
 

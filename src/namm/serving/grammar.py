@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic_core import to_json
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from namm.packages import package
-from namm.serving.refusals import invalid
+from namm.serving.refusals import Refusal, invalid
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+MOST_BYTES = 1 << 15  # of a schema; what takes llguidance seconds is longer
+MOST_MERGED = 64  # schemas in allOf; 355 patterns there took two minutes
 _SPACE = r"[ \n\t]{0,32}"  # between two tokens of JSON; without an end, small models write nothing else
 
 
@@ -40,6 +43,10 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
+        if (size := len(to_json(schema))) > MOST_BYTES:
+            raise _not_followed(f"one of at most {MOST_BYTES:,} bytes", f"{size:,}")
+        if (merged := _merged(schema)) > MOST_MERGED:
+            raise _not_followed(f"one with at most {MOST_MERGED} schemas in allOf", str(merged))
         written = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _SPACE})
         grammar = Grammar(LLMatcher(self._tokenizer, written, log_level=0))
         grammar.allowed()  # the first step is the dearest one
@@ -82,5 +89,19 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().partition("\n")[0]
-            raise invalid(f"expected a JSON schema that answers can follow; got: {reason}.", "response_format")
+            reason = " ".join(self._matcher.get_error().split())[:200]
+            raise _not_followed("one that answers can follow", reason)
+
+
+def _merged(schema: Any) -> int:
+    """How many schemas are in allOf, wherever that is."""
+    if isinstance(schema, list):
+        return sum(map(_merged, schema))
+    if not isinstance(schema, dict):
+        return 0
+    both = schema.get("allOf")
+    return (len(both) if isinstance(both, list) else 0) + sum(map(_merged, schema.values()))
+
+
+def _not_followed(expected: str, got: str) -> Refusal:
+    return invalid(f"expected a JSON schema, {expected}; got {got}.", "response_format")
