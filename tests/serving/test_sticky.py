@@ -42,6 +42,9 @@ def test_a_text_keeps_its_key_while_it_grows():
     prompt = "x" * BEGINNING
     assert text(prompt) == text(prompt + " and more") == text([prompt])
     assert text(prompt) != text("y" + prompt)
+    tokens = [*range(BEGINNING)]
+    assert text(tokens) == text([*tokens, 1, 2]) == text([tokens, [5]])
+    assert text(tokens) != text([7, *tokens])
 
 
 @pytest.mark.parametrize(

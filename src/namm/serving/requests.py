@@ -313,15 +313,24 @@ def read(kind: type[Asked], body: bytes) -> Asked:
     Raises:
         Refusal: the first thing that is wrong with it.
     """
-    _check_count(body)
-    try:
-        given = from_json(body, allow_inf_nan=False, cache_strings="none")
-    except ValueError as error:
-        raise bad_json(error) from error
+    given = parse(body)
     try:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _malformed(error) from error
+
+
+def parse(body: bytes) -> Any:
+    """The JSON of a body.
+
+    Raises:
+        Refusal: it is none, or holds too much.
+    """
+    _check_count(body)
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        raise bad_json(error) from error
 
 
 def _check_count(body: bytes) -> None:

@@ -3,7 +3,7 @@
 A conversation only grows, so its beginning is the same in every request that goes on with it:
 
 * of a chat, the messages up to the first one of a user, see `_opening`;
-* of a text, its first `BEGINNING` characters.
+* of a text, its first `BEGINNING` characters or tokens.
 
 Together with the owner it is the key of a request. Keys are spread by rendezvous hashing: each key has an order of all
 replicas, and goes to the first that is there. When one is missing, its keys move and all others stay.
@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+from namm.serving.refusals import Refusal
+from namm.serving.requests import parse
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-BEGINNING = 256  # characters
-_PROGRAM_ERRORS = (ValueError, RecursionError)  # what json raises at strangers' bytes
+BEGINNING = 256  # characters, or tokens
 
 
 def order(key: str, replicas: int) -> list[int]:
@@ -53,15 +55,16 @@ def _text(content: Any) -> str:
 
 
 def _beginning(prompt: Any) -> str:
-    if isinstance(prompt, list) and prompt:
-        prompt = prompt[0]
-    return _digest(json.dumps(str(prompt)[:BEGINNING]))
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        prompt = prompt[0]  # of several
+    begun = prompt[:BEGINNING] if isinstance(prompt, (str, list)) else prompt
+    return _digest(json.dumps(str(begun)))
 
 
 def _read(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
-    except _PROGRAM_ERRORS:
+        found = parse(data)
+    except Refusal:
         return {}
     return found if isinstance(found, dict) else {}
 
