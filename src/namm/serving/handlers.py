@@ -25,7 +25,6 @@ from namm.serving.requests import ChatRequest, CompletionRequest, read
 from namm.serving.responses import ChatWriter, TextWriter, Writer, usage_of
 from namm.serving.sampling import Sampling
 
-DEFAULT_ANSWER = 1024  # tokens, of a chat that names no limit
 _READERS = 2  # bodies that are read at once; more would take the engine's processors
 
 
@@ -162,9 +161,9 @@ class Handlers:
     def _longest_answer(self, request: ChatRequest | CompletionRequest) -> int:
         asked, most = request.most, self._engine.limits.answer
         if asked is not None and asked > most:
-            field = "max_tokens" if request.max_tokens is not None else "max_completion_tokens"
+            field = "max_tokens" if request.max_tokens == asked else "max_completion_tokens"
             raise invalid(f"expected at most {most:,} tokens for an answer; got {asked:,}. Lower {field}.", field)
-        return min(most, DEFAULT_ANSWER) if asked is None else asked
+        return min(most, request.default_most) if asked is None else asked
 
     def _that_fits(self, prompt: int, most: int, request: ChatRequest | CompletionRequest) -> int:
         """Tokens of the answer: fewer than the default where the context ends, never fewer than were asked for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sized
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
@@ -220,6 +220,8 @@ class Request(_Strict):
 class ChatRequest(Request):
     """`POST /v1/chat/completions`."""
 
+    default_most: ClassVar[int] = 1024  # tokens of an answer, where the client does not say
+
     messages: Annotated[list[Message], _list(MOST_MESSAGES, least=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -270,6 +272,8 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
+    default_most: ClassVar[int] = 16  # as OpenAI has it
+
     prompt: (
         Annotated[str, Field(min_length=1)]
         | Annotated[list[str], _list(MOST_ANSWERS, least=1)]
@@ -296,8 +300,8 @@ class CompletionRequest(Request):
 
     @property
     def most(self) -> int | None:
-        """Tokens of the answer at most, if the client says so; OpenAI's default is 16."""
-        return self.max_tokens if self.max_tokens is not None else 16
+        """Tokens of the answer at most, if the client says so."""
+        return self.max_tokens
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
