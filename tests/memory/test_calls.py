@@ -12,6 +12,7 @@ import namm
 from namm import Budget, compat
 from namm.compat import cache_argument, cache_in, passing
 from tests.memory.test_equivalence import INTERVAL, random_namm
+from tests.memory.test_rehearsal import Echoes
 from tests.memory.test_rehearsal import memory as rehearsing_memory
 from tests.zoo import bamba, causal_model, ids, jamba
 
@@ -222,6 +223,18 @@ def test_models_that_read_pieces_in_another_way_than_the_whole_are_refused_piece
         pass
 
 
+@pytest.mark.parametrize("make", [jamba, bamba])
+def test_the_server_and_the_evaluation_refuse_models_that_they_cannot_read_in_pieces(make) -> None:
+    from namm.evaluation.reader import Reader
+    from namm.serving.host import Host
+    from tests.serving.made import tokenizer
+
+    with pytest.raises(namm.ModelError, match="questions that are asked after a text was read"):
+        Reader(make(), tokenizer(), INTERVAL)
+    with pytest.raises(namm.ModelError, match="a server, which reads prompts in chunks"):
+        Host("made", make(), tokenizer(), ["full"], None)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "llama", "gpt2"])
 def test_models_that_read_pieces_as_the_whole_are_served_them(name: str) -> None:
     from namm.memory.attach import find_decoder
@@ -247,6 +260,32 @@ def test_generating_from_embeddings(name: str, rehearses: bool) -> None:
         assert [handle.kept_positions(i) for i, held in enumerate(handle.memory().kept) if held] == kept
         assert handle.memory().updates[-1] == 89 // INTERVAL
     assert torch.equal(by_embedding, by_id[:, 50:])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("rehearses", [False, True])
+@pytest.mark.parametrize(
+    "promised",
+    [{"num_beams": 2}, {"prefill_chunk_size": 25}, {"do_sample": True, "num_return_sequences": 2}, {"embedded": True},
+     {"embedded": True, "num_beams": 2}],
+    ids=["beams", "chunks", "sampling", "embeddings", "beams from embeddings"],
+)  # fmt: skip
+def test_every_way_to_generate_that_is_promised(name: str, rehearses: bool, promised: dict[str, object]) -> None:
+    model, prompt = causal_model(name), ids(2, 60)
+    mask = torch.ones_like(prompt)
+    mask[1, :20] = 0
+    options = GREEDY | {"max_new_tokens": 30, "attention_mask": mask} | promised
+    embedded = options.pop("embedded", False)
+    given = {"inputs_embeds": model.get_input_embeddings()(prompt).detach()} if embedded else {"input_ids": prompt}
+    torch.manual_seed(3)
+    untouched = model.generate(**given, **options)
+    torch.manual_seed(3)
+    memory = Echoes() if rehearses else namm.NAMM.zeros()
+    with namm.attach(model, memory, namm.Threshold(0.0), INTERVAL) as handle:
+        remembered = model.generate(**given, **options)
+        assert handle.memory().tokens_seen == 60 + 29
+        assert handle.memory().updates[-1] >= 3
+    assert torch.equal(remembered, untouched)
 
 
 @pytest.mark.parametrize("rehearses", [False, True])
