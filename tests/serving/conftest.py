@@ -18,6 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from namm.models import load_model
 from namm.serving import Engine, Limits
+from namm.serving.access import Access
+from namm.serving.connections import web_config
 from namm.serving.settings import Settings
 from tests.serving.made import tokenizer
 
@@ -87,7 +89,7 @@ def running(settings: Settings) -> Iterator[Running]:
     """A server for these settings on a port of its own."""
     failed = threading.Event()
     app = settings.app(failed.set)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(web_config(app, port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -103,12 +105,13 @@ def running(settings: Settings) -> Iterator[Running]:
 
 @pytest.fixture
 def serve(folder: Path) -> Iterator[Serve]:
-    """Start servers of the tiny model; `limits` as for `Settings`."""
+    """Start servers of the tiny model; `limits` as for `Limits`, `keys`, `origins` and `hosts` as for `Access`."""
     with ExitStack() as stack:
 
         def start(memories: tuple[str, ...] = ("h2o",), **options: object) -> Running:
             limits = Limits(**options.pop("limits", {}))
-            options = {"budget": 0.25, "update_interval": 32, "limits": limits, **options}
+            access = Access(**{name: options.pop(name) for name in ("keys", "origins", "hosts") if name in options})
+            options = {"budget": 0.25, "update_interval": 32, "limits": limits, "access": access, **options}
             return stack.enter_context(running(Settings(str(folder), memories, **options)))
 
         yield start

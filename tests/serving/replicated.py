@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ import httpx
 import uvicorn
 from ray.exceptions import ActorDiedError
 
+from namm.serving.connections import web_config
 from namm.serving.front import Front
 from namm.serving.remote import Remote
 from namm.serving.replica import Replica
@@ -136,7 +136,7 @@ class Here(Replicated):
 @contextmanager
 def listening(front: Front) -> Iterator[str]:
     """The address at which it listens."""
-    server = uvicorn.Server(uvicorn.Config(front, port=0, log_config=None, access_log=False))
+    server = uvicorn.Server(web_config(front, port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -155,8 +155,8 @@ def replicated(settings: Settings, where: str) -> Iterator[Replicated]:
         with deployed(settings, REPLICAS, name=NAME) as front, listening(front) as url:
             yield InRay(url)
         return
-    handles = [Handle(replace(settings, origins=()), number) for number in range(REPLICAS)]
+    handles = [Handle(settings, number) for number in range(REPLICAS)]
     remotes = [Remote(*pair) for pair in enumerate(handles)]
     assert handles[0].replica is not None
-    with listening(Front(remotes, handles[0].replica.offer(), settings.keys, settings.origins)) as url:
+    with listening(Front(remotes, handles[0].replica.offer(), settings.access)) as url:
         yield Here(url, handles)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from namm.serving import Limits
+from namm.serving.access import Access
 from namm.serving.settings import Settings
 from tests.serving.conftest import Running, Serve, running
 from tests.serving.test_answers import LONG
@@ -21,7 +22,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def server(folder):
     limits = Limits(body=20_000, answer=1500)
-    with running(Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), limits=limits)) as made:
+    with running(Settings(str(folder), ("h2o",), 0.25, 32, access=Access(("a", "b")), limits=limits)) as made:
         yield made
 
 

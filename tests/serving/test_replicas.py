@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from namm.serving.access import Access
 from namm.serving.host import Limits
 from namm.serving.settings import Settings
 from tests.serving.conftest import running
@@ -30,7 +31,7 @@ _numbers = count()
 
 def options(folder: Path) -> Settings:
     limits = Limits(body=100_000, memory=64 << 20)
-    return Settings(str(folder), ("h2o",), 0.25, 32, keys=("a", "b"), origins=(ORIGIN,), limits=limits, threads=1)
+    return Settings(str(folder), ("h2o",), 0.25, 32, access=Access(("a", "b"), (ORIGIN,)), limits=limits, threads=1)
 
 
 @pytest.fixture(scope="module", params=["here", pytest.param("ray", marks=pytest.mark.slow)])

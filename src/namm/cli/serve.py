@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from namm.cli.serve_options import KEYS, listening, reached_by, read_bytes, read_keys
 from namm.cli.shared import console, prepare, read_share
 from namm.errors import ConfigurationError
 from namm.packages import package
 
 if TYPE_CHECKING:
     from namm.serving.settings import Settings
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-KEYS = "NAMM_API_KEYS"
 
 
 def serve(
@@ -50,11 +47,21 @@ def serve(
     ] = 15,
     max_body: Annotated[str, typer.Option(help="Bytes of a request.")] = "4MiB",
     api_key: Annotated[
-        list[str] | None, typer.Option(help=f"Key that clients send, several times; also {KEYS}, comma-separated.")
+        list[str] | None,
+        typer.Option(help=f"Key that clients send, several times; `ps` shows it, {KEYS} (comma-separated) less so."),
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with a key a line.")] = None,
+    allow_anyone: Annotated[
+        bool, typer.Option("--allow-anyone", help="Serve whoever reaches --host without a key.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name the server is called by, beside localhost and --host: of a proxy, say; several."),
     ] = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of web pages that may ask, such as https://chat.example; several.")
     ] = None,
+    max_connections: Annotated[int, typer.Option(help="Connections open at once.")] = 512,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
     replicas: Annotated[int, typer.Option(help="Copies of the model, run by Ray Serve if more than one.")] = 1,
@@ -68,6 +75,7 @@ def serve(
     for needed in ("fastapi", "uvicorn", "openai", "prometheus_client"):
         package(needed, "serve")
     prepare(threads)
+    from namm.serving.access import Access
     from namm.serving.host import Limits
     from namm.serving.settings import Settings
 
@@ -92,38 +100,38 @@ def serve(
             step_timeout=step_timeout,
         ),
         spill=spill,
-        keys=tuple(read_keys(api_key)),
-        origins=tuple(allow_origin or ()),
+        access=Access(read_keys(api_key, api_key_file), tuple(allow_origin or ()), tuple(allow_host or ())),
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
         threads=threads,
     )
-    _run(settings, host, port, replicas, log_level)
+    if max_connections < 1:
+        raise ConfigurationError("at least one connection", max_connections, "Try --max-connections 512.")
+    with listening(host, port) as address:
+        access = settings.access
+        names = reached_by(address, host, access.keys, allow_anyone)
+        settings = replace(settings, access=replace(access, hosts=(*access.hosts, *names)))
+        _run(settings, address, replicas, log_level, max_connections)
 
 
-def _run(settings: Settings, host: str, port: int, replicas: int, log_level: str) -> None:
+def _run(settings: Settings, address: socket, replicas: int, log_level: str, max_connections: int) -> None:
     """Serve until a signal to stop; then finish what runs."""
-    import uvicorn
-
+    from namm.serving.connections import web_config
     from namm.serving.logs import log_json
     from namm.serving.server import Server
 
+    host, port = address.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with (
-        listening(host, port) as address,
         console.status(f"loading {settings.model}") as status,
         _loaded(settings, replicas, log_level, f"namm-{port}") as (app, names),
     ):
         status.stop()
-        console.print(
-            f"{', '.join(names)}\nhttp://{host}:{port}/v1, and a page at http://{host}:{port}/", highlight=False
-        )
+        console.print(f"{', '.join(names)}\n{url}/v1, and a page at {url}/", highlight=False)
         log_json(log_level)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=30, server_header=False
-        )
         with suppress(KeyboardInterrupt):
-            Server(config).run(sockets=[address])
+            Server(web_config(app, max_connections)).run(sockets=[address])
 
 
 @contextmanager
@@ -138,33 +146,3 @@ def _loaded(settings: Settings, replicas: int, log_level: str, name: str) -> Ite
 
     with deployed(settings, replicas, log_level, name) as front:
         yield front, front.offer.models
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket with this address, before anything is loaded.
-
-    Raises:
-        ConfigurationError: there is no such address, or somebody listens there.
-    """
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-    except (OSError, OverflowError) as error:
-        found.close()
-        raise ConfigurationError("a free address to listen at", f"{host}:{port}: {error}", "Try --port.") from error
-    return found
-
-
-def read_bytes(said: str, option: str) -> int:
-    """`2GiB` -> 2147483648; without a unit, bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", said, re.IGNORECASE)
-    if not found or found[2].upper() not in _UNITS:
-        raise ConfigurationError(f"a number of bytes for {option}", repr(said), "Try 2GiB, 500MB or 1000000.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def read_keys(given: list[str] | None) -> list[str]:
-    """Keys of the command line and of the environment."""
-    keys = [*(given or []), *os.environ.get(KEYS, "").split(",")]
-    return [key.strip() for key in keys if key.strip()]

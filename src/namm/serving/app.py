@@ -2,24 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from namm.errors import NotFoundError
 from namm.report.memory_page import memory_page
+from namm.serving.access import Access
 from namm.serving.conversations import Conversation
-from namm.serving.door import CLIENT_CLOSED, Door, Gone, Keys
 from namm.serving.engine import Engine
 from namm.serving.handlers import Handlers
 from namm.serving.host import Host, describe_model
 from namm.serving.metrics import Metrics
+from namm.serving.middleware import CLIENT_CLOSED, AccessMiddleware, Gone, RequestLog
 from namm.serving.refusals import Refusal, answer_of, not_removed, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, described
 from namm.serving.sticky import CHAT, TEXT
@@ -45,9 +45,12 @@ _ERROR = {
 _STATUSES = {
     400: "The request cannot be served as it is",
     401: "No known API key",
+    403: "A web page of another origin",
     404: "No such model or conversation",
+    408: "The body did not come in time",
     413: "The body is too large",
     415: "The body is no JSON",
+    421: "No name of this server",
     429: "The queue is full: try again after the seconds in Retry-After",
     500: "The answer failed",
     503: "The server is shutting down",
@@ -61,16 +64,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 def create_app(
     engine: Engine,
     metrics: Metrics,
-    keys: Iterable[str] = (),
+    access: Access,
     page: dict[str, Any] | None = None,
-    origins: Iterable[str] = (),
 ) -> FastAPI:
     """The application around an engine; the engine is closed when it ends.
 
     Args:
-        keys: API keys; without any, no key is asked for and everyone shares conversations.
+        access: who may ask.
         page: what the page at `/` is given, such as an example text.
-        origins: of web pages from elsewhere that may ask, such as "https://chat.example".
     """
 
     @asynccontextmanager
@@ -81,9 +82,8 @@ def create_app(
     app = FastAPI(
         title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(Door, keys=Keys(keys), limit=engine.limits.body, metrics=metrics)
-    if allowed := list(origins):
-        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(AccessMiddleware, access=access, body=engine.limits.body, bodies=engine.limits.bodies)
+    app.add_middleware(RequestLog, metrics=metrics)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Gone, _gone)
     app.add_exception_handler(HTTPException, _http)
@@ -96,7 +96,7 @@ def create_app(
 
 
 def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=False))]) -> str:
-    """Whom the request is from, as the door found."""
+    """Whom the request is from, as the middleware found."""
     found: str = request.state.owner
     return found
 

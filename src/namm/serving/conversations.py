@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -115,7 +118,8 @@ class _Place:
 class Conversations:
     """The conversations of a server, least recently used first. One thread uses it.
 
-    What cannot be put to disk or removed from it costs that conversation and is counted.
+    What cannot be put to disk or removed from it costs that conversation and is counted. The folder holds texts: only
+    its owner may enter it, and one server at a time, until it is closed.
 
     Args:
         folder: where those go that memory has no room for; without one they are forgotten.
@@ -127,19 +131,21 @@ class Conversations:
         failed: files that could not be written or removed.
 
     Raises:
-        ConfigurationError: there can be no such folder.
+        ConfigurationError: there can be no such folder, others may enter it, or another server holds it.
     """
 
     def __init__(self, host: Host, folder: Path | None = None, most_on_disk: int = 16 << 30) -> None:
         self._host, self._folder, self._most_on_disk = host, folder, most_on_disk
         self._held, self._on_disk, self._prefixes = _Place(), _Place(), Prefixes()
         self.version = self.dropped = self.spilled = self.returned = self.failed = 0
+        self._until_closed = ExitStack()
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError("a folder for conversations", f"{folder}: {error}", "Try --spill.") from error
+            _make_private(folder)
+            self._until_closed.enter_context(files.locked(folder, "server.lock"))
+            if swept := files.sweep(folder):
+                log.warning("files of a server that was killed were removed", extra={"files": swept})
             self._adopt(folder)
+            self._keep_to_disk_limit()
 
     def __iter__(self) -> Iterator[Conversation]:
         return chain(self._on_disk.known.values(), self._held.known.values())
@@ -254,6 +260,9 @@ class Conversations:
         self.version += 1
         self._held.remove(one)
         self._on_disk.add(replace(one, cache=None, path=path))
+        self._keep_to_disk_limit()
+
+    def _keep_to_disk_limit(self) -> None:
         while self.bytes_on_disk > self._most_on_disk:
             self.dropped += 1
             self.remove(next(iter(self._on_disk.known.values())))
@@ -267,10 +276,11 @@ class Conversations:
             return None
         return path
 
-    def spill_all(self) -> None:
-        """Before the end: whatever rests goes to disk, if there is a folder."""
-        if self._folder is not None:
+    def close(self, to_disk: bool = True) -> None:
+        """Whatever rests goes `to_disk`, if there is a folder, which is free for another server then."""
+        if to_disk and self._folder is not None:
             self.make_room(self.bytes_held)
+        self._until_closed.close()
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -289,6 +299,23 @@ class Conversations:
                 continue
             if note.served in self._host.served:
                 self.add(Conversation(**dict(note), cache=None, id=path.stem, path=path))
+
+
+def _make_private(folder: Path) -> None:
+    """
+    Raises:
+        ConfigurationError: there can be no such folder, or others may enter it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(folder.stat().st_mode)
+    except OSError as error:
+        raise ConfigurationError("a folder for conversations", f"{folder}: {error}", "Try --spill.") from error
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigurationError(
+            "a folder for conversations that only its owner may enter", f"{folder} with permissions {mode:o}",
+            f"Name a new folder, or run: chmod 700 {folder}",
+        )  # fmt: skip
 
 
 def rested(owner: str, served: Served, said: Said, cache: MemoryCache, ident: str | None = None) -> Conversation:

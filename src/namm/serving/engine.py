@@ -156,7 +156,7 @@ class Engine:
                 while self._waits_for_work():
                     self._serve_calls()
                     self._turn()
-                self.conversations.spill_all()
+                self.conversations.close()
             done = True
         finally:
             if not done:
@@ -173,6 +173,7 @@ class Engine:
             for _, done in self._calls:
                 if done.running() or done.set_running_or_notify_cancel():
                     done.set_exception(draining())
+            self.conversations.close(to_disk=False)
         finally:
             self._on_failure()
 

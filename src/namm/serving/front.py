@@ -6,18 +6,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from uuid import uuid4
 
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from namm.serving import merge
-from namm.serving.door import Gone, Keys, read_body, unless_gone
-from namm.serving.refusals import Refusal, answer_of
+from namm.serving.access import Access
+from namm.serving.middleware import TAKE_A_BODY, AccessMiddleware, Gone, unless_gone
+from namm.serving.refusals import Refusal
 from namm.serving.remote import Remote, Reply, UnreachableError, nobody
 from namm.serving.replica import Asked, Offer
-from namm.serving.sticky import CHAT, TEXT, key_of, order
+from namm.serving.sticky import key_of, order
 
 log = logging.getLogger("namm.serving")
 CONVERSATIONS = "/v1/conversations"
@@ -32,26 +33,19 @@ class Front:
 
     Args:
         offer: what the replicas take; limits on bodies are kept here already.
-        keys: API keys; replicas check them as well, here nobody's body is read without one.
-        origins: of web pages from elsewhere that may ask.
+        access: who may ask; replicas look at keys as well, to know whose a request is.
     """
 
-    def __init__(
-        self, replicas: Sequence[Remote], offer: Offer, keys: Iterable[str] = (), origins: Sequence[str] = ()
-    ) -> None:
-        self._replicas, self.offer, self._keys = replicas, offer, Keys(keys)
-        self._door: ASGIApp = self._enter
-        if origins:
-            self._door = CORSMiddleware(self._enter, origins, allow_methods=["*"], allow_headers=["*"])
+    def __init__(self, replicas: Sequence[Remote], offer: Offer, access: Access) -> None:
+        self._replicas, self.offer = replicas, offer
+        self._http = AccessMiddleware(self._serve, access, offer.body, offer.bodies * len(replicas))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._door(scope, receive, send)
-
-    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            with suppress(Gone):
+                await self._http(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -66,33 +60,19 @@ class Front:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            asked, key = await self._read(scope, receive)
-            await unless_gone(receive, self._answer(asked, key, scope, receive, send))
-        except Gone:
-            pass
-        except Refusal as error:
-            log.info("refused", extra={"path": scope["path"], "status": error.status, "code": error.code})
-            await answer_of(error)(scope, receive, send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> tuple[Asked, str | None]:
-        """The request, and its key if it is one that sticks to a replica.
-
-        Raises:
-            Gone, Refusal: of a stranger, or too large.
         """
-        path, headers = scope["path"], dict(scope["headers"])
-        owner = ""
-        if path.startswith("/v1/"):
-            owner = self._keys.owner(headers.get(b"authorization", b"").decode("latin-1"))
-        sticks = scope["method"] == "POST" and path in (CHAT, TEXT)
-        body = await read_body(receive, headers, self.offer.body)
-        named = () if b"x-request-id" in headers else ((b"x-request-id", uuid4().hex.encode()),)
+        Raises:
+            Gone, Refusal: nobody could answer.
+        """
+        method, path, body = scope["method"], scope["path"], (await receive())["body"]
+        headers = dict(scope["headers"])
+        headers.pop(b"origin", None)  # was looked at, and replicas allow none
+        headers.setdefault(b"x-request-id", uuid4().hex.encode())
         asked = Asked(
-            scope["method"], path, scope["raw_path"], scope["query_string"], (*scope["headers"], *named), body,
-            scope["client"],
-        )  # fmt: skip
-        return asked, key_of(path, owner, body) if sticks else None
+            method, path, scope["raw_path"], scope["query_string"], tuple(headers.items()), body, scope["client"]
+        )
+        key = key_of(path, scope["state"]["owner"], body) if (method, path) in TAKE_A_BODY else None
+        await unless_gone(receive, self._answer(asked, key, scope, receive, send))
 
     # -- who answers ---------------------------------------------------------------------------------------------------
 

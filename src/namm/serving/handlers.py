@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from transformers.utils.chat_parsing import ResponseParser
 
 from namm.serving.answer import Answers, Streamer, Text
-from namm.serving.door import unless_gone
 from namm.serving.engine import Engine
 from namm.serving.job import Job
+from namm.serving.middleware import unless_gone
 from namm.serving.prompts import Prompt, encode, of_text, of_tokens, parser_of, render
 from namm.serving.refusals import Refusal, invalid, not_json, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, read

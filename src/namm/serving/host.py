@@ -57,6 +57,11 @@ class Limits:
     spilled: int = 16 << 30
     step_timeout: int = 15
 
+    @property
+    def bodies(self) -> int:
+        """Bodies of one client that may be on their way at once: as many as could be served or wait."""
+        return self.parallel + self.waiting
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and (not isinstance(value, int) or value < (0 if name == "waiting" else 1)):

@@ -59,6 +59,35 @@ def unauthorised() -> Refusal:
     )  # fmt: skip
 
 
+def no_host() -> Refusal:
+    return Refusal(400, "expected one header Host with a name or an address; got none such. Send one.", "invalid_host")
+
+
+def other_host(host: str) -> Refusal:
+    return Refusal(
+        421, f"expected a name of this server, such as localhost or its address; got {host[:100]!r}. Its operator "
+        "allows another with --allow-host.", "unknown_host",
+    )  # fmt: skip
+
+
+def foreign_origin(origin: str) -> Refusal:
+    return Refusal(
+        403, f"expected a page of this server, or of an origin it allows; got {origin[:100]!r}. Its operator allows it "
+        "with --allow-origin.", "unknown_origin",
+    )  # fmt: skip
+
+
+def too_slow(seconds: float) -> Refusal:
+    return Refusal(408, f"expected the whole body within {seconds:g} s; got a part. Send it again.", "body_too_slow")
+
+
+def too_many_bodies(most: int) -> Refusal:
+    return Refusal(
+        429, f"expected at most {most} bodies of this key on their way at once; got more. Try again in 1 s.",
+        "too_many_bodies", retry_after=1,
+    )  # fmt: skip
+
+
 def too_large(limit: int) -> Refusal:
     return Refusal(413, f"expected a body of at most {limit:,} bytes; got more. Send less.", "body_too_large")
 

@@ -47,10 +47,12 @@ class Offer:
     Attributes:
         models: what requests call them.
         body: bytes of a request.
+        bodies: see `Limits.bodies`, of one replica.
     """
 
     models: tuple[str, ...]
     body: int
+    bodies: int
 
 
 class Records(QueueHandler):
@@ -92,7 +94,7 @@ class Replica:
     def offer(self) -> Offer:
         """The same for all replicas."""
         engine = self._app.state.engine
-        return Offer(tuple(engine.host.served), engine.limits.body)
+        return Offer(tuple(engine.host.served), engine.limits.body, engine.limits.bodies)
 
     def check_health(self) -> None:
         """Serve starts the replica again if this raises."""

@@ -65,7 +65,7 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
             _check_room(replicas, threads)
         handles = _start(settings, names, log_level)
         offer = handles[0].offer.remote().result(timeout_s=60)
-        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.keys, settings.origins)
+        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.access)
     finally:
         _stop(names, own)
 
@@ -118,7 +118,7 @@ def _start(settings: Settings, names: list[str], log_level: str) -> list[Any]:
     targets = []
     for number, name in enumerate(names):
         spill = settings.spill and settings.spill / f"replica-{number}"  # nobody adopts another's
-        bound = deployment.options(name=name).bind(replace(settings, spill=spill, origins=()), number, log_level)
+        bound = deployment.options(name=name).bind(replace(settings, spill=spill), number, log_level)
         targets.append(RunTarget(bound, name, route_prefix=None))
     try:
         return list(run_many(targets))

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from namm.models import load_model
+from namm.serving.access import Access
 from namm.serving.app import create_app
 from namm.serving.conversations import Conversations
 from namm.serving.engine import Engine
@@ -27,8 +28,7 @@ class Settings:
         memories: names, as for `namm.attach`; the first is the default.
         budget: share of the tokens each may keep; None for a memory's own threshold.
         spill: folder for conversations that memory has no room for.
-        keys: API keys; without any, none is asked for.
-        origins: of web pages from elsewhere that may ask.
+        access: who may ask.
     """
 
     model: str
@@ -38,8 +38,7 @@ class Settings:
     name: str | None = None
     limits: Limits = field(default_factory=Limits)
     spill: Path | None = None
-    keys: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
+    access: Access = field(default_factory=Access)
     dtype: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
@@ -66,7 +65,7 @@ class Settings:
         metrics = Metrics()
         conversations = Conversations(host, self.spill, self.limits.spilled)
         engine = Engine(host, self.limits, conversations, metrics, on_failure)
-        return create_app(engine, metrics, self.keys, example(), self.origins)
+        return create_app(engine, metrics, self.access, example())
 
 
 def example() -> dict[str, Any]:
