@@ -69,6 +69,7 @@ def test_mistakes_get_one_clear_message(words: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert not Path("no-such-run").exists()
 
 
 @pytest.mark.model

@@ -320,3 +320,16 @@ def test_text_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_pa
 def test_an_escaped_pair_is_a_letter(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "\U0001f40d"}) + "\n")
     assert read_rows(tmp_path / "rows.jsonl") == [{"text": "\U0001f40d"}]
+
+
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "deep" / "run"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "deep" / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").exists()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "log").write_text("something")
+    assert (tmp_path / "run" / "log").exists()

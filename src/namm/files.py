@@ -94,7 +94,8 @@ def sweep(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[None]:
-    """Hold `folder`, which is made if it is not there, against every other process; a dead one holds nothing.
+    """Hold `folder` against every other process; a dead one holds nothing. It is made if it is not there, and goes again
+    if nothing was put into it.
 
     Args:
         name: of the file that is locked.
@@ -104,7 +105,7 @@ def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[Non
         ConfigurationError: another run holds it.
         RunError: the folder cannot be written.
     """
-    lock = FileLock(folder / name, thread_local=False)
+    lock, made = FileLock(folder / name, thread_local=False), not folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -117,6 +118,9 @@ def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[Non
     try:
         yield
     finally:
+        if made and [file.name for file in folder.iterdir()] == [name]:  # whatever it was for did not come to be
+            (folder / name).unlink()
+            folder.rmdir()
         lock.release()
 
 
