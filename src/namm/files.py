@@ -94,8 +94,9 @@ def sweep(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[None]:
-    """Hold `folder` against every other process; a dead one holds nothing. It is made if it is not there, and goes again
-    if nothing was put into it.
+    """Hold `folder` against every other process; a dead one holds nothing.
+
+    It is made if it is not there, and goes again if nothing was put into it.
 
     Args:
         name: of the file that is locked.
