@@ -30,6 +30,9 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "per": ('"head" or "layer"', lambda value: value in ("head", "layer")),
+    "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
+    "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
+    "rotated": ("true or false", lambda value: type(value) is bool),
     "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -72,7 +75,7 @@ def save(network: NAMM, path: Path) -> Path:
         features=c.features,
         width=c.width,
         interval=c.update_interval,
-        reading=_TWICE if c.feature_set.rehearses else _ONCE,
+        reading=_TWICE if c.feature_set.rehearses and c.rehearses == "model" else _ONCE,
         trained_on=c.trained_on or "unknown",
     )
     files.write(path / CARD, card)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,9 @@ class NAMMConfig:
         update_interval: tokens between two updates this memory was evolved with.
         per: how a budget is spent unless it says so itself: the same number of tokens in every "head", or those of a
             "layer" on whichever heads score highest.
-        rehearsal: part of each block that is read again, for feature sets that watch rehearsals.
+        rehearses: who asks again, for feature sets that watch rehearsals: the "model", or its "queries" in place.
+        rehearsal: part of each block that the model reads again.
+        window, rotated: of a rehearsal in place, see `policies.base.Rehearsal`.
         trained_on: free text for the model card: model, tasks, evaluations.
     """
 
@@ -42,6 +44,9 @@ class NAMMConfig:
     update_interval: int = 512
     per: Per = "head"
     rehearsal: float = 1.0
+    rehearses: Literal["model", "queries"] = "model"
+    window: int = 128
+    rotated: bool = True
     trained_on: str = ""
     format_version: int = FORMAT_VERSION
 

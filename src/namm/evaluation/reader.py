@@ -136,7 +136,9 @@ class Reader:
 
     def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = ()) -> Prefix:
         """The tokens before the first update, rehearsed as the policies want it."""
-        rehearsals = {policy.rehearsal: None for policy in policies if policy.rehearsal is not None}
+        rehearsals = {
+            policy.rehearsal: None for policy in policies if policy.rehearsal is not None and policy.reads_again
+        }
         return Prefix.of(self.model, self._ids(group.text[: self.interval]), rehearsals)
 
     @torch.no_grad()

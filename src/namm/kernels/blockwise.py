@@ -116,6 +116,25 @@ def attend_and_observe(
     return out, lse
 
 
+def ask(query: Query, key: Key, scale: float, softcap: float | None, observe: Observe) -> None:
+    """Queries look at all slots, without causality and without values; `observe` is given a few of them at a time.
+
+    Group-mean attention: the softmax over the slots of each query head, then its mean over the group.
+    """
+    heads, group, queries, _ = query.shape
+    slots = key.shape[1]
+    key_t = key.float().transpose(1, 2)
+    for start in range(0, queries, QUERY_BLOCK):
+        part = query[:, :, start : start + QUERY_BLOCK].float() * scale
+        n = part.shape[2]
+        logits = _products(part.reshape(heads, group * n, -1), key_t).view(heads, group, n, slots)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        attention, lse = logits.new_empty(heads, n, slots), logits.new_empty(heads, group, n)
+        softmax_and_mean(logits, slots, attention, lse)
+        observe(attention)
+
+
 def replay(
     query: Query,
     lse: Float[Tensor, "head group query"],

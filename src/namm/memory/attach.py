@@ -20,6 +20,7 @@ from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layer
 from namm.memory.layer import MemoryLayer, is_overlay
 from namm.memory.pieces import check_pieces
 from namm.memory.rehearsal import rehearsing
+from namm.memory.rotation import check_rotation
 from namm.memory.routing import PACKED, check_mask, route, unroute
 from namm.memory.sequence import Plan
 from namm.network import NAMM
@@ -103,8 +104,10 @@ def attach(
 def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     decoder = find_decoder(model)
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
-    if plan.policy.rehearsal is not None:
+    if plan.policy.reads_again:
         check_pieces(decoder, "a memory that rehearses")
+    if plan.policy.evicts and (rehearsal := plan.policy.asks_in_place) and rehearsal.rotated:
+        check_rotation(decoder)
     handle = Handle(plan)
     with _lock:
         if decoder in _attached:
@@ -116,7 +119,7 @@ def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     route(decoder.config)
     stack = ExitStack()
     try:
-        if plan.policy.rehearsal is not None:
+        if plan.policy.reads_again:
             stack.enter_context(rehearsing(decoder))
         for holder in _holders(model):  # outer models may build masks before the decoder is called
             stack.enter_context(_without_continuous_batching(holder))

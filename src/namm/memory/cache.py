@@ -124,7 +124,7 @@ class MemoryCache(Cache):
     ) -> None:
         warn_if_untested()
         plan = make_plan(memory, selection, update_interval)
-        if plan.policy.rehearsal is not None:
+        if plan.policy.reads_again:
             raise ConfigurationError(
                 f"a memory that only watches, for a cache passed by hand, not {plan.policy!r}", "one that rehearses",
                 "Use namm.attach(model, ...), which lets the model read each block again.",

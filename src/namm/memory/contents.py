@@ -2,9 +2,10 @@
 
 For layer `i` and row `r` the tensors `i.r.keys` and `i.r.values` (`[slot, dim]`), `i.r.positions` (`[slot]`) and
 `i.r.state` (`[channel, slot]`) hold the slots in use of all kv heads, one head after another; `counts[i][r]` says where
-a head ends. `i.r.query` and `i.r.lse` are the last queries, while an update is still to come. `heard.tokens` wait for
-their rehearsal, `shown` says which columns the last mask shows and `read` which were read as tokens, if any is hidden,
-and layers of another kind hold what they call by other names. Memory that is free is not written.
+a head ends. `i.r.query` and `i.r.lse` are the last queries, while an update is still to come, and `i.r.asking` those
+that wait to ask in place. `heard.tokens` wait for their rehearsal, `shown` says which columns the last mask shows and
+`read` which were read as tokens, if any is hidden, and layers of another kind hold what they call by other names.
+Memory that is free is not written.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def _slots(sequence: Sequence) -> dict[str, Tensor]:
     }
     if sequence.tail is not None and sequence.plan.next_update(sequence.seen) is not None:
         parts |= {"query": sequence.tail.query, "lse": sequence.tail.lse}
+    if sequence.asking is not None:
+        parts["asking"] = sequence.asking
     return parts
 
 
@@ -120,7 +123,7 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:
     layer.columns = held.columns
     for row, counts in enumerate(held.counts[str(layer.index)]):
-        names = ("keys", "values", "positions", "state", "query", "lse")
+        names = ("keys", "values", "positions", "state", "query", "lse", "asking")
         found = {name: held.tensors.get(f"{layer.index}.{row}.{name}") for name in names}
         parts = {name: tensor for name, tensor in found.items() if tensor is not None}
         sequence = Sequence(layer.plans[0], row, layer.index, layer.meter)
@@ -128,6 +131,8 @@ def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> Non
         sequence.blocks = _blocks(parts, counts, device)
         if "query" in parts:
             sequence.tail = Tail(*(parts[name].to(device, copy=True) for name in ("query", "lse")))
+        if "asking" in parts:
+            sequence.asking = parts["asking"].to(device, copy=True)
         layer.sequences.append(sequence)
         layer.meter.note(layer.index, row, sequence.nbytes())
         layer.dtype, layer.device, layer.is_initialized = parts["keys"].dtype, device, True

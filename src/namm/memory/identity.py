@@ -61,5 +61,7 @@ def _describe_policy(policy: MemoryPolicy) -> str:
             digest.update(f"{list(tensor.shape)}".encode() + tensor.cpu().contiguous().numpy().tobytes())
         c = network.config
         kind = f"features={c.features!r}, width={c.width}, rehearsal={float(c.rehearsal)}"
+        if c.rehearses != "model":
+            kind += f", rehearses={c.rehearses!r}, window={c.window}, rotated={c.rotated}"
         return f"{type(policy).__name__}({kind}, sha256={digest.hexdigest()})"
     return repr(policy) if dataclasses.is_dataclass(policy) else f"{policy!r} {vars(policy) or ''}".strip()

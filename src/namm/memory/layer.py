@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.compat import untested, untraced
 from namm.errors import ModelError
+from namm.memory.rotation import rotation_of
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 
 _ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
@@ -65,6 +66,9 @@ class MemoryLayer(CacheLayerMixin):
         """`plans` holds one plan for all rows, or one for each."""
         super().__init__()
         self.plans, self.index, self.meter, self.config = plans, index, meter, config
+        rehearsals = [plan.policy.asks_in_place for plan in plans if plan.policy.evicts]
+        rotated = any(rehearsal is not None and rehearsal.rotated for rehearsal in rehearsals)
+        self.rotation = rotation_of(config, index) if rotated else None
         self.columns = 0
         self.sequences: list[Sequence] = []
         self.rehearsing: tuple[bool, ...] | None = None
@@ -192,6 +196,7 @@ class MemoryLayer(CacheLayerMixin):
         (keys, values), self._pending = self._pending, None
         batch, heads, tokens, _ = query.shape
         real, overlay = self._real_tokens(mask, tokens)
+        scaling = replace(scaling, rotation=self.rotation)
         out = query.new_zeros(batch, tokens, heads, values.shape[-1])
         for row, sequence in enumerate(self.sequences):
             here = slice(None) if real is None or bool(real[row].all()) else real[row].nonzero().squeeze(1)
@@ -207,7 +212,7 @@ class MemoryLayer(CacheLayerMixin):
                 visible = overlay[row % len(overlay), 0][here]
                 visible = visible if self._read is None else visible[:, self._read[row]]
             if self.rehearsing is None:
-                mixed = sequence.read(q, k, v, scaling, visible, hold=sequence.plan.policy.rehearsal is not None)
+                mixed = sequence.read(q, k, v, scaling, visible, hold=sequence.plan.policy.reads_again)
             elif self.rehearsing[row]:
                 mixed = sequence.rehearse(q, k, v, scaling)
                 sequence.update()
@@ -265,7 +270,7 @@ class MemoryLayer(CacheLayerMixin):
                 "What was hidden was not read: start a new memory to read it.",
             )  # fmt: skip
         hidden = ~earlier if self._shown is None else self._shown & ~earlier
-        if bool(hidden.any()) and any(plan.policy.rehearsal is not None for plan in self.plans):
+        if bool(hidden.any()) and any(plan.policy.reads_again for plan in self.plans):
             raise ModelError(
                 "a mask that shows what was read, for a memory that rehearses", "one that hides some of it",
                 "Use a memory that reads once, or read the text anew without these tokens.",

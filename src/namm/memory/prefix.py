@@ -22,6 +22,7 @@ from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, storage_bytes
 from namm.memory.layer import MemoryLayer, Read, forget_layer
 from namm.memory.rehearsal import rehearse, rehearsed
+from namm.memory.rotation import rotation_of
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
@@ -51,11 +52,13 @@ class Footprint:
         token: of one more token in every head, its observed state included.
         constant: of the queries that are always held.
         full: of one more token in a cache that holds keys and values only.
+        asking: of the queries that wait at most until they ask in place; none wait after the last update.
     """
 
     token: int
     constant: int
     full: int
+    asking: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Prefix:
 
     def footprint(self, plan: Plan) -> Footprint:
         """What a memory with this plan costs in bytes."""
-        token = constant = full = 0
+        token = constant = full = asking = 0
         for read in self.reads:
             if not isinstance(read, Read):
                 continue
@@ -122,10 +125,12 @@ class Prefix:
             state = policy.channels * plan.state_dtype(dtype).itemsize
             full += kv_heads * pair
             token += kv_heads * (pair + state + torch.int32.itemsize)  # with its position
+            query = read.query.shape[1] * read.query.shape[-1] * dtype.itemsize
             if policy.channels:  # the queries between two hops, and their log-sum-exp
-                query = read.query.shape[-1] * dtype.itemsize + torch.float32.itemsize
-                constant += read.query.shape[1] * policy.overlap * query
-        return Footprint(token, constant, full)
+                constant += policy.overlap * (query + read.query.shape[1] * torch.float32.itemsize)
+            if rehearsal := policy.asks_in_place:
+                asking += rehearsal.window * query
+        return Footprint(token, constant, full, asking)
 
     @torch.no_grad()
     def start(self, plans: tuple[Plan, ...]) -> MemoryCache:
@@ -160,8 +165,11 @@ class Prefix:
         if index not in bases:
             read = self.reads[index]
             bases[index] = Sequence(Plan(policy, None, self.tokens), 0, index, Meter())
-            bases[index].read(read.query[0], read.key[0], read.value[0], read.scaling, hold=True)
-            if policy.rehearsal is not None:
+            scaling = read.scaling
+            if policy.asks_in_place and policy.asks_in_place.rotated:
+                scaling = replace(scaling, rotation=rotation_of(self.config.get_text_config(decoder=True), index))
+            bases[index].read(read.query[0], read.key[0], read.value[0], scaling, hold=True)
+            if policy.rehearsal is not None and policy.reads_again:
                 again = self.rehearsed[policy.rehearsal][index]
                 bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
         return bases[index]

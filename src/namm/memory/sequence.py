@@ -16,8 +16,9 @@ from torch import Tensor
 
 from namm import kernels
 from namm.errors import ModelError, ScoreError
+from namm.memory.rotation import Rotation
 from namm.memory.slots import Block, Tail, aligned, compact
-from namm.policies.base import MemoryPolicy, View
+from namm.policies.base import MemoryPolicy, Rehearsal, View
 from namm.selection import Selection
 
 
@@ -57,10 +58,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a model's attention makes logits of query and key: times `scale`, then soft-capped if `softcap` is set."""
+    """How a model's attention makes logits of query and key: times `scale`, then soft-capped if `softcap` is set.
+
+    Attributes:
+        rotation: of the layer, where queries ask from another position than their own.
+    """
 
     scale: float
     softcap: float | None = None
+    rotation: Rotation | None = None
 
 
 class Meter:
@@ -92,6 +98,8 @@ class Sequence:
         self.plan, self.row, self.layer, self._meter = plan, row, layer, meter
         self.blocks: list[Block] = []
         self.tail: Tail | None = None
+        self.asking: Float[Tensor, "kv_head group query dim"] | None = None  # in place, once their window is full
+        self.scaling = Scaling(1.0)  # of the last read
         self.seen = 0
         self.updates = 0
 
@@ -154,17 +162,13 @@ class Sequence:
         for block in self.blocks:
             held_keys, held_values, _, state = block.used()
 
-            def note(attention: Tensor, state: Tensor = state) -> None:
-                seen = policy.rehearse(self._decode(state), attention[..., : state.shape[-1]])
-                state.copy_(self._encode(seen))
-
             out, _ = kernels.attend_and_observe(
                 grouped[block.heads],
                 torch.cat([held_keys, keys[block.heads]], 1),
                 torch.cat([held_values, values[block.heads]], 1),
                 scaling.scale,
                 softcap=scaling.softcap,
-                observe=note if policy.channels else None,
+                observe=partial(self._rehearse, state) if policy.channels else None,
             )
             outputs.append(out)
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(0, 1)
@@ -174,7 +178,8 @@ class Sequence:
     ) -> Float[Tensor, "kv_head group token value_dim"]:
         """Append a piece that crosses no update, attend it to everything held, and observe if an update will come."""
         policy = self.plan.policy
-        watching = policy.channels > 0 and self.plan.next_update(self.seen) is not None
+        due = self.plan.next_update(self.seen) is not None
+        watching = policy.watches and due
         outputs, sums = [], []
         grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
         if any(grown):
@@ -203,6 +208,9 @@ class Sequence:
             outputs.append(out)
             sums.append(lse)
         self.seen += query.shape[2]
+        self.scaling = scaling
+        if due and policy.asks_in_place:
+            self._hold(query, policy.asks_in_place)
         if watching:
             length = policy.overlap + self.seen % policy.hop
             lse = sums[0] if len(sums) == 1 else torch.cat(sums)
@@ -211,6 +219,32 @@ class Sequence:
         else:
             self.tail = None
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    # -- asking in place ---------------------------------------------------------------------------------------
+
+    def _hold(self, query: Tensor, rehearsal: Rehearsal) -> None:
+        """Keep queries until their window is full, counted from the last update, and then let them ask."""
+        held = query if self.asking is None else torch.cat([self.asking, query], dim=2)
+        while held.shape[2] >= rehearsal.window:
+            self._ask(held[:, :, : rehearsal.window], rehearsal, self.seen - held.shape[2] + rehearsal.window)
+            held = held[:, :, rehearsal.window :]
+        self.asking = held.clone() if held.shape[2] else None
+
+    def _ask(self, query: Tensor, rehearsal: Rehearsal, seen: int) -> None:
+        """The first `seen` tokens, as far as they are held, are shown to the policy as these queries attend to them."""
+        rotation = self.scaling.rotation if rehearsal.rotated else None
+        moved = query if rotation is None else rotation.move(query, rehearsal.window)
+        for block in self.blocks:
+            keys, _, _, state = block.used()
+            slots = block.count - (self.seen - seen)  # the newest tokens are held by every head
+            kernels.ask(
+                moved[block.heads], keys[:, :slots], self.scaling.scale, self.scaling.softcap,
+                partial(self._rehearse, state[..., :slots]),
+            )  # fmt: skip
+
+    def _rehearse(self, state: Tensor, attention: Tensor) -> None:
+        seen = self.plan.policy.rehearse(self._decode(state), attention[..., : state.shape[-1]])
+        state.copy_(self._encode(seen))
 
     # -- observing ---------------------------------------------------------------------------------------------
 
@@ -243,8 +277,11 @@ class Sequence:
 
     def update(self) -> None:
         """Score every slot, select, and keep only what was selected."""
-        selection = self.plan.selection
+        selection, rehearsal = self.plan.selection, self.plan.policy.asks_in_place
         assert selection is not None
+        if rehearsal is not None and self.asking is not None:
+            self._ask(self.asking, rehearsal, self.seen)
+        self.asking = None
         width = max(block.count for block in self.blocks)
         positions = aligned((b.used()[2] for b in self.blocks), width, -1)
         scores = aligned((self._score(b, selection) for b in self.blocks), width, -torch.inf)
@@ -298,10 +335,12 @@ class Sequence:
     def tensors(self) -> list[Tensor]:
         """Every tensor this sequence holds on to."""
         held = [tensor for block in self.blocks for tensor in block.tensors()]
-        return held + ([self.tail.query, self.tail.lse] if self.tail else [])
+        held += [self.tail.query, self.tail.lse] if self.tail else []
+        return held if self.asking is None else [*held, self.asking]
 
     def nbytes(self) -> int:
-        return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0)
+        asking = 0 if self.asking is None else self.asking.untyped_storage().nbytes()
+        return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0) + asking
 
     def trim(self) -> None:
         """Give back the free slots that appending leaves."""
@@ -315,6 +354,7 @@ class Sequence:
         twin = Sequence(plan or self.plan, row, self.layer, meter)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
+        twin.asking, twin.scaling = None if self.asking is None else self.asking.clone(), self.scaling
         twin.seen, twin.updates = self.seen, self.updates
         meter.note(self.layer, row, twin.nbytes())
         return twin

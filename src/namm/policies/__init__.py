@@ -10,6 +10,7 @@
 | snapkv | what the last 32 queries attend to, pooled | arXiv 2404.14469 |
 | knorm | shortest keys | arXiv 2406.11430 |
 | kvzip | what a second reading of the text attends to | arXiv 2505.23416 |
+| requery | what the layers' own queries attend to when they ask again | |
 | random | one random priority per token | |
 """
 
@@ -27,6 +28,7 @@ from namm.policies.kvzip import KVzip
 from namm.policies.namm import NAMMPolicy
 from namm.policies.observed_max import ObservedMax
 from namm.policies.random import Random
+from namm.policies.requery import Requery
 from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import StreamingLLM
 from namm.policies.tova import TOVA
@@ -42,6 +44,7 @@ __all__ = [
     "NAMMPolicy",
     "ObservedMax",
     "Random",
+    "Requery",
     "SnapKV",
     "StreamingLLM",
     "View",
@@ -51,7 +54,8 @@ __all__ = [
 ]
 
 BASELINES: dict[str, type[MemoryPolicy]] = {
-    policy.name: policy for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, Random)
+    policy.name: policy
+    for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, Requery, Random)
 }
 _BUILTIN = Path(__file__).parents[1] / "data" / "memories"
 

@@ -9,29 +9,47 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from namm.errors import ConfigurationError
 from namm.selection import Per, Selection
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Before each update the model reads the tokens since the last one again, as queries that nobody will remember.
+    """Before each update the tokens since the last one ask once more, as queries that nobody will remember.
 
-    What a text asks of its own past is a witness of what a later question may ask. The rehearsal's keys and values are
-    discarded; its price is that every token is read twice (`share` of them, if less).
+    What a text asks of its own past is a witness of what a later question may ask: "I am this token; where was it said
+    before, and what came next?" Either the model reads the tokens again, at the price of a second reading; or each
+    layer's own queries of the first reading ask again *in place*, of all that is held, what came after them included.
 
     Attributes:
-        share: part of the block that is read again, its newest tokens.
+        share: part of the block that the model reads again, its newest tokens.
         every: of these each `every`-th token.
+        how: "model": the model reads again; "queries": in place.
+        window: queries that are held until they ask in place, a number of tokens.
+        rotated: whether these are moved on by `window` positions first, to where those of a second reading would stand;
+            for models with rotary positions.
+
+    Raises:
+        ConfigurationError: another way, or a window without a query.
     """
 
     share: float = 1.0
     every: int = 1
+    how: Literal["model", "queries"] = "model"
+    window: int = 128
+    rotated: bool = True
+
+    def __post_init__(self) -> None:
+        if self.how not in ("model", "queries"):
+            raise ConfigurationError('a rehearsal by the "model" or by its "queries"', repr(self.how), "Choose one.")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ConfigurationError("a window of at least one query", repr(self.window), "Try window=128.")
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class MemoryPolicy(ABC):
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
         half_scale: if set, state is held as float16 times this when the model runs in half precision.
-        rehearsal: what the model reads again before each update; None for policies that only watch.
+        rehearsal: how tokens ask once more before each update; None for policies that only watch.
         per: how a budget is spent that does not say so itself, see `Budget`.
     """
 
@@ -90,6 +108,21 @@ class MemoryPolicy(ABC):
     half_scale: float | None = None
     rehearsal: Rehearsal | None = None
     per: Per = "head"
+
+    @property
+    def watches(self) -> bool:
+        """Whether it looks at the attention of the reading itself, and not of rehearsals only."""
+        return self.channels > 0 and type(self).observe is not MemoryPolicy.observe
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether the model reads every block a second time."""
+        return self.rehearsal is not None and self.rehearsal.how == "model"
+
+    @property
+    def asks_in_place(self) -> Rehearsal | None:
+        """The rehearsal, if the layers' own queries do it."""
+        return self.rehearsal if self.rehearsal is not None and not self.reads_again else None
 
     @property
     def observer(self) -> Hashable:

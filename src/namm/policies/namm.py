@@ -49,7 +49,10 @@ class NAMMPolicy(MemoryPolicy):
 
     @property
     def rehearsal(self) -> Rehearsal | None:  # type: ignore[override]
-        return Rehearsal(self.network.config.rehearsal) if self.network.feature_set.rehearses else None
+        c = self.network.config
+        if not self.network.feature_set.rehearses:
+            return None
+        return Rehearsal(c.rehearsal, how=c.rehearses, window=c.window, rotated=c.rotated)
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return self.network.feature_set.observe(state, attention)

@@ -101,8 +101,8 @@ class Served:
         if self.plan.policy.evicts and isinstance(selection, Budget):
             held = min(tokens, selection.target(tokens) + interval)
         slots = (held + SLACK) * (1 + 1 / self.layers)
-        waiting = interval * torch.int64.itemsize * 2 if self.plan.policy.rehearsal else 0  # see `MemoryLayer.heard`
-        return math.ceil(slots * self.cost.token) + self.cost.constant + waiting
+        waiting = interval * torch.int64.itemsize * 2 if self.plan.policy.reads_again else 0  # see `MemoryLayer.heard`
+        return math.ceil(slots * self.cost.token) + self.cost.constant + self.cost.asking + waiting
 
 
 class Host:

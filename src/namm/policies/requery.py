@@ -1,0 +1,37 @@
+"""Requery: rank tokens by what the layers' own queries attend to when they ask again, of what came after them too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from namm.policies.base import MemoryPolicy, Rehearsal, View
+
+
+class Requery(MemoryPolicy):
+    """Keep the tokens with the largest attention from any query of a rehearsal in place, in whichever heads they are.
+
+    KVzip's rule without its second reading: one more product of queries and keys inside each layer.
+    """
+
+    name = "requery"
+    channels = 1
+    half_scale = 2.0**11
+    per = "layer"
+
+    def __init__(self, rotated: bool = True, window: int = 128) -> None:
+        self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window)
+
+    @property
+    def observer(self) -> Rehearsal | None:
+        return self.rehearsal
+
+    def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
+        return torch.maximum(state, attention.amax(-2, keepdim=True))
+
+    def score(self, view: View) -> Tensor:
+        return view.state.squeeze(-2)
+
+    def __repr__(self) -> str:
+        assert self.rehearsal is not None
+        return f"Requery(rotated={self.rehearsal.rotated}, window={self.rehearsal.window})"
