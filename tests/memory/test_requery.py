@@ -92,7 +92,9 @@ def test_what_is_observed_is_the_formula(name: str, rotated: bool) -> None:
     if rotated and name not in ROTARY:
         pytest.skip("no rotary positions")
     model, text = causal_model(name), ids(1, INTERVAL + 7)
-    policy = Noted(rehearsal=Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated))  # the last window is not full
+    policy = Noted(
+        rehearsal=Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated)
+    )  # the last window is not full
     with torch.no_grad(), namm.attach(model, policy, namm.Threshold(0.0), INTERVAL):
         model(text)
     keys, queries = asked(model, text, 0), asked(model, text, (WINDOW + 2) * rotated)
