@@ -29,7 +29,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trained_on": ("text", lambda value: type(value) is str),
     "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
-    "per": ('"head" or "layer"', lambda value: value in ("head", "layer")),
+    "per": ('"head", "layer" or "model"', lambda value: value in ("head", "layer", "model")),
     "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "rotated": ("true or false", lambda value: type(value) is bool),

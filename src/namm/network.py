@@ -32,7 +32,7 @@ class NAMMConfig:
         width: width of the attention head of the scoring network.
         update_interval: tokens between two updates this memory was evolved with.
         per: how a budget is spent unless it says so itself: the same number of tokens in every "head", or those of a
-            "layer" on whichever heads score highest.
+            "layer" or the whole "model" on whichever heads score highest.
         rehearses: who asks again, for feature sets that watch rehearsals: the "model", or its "queries" in place.
         rehearsal: part of each block that the model reads again.
         window, rotated: of a rehearsal in place, see `policies.base.Rehearsal`.

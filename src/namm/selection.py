@@ -19,7 +19,7 @@ from namm.errors import ConfigurationError
 Scores = Float[Tensor, "batch kv_head slot"]
 Positions = Int[Tensor, "batch kv_head slot"]
 Kept = Bool[Tensor, "batch kv_head slot"]
-Per = Literal["head", "layer"]
+Per = Literal["head", "layer", "model"]
 
 
 @runtime_checkable
@@ -76,7 +76,8 @@ class Budget:
         tokens: slots per kv head after each update.
         fraction: the same as a share of the tokens seen, in (0, 1].
         per: "head": every head keeps the same number; "layer": the layer's budget goes to whichever heads score
-            highest, one slot each at least; None: as the policy was made for, which is "head" for most.
+            highest, one slot each at least; "model": the same over the heads of all layers, which then decide together;
+            None: as the policy was made for, which is "head" for most.
         sinks: first tokens of the text that stay before all others, inside the budget.
         recent: last tokens that stay next, inside the budget; where it is too small for all, the most recent.
     """
@@ -99,8 +100,8 @@ class Budget:
         number = isinstance(self.fraction, (int, float)) and not isinstance(self.fraction, bool)
         if self.fraction is not None and not (number and 0 < self.fraction <= 1):  # NaN fails too
             raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
-        if self.per not in ("head", "layer", None):
-            raise ConfigurationError('per="head" or per="layer"', repr(self.per), 'Try per="head".')
+        if self.per not in ("head", "layer", "model", None):
+            raise ConfigurationError('per="head", "layer" or "model"', repr(self.per), 'Try per="head".')
         if self.sinks < 0 or self.recent < 0:
             raise ConfigurationError(
                 "sinks and recent >= 0", f"sinks={self.sinks}, recent={self.recent}", "Use 0 to protect none."
@@ -124,9 +125,9 @@ class Budget:
         scores = scores.masked_fill(positions >= seen - self.recent, top)
         scores = scores.masked_fill(held & (positions < self.sinks), math.inf)
         scores = _force_newest(scores.masked_fill(~held, -math.inf))
-        if self.per == "layer":
-            whole_layer = _rank(scores.flatten(1)).view_as(scores)
-            kept = whole_layer < self.target(seen) * scores.shape[1]
+        if self.per in ("layer", "model"):  # of a model, `scores` are those of all heads
+            together = _rank(scores.flatten(1)).view_as(scores)
+            kept = together < self.target(seen) * scores.shape[1]
         else:
             kept = _rank(scores) < self.target(seen)
         return kept & held

@@ -30,7 +30,7 @@ def refused(error: type[namm.NammError], match: str):
         ({"fraction": -0.1}, r"fraction in \(0, 1\]"),
         ({"fraction": 1.5}, r"fraction in \(0, 1\]"),
         ({"fraction": float("nan")}, r"fraction in \(0, 1\]"),
-        ({"fraction": 0.5, "per": "model"}, 'per="head"'),
+        ({"fraction": 0.5, "per": "world"}, 'per="head"'),
         ({"fraction": 0.5, "sinks": -1}, "sinks"),
         ({"tokens": 8, "sinks": 4, "recent": 8}, "protected"),
     ],

@@ -104,8 +104,8 @@ def attach(
 def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     decoder = find_decoder(model)
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
-    if plan.policy.reads_again:
-        check_pieces(decoder, "a memory that rehearses")
+    if plan.in_pieces:
+        check_pieces(decoder, "a memory that rehearses" if plan.policy.reads_again else "layers that decide together")
     if plan.policy.evicts and (rehearsal := plan.policy.asks_in_place) and rehearsal.rotated:
         check_rotation(decoder)
     handle = Handle(plan)
@@ -119,7 +119,7 @@ def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     route(decoder.config)
     stack = ExitStack()
     try:
-        if plan.policy.reads_again:
+        if plan.in_pieces:
             stack.enter_context(rehearsing(decoder))
         for holder in _holders(model):  # outer models may build masks before the decoder is called
             stack.enter_context(_without_continuous_batching(holder))

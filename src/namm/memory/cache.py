@@ -144,11 +144,11 @@ class MemoryCache(Cache):
     def lent(cls, layers: list[Any]) -> MemoryCache:
         """A cache around layers whose sequences belong to others, which keep the model routed meanwhile."""
         cache = cls.__new__(cls)
-        Cache.__init__(cache, layers=layers)
+        Cache.__init__(cache, layers=_introduced(layers))
         return cache
 
     def _start(self, layers: list[Any]) -> None:
-        super().__init__(layers=layers)
+        super().__init__(layers=_introduced(layers))
         config = next(layer.config for layer in layers if isinstance(layer, MemoryLayer))
         route(config)
         weakref.finalize(self, unroute, config)
@@ -161,7 +161,7 @@ class MemoryCache(Cache):
         """
         cache.__class__ = MemoryCache
         cache.layer_class_to_replicate = None
-        cache.layers = memory_layers(config, (plan,))
+        cache.layers = _introduced(memory_layers(config, (plan,)))
         assert isinstance(cache, MemoryCache)
         return cache
 
@@ -271,6 +271,14 @@ class MemoryCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryCache:
         return self.fork()
+
+
+def _introduced(layers: list[Any]) -> list[Any]:
+    """The same, the last memory layer knowing the others, with whom it may have to decide."""
+    ours = [layer for layer in layers if isinstance(layer, MemoryLayer)]
+    if ours:
+        ours[-1].before = tuple(ours[:-1])
+    return layers
 
 
 def memory_layers(

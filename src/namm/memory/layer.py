@@ -21,7 +21,7 @@ from transformers.cache_utils import CacheLayerMixin
 from namm.compat import untested, untraced
 from namm.errors import ModelError
 from namm.memory.rotation import rotation_of
-from namm.memory.sequence import Meter, Plan, Scaling, Sequence
+from namm.memory.sequence import Meter, Plan, Scaling, Sequence, update_together
 
 _ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
 
@@ -53,6 +53,7 @@ class MemoryLayer(CacheLayerMixin):
     Attributes:
         columns: tokens seen as the model counts them, padding included; gives mask sizes and positions.
         sequences: one for each row; they count real tokens only.
+        before: of the last memory layer of a cache: all others.
         rehearsing: while a rehearsal is read, the rows it is for.
         heard: tokens not rehearsed yet, see `rehearsal`.
     """
@@ -71,6 +72,7 @@ class MemoryLayer(CacheLayerMixin):
         self.rotation = rotation_of(config, index) if rotated else None
         self.columns = 0
         self.sequences: list[Sequence] = []
+        self.before: tuple[MemoryLayer, ...] | None = None
         self.rehearsing: tuple[bool, ...] | None = None
         self.heard: tuple[Tensor, Tensor] | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
@@ -212,14 +214,24 @@ class MemoryLayer(CacheLayerMixin):
                 visible = overlay[row % len(overlay), 0][here]
                 visible = visible if self._read is None else visible[:, self._read[row]]
             if self.rehearsing is None:
-                mixed = sequence.read(q, k, v, scaling, visible, hold=sequence.plan.policy.reads_again)
+                mixed = sequence.read(q, k, v, scaling, visible)
             elif self.rehearsing[row]:
                 mixed = sequence.rehearse(q, k, v, scaling)
-                sequence.update()
+                if not sequence.plan.jointly:
+                    sequence.update()
             else:
                 continue
             out[row, here] = mixed.transpose(0, 1).to(out.dtype)
+        self.decide()
         return out
+
+    def decide(self) -> None:
+        """What all layers decide together, when the last of them has read: it alone knows the others."""
+        for row, sequence in enumerate(self.sequences if self.before is not None else ()):
+            waits = sequence.plan.policy.reads_again and self.rehearsing is None
+            if sequence.plan.jointly and sequence.due and not waits:
+                assert self.before is not None
+                update_together([*(layer.sequences[row] for layer in self.before), sequence])
 
     def follow(self, bases: dict[Hashable, Sequence]) -> None:
         """Every row goes on from the sequence that observed as its policy does; updates that are due are made."""
@@ -229,8 +241,9 @@ class MemoryLayer(CacheLayerMixin):
             self.columns, self.dtype, self.device, self.is_initialized = base.seen, keys.dtype, keys.device, True
             self.sequences.append(base.clone(row, self.meter, plan))
         for sequence in self.sequences:
-            if sequence.due:
+            if sequence.due and not sequence.plan.jointly:
                 sequence.update()
+        self.decide()
 
     @property
     def all_shown(self) -> bool:

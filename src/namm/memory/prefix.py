@@ -164,11 +164,11 @@ class Prefix:
         bases = self._bases[policy.observer]
         if index not in bases:
             read = self.reads[index]
-            bases[index] = Sequence(Plan(policy, None, self.tokens), 0, index, Meter())
+            bases[index] = Sequence(Plan(policy, None, self.tokens + 1), 0, index, Meter())  # the update is others'
             scaling = read.scaling
             if policy.asks_in_place and policy.asks_in_place.rotated:
                 scaling = replace(scaling, rotation=rotation_of(self.config.get_text_config(decoder=True), index))
-            bases[index].read(read.query[0], read.key[0], read.value[0], scaling, hold=True)
+            bases[index].read(read.query[0], read.key[0], read.value[0], scaling)
             if policy.rehearsal is not None and policy.reads_again:
                 again = self.rehearsed[policy.rehearsal][index]
                 bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)

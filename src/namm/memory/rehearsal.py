@@ -33,7 +33,10 @@ _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "t
 
 @contextmanager
 def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
-    """Inside the block `decoder` rehearses for memories whose policy asks for it; other calls are as before."""
+    """Inside the block `decoder` rehearses for memories whose policy asks for it, other calls are as before.
+
+    For memories whose layers decide together it is called piece by piece, as then, and nothing is read again.
+    """
     own = decoder.forward
     placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
     decoder.forward = wraps(own)(partial(_forward, decoder, own))  # with the signature of the model's own
@@ -46,16 +49,13 @@ def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
             decoder.forward = placed
 
 
-def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
-    """What the rows of a memory rehearse; None if no row does.
+def _rehearsal_of(layer: MemoryLayer) -> Rehearsal | None:
+    """What the model reads again for the rows of a memory; None if no row wants that.
 
     Raises:
         ModelError: rows that rehearse in different ways.
     """
-    layer = next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, MemoryLayer)), None)
-    if layer is None:
-        return None
-    wanted = {plan.policy.rehearsal for plan in layer.plans if plan.policy.evicts} - {None}
+    wanted = {plan.policy.rehearsal for plan in layer.plans if plan.policy.evicts and plan.policy.reads_again}
     if len(wanted) > 1:
         raise ModelError("rows that rehearse in one way", sorted(map(str, wanted)), "Read them one after another.")
     return wanted.pop() if wanted else None
@@ -65,26 +65,26 @@ def rehearsal_of(cache: Cache | None) -> Rehearsal | None:
 def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
     cache = cache_given(decoder, kwargs)
-    rehearsal = rehearsal_of(cache)
-    if rehearsal is None:
+    layer = next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, MemoryLayer)), None)
+    if cache is None or layer is None or not any(plan.in_pieces for plan in layer.plans):
         return own(**kwargs)
-    assert cache is not None
+    rehearsal = _rehearsal_of(layer)
     name = "inputs_embeds" if kwargs.get("inputs_embeds") is not None else "input_ids"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
+    if rehearsal is None and len(_ends(layer, _real(tokens, mask))) == 1:
+        return own(**kwargs)
     _check(kwargs, tokens, mask)
-    real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    if mask is not None:
-        real = mask[:, mask.shape[1] - tokens.shape[1] :].bool()
+    real = _real(tokens, mask)
     past, start, states = cache.get_seq_length(), 0, []
-    layer = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
     for stop in _ends(layer, real):
         piece = kwargs | {key: kwargs[key][..., start:stop] for key in _PER_TOKEN[2:] if kwargs.get(key) is not None}
         piece |= {name: tokens[:, start:stop], "attention_mask": None if mask is None else mask[:, : past + stop]}
         out = own(**piece | {"return_dict": True})
         states.append(out.last_hidden_state)
-        _hear(layer, tokens[:, start:stop], real[:, start:stop], decoder)
-        due = tuple(s.due and s.plan.policy.rehearsal is not None for s in layer.sequences)
-        if any(due):
+        if rehearsal is not None:
+            _hear(layer, tokens[:, start:stop], real[:, start:stop], decoder)
+        due = tuple(s.due and s.plan.policy.reads_again for s in layer.sequences)
+        if rehearsal is not None and any(due):
             last = kwargs.get("position_ids")
             still = last is not None and last.shape[-1] > 1 and bool((last == last[..., :1]).all())
             block = _block(layer, rehearsal, due)
@@ -142,6 +142,13 @@ def rehearse(
             layer.rehearsing = None
 
 
+def _real(tokens: Tensor, mask: Tensor | None) -> Bool[Tensor, "batch token"]:
+    """Which of these tokens are no padding; what else a mask may be is not looked at here."""
+    if mask is None or mask.ndim != 2:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return mask[:, mask.shape[1] - tokens.shape[1] :].bool()
+
+
 def rehearsed(rehearsal: Rehearsal, block: Tensor) -> Tensor:
     """What is read again of one block, given as ids `[token]` or embeddings `[token, dim]`."""
     return block[len(block) - math.ceil(rehearsal.share * len(block)) :][:: rehearsal.every]
@@ -150,16 +157,16 @@ def rehearsed(rehearsal: Rehearsal, block: Tensor) -> Tensor:
 def _check(kwargs: dict[str, Any], tokens: Tensor, mask: Any) -> None:
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise ModelError(
-            "an attention mask of shape [batch, tokens seen] for a memory that rehearses",
+            "an attention mask of shape [batch, tokens seen] for a memory that reads in pieces",
             list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
-            "Use a memory without rehearsal for this model.",
+            'Use a memory that reads once and a budget with per="layer" for this model.',
         )
     strange = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _PER_TOKEN]
     asked = [name for name in ("output_hidden_states", "output_attentions", "output_router_logits") if kwargs.get(name)]
     if unknown := sorted(set(strange) - {"attention_mask"}) + asked:
         raise ModelError(
-            "ids, embeddings, positions and a mask for a memory that rehearses", ", ".join(unknown),
-            "Use a memory without rehearsal here.",
+            "ids, embeddings, positions and a mask for a memory that reads in pieces", ", ".join(unknown),
+            'Use a memory that reads once and a budget with per="layer" here.',
         )  # fmt: skip
 
 
@@ -175,12 +182,12 @@ def _check_positions(decoder: PreTrainedModel, needed: int) -> None:
 
 
 def _ends(layer: MemoryLayer, real: Bool[Tensor, "batch token"]) -> list[int]:
-    """Where the pieces of a call end: after each column in which a row that rehearses reaches an update."""
+    """Where the pieces of a call end: after each column in which a row reaches an update that others have a say in."""
     rows, columns = real.shape
     ends = {columns}
     plans = layer.plans * rows if len(layer.plans) == 1 else layer.plans
     for row, plan in enumerate(plans):
-        if plan.policy.rehearsal is None:
+        if not plan.in_pieces:
             continue
         seen = layer.sequences[row].seen if layer.sequences else 0
         read = (real[row].cumsum(0) + seen).tolist()
@@ -216,7 +223,7 @@ def _drop_old(layer: MemoryLayer) -> None:
 
 def unread(plan: Plan, seen: int, updates: int) -> int:
     """Real tokens that wait for their rehearsal: those since the last update that was made."""
-    if plan.policy.rehearsal is None or (plan.next_update(seen) is None and updates == plan.updates(seen)):
+    if not plan.policy.reads_again or (plan.next_update(seen) is None and updates == plan.updates(seen)):
         return 0
     end = updates * plan.update_interval
     return seen - (end if plan.last is None else min(end, plan.last))

@@ -43,6 +43,16 @@ class Plan:
         due = (seen // self.update_interval + 1) * self.update_interval
         return due if self.last is None else min(due, self.last)
 
+    @property
+    def jointly(self) -> bool:
+        """Whether all layers of a model decide together."""
+        return self.policy.evicts and getattr(self.selection, "per", None) == "model"
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether a model must be called piece by piece, each ending at an update."""
+        return self.jointly or (self.policy.evicts and self.policy.reads_again)
+
     def updates(self, seen: int) -> int:
         """Updates that have fallen due after `seen` tokens."""
         if not self.policy.evicts:
@@ -117,13 +127,14 @@ class Sequence:
         values: Float[Tensor, "kv_head token value_dim"],
         scaling: Scaling,
         visible: Bool[Tensor, "token column"] | None = None,
-        hold: bool = False,
     ) -> Float[Tensor, "head token value_dim"]:
         """Attention output for new tokens, which are remembered; forgets whenever an update falls due.
 
+        Where others have a say, one that falls due at the end of these tokens is left to them. Where all layers decide
+        together, so is one that falls due before it.
+
         Args:
             visible: which tokens of the whole sequence each new token may attend to, in place of causality.
-            hold: leave an update that falls due at the end of these tokens to a later call of `update`.
         """
         if not self.blocks:
             dtype = self.plan.state_dtype(keys.dtype)
@@ -132,7 +143,7 @@ class Sequence:
         grouped = query.unflatten(0, (keys.shape[0], -1))
         pieces, start = [], 0
         while start < tokens:
-            due = self.plan.next_update(self.seen)
+            due = None if self.plan.jointly else self.plan.next_update(self.seen)
             stop = tokens if due is None else min(tokens, start + due - self.seen)
             here = None if visible is None else visible[start:stop]
             end = self.seen + stop - start
@@ -143,7 +154,7 @@ class Sequence:
                 )  # fmt: skip
             piece = slice(start, stop)
             pieces.append(self._attend(grouped[:, :, piece], keys[:, piece], values[:, piece], scaling, here))
-            if self.seen == due and not (hold and stop == tokens):
+            if self.seen == due and not (self.plan.in_pieces and stop == tokens):
                 self.update()
             start = stop
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)).flatten(0, 1)
@@ -277,6 +288,16 @@ class Sequence:
 
     def update(self) -> None:
         """Score every slot, select, and keep only what was selected."""
+        scores, positions = self.scored()
+        assert self.plan.selection is not None
+        self.keep(self.plan.selection.select(scores[None], positions[None], self.seen)[0])
+
+    def scored(self) -> tuple[Float[Tensor, "kv_head slot"], Int[Tensor, "kv_head slot"]]:
+        """A score for each slot and the token it holds, right-aligned: -inf and -1 where a head has no slot.
+
+        Raises:
+            ScoreError: a score that is no number.
+        """
         selection, rehearsal = self.plan.selection, self.plan.policy.asks_in_place
         assert selection is not None
         if rehearsal is not None and self.asking is not None:
@@ -290,10 +311,13 @@ class Sequence:
                 "finite scores", f"NaN from {self.plan.policy!r} in layer {self.layer} after {self.seen} tokens",
                 "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
             )  # fmt: skip
-        kept = selection.select(scores[None], positions[None], self.seen)[0]
+        return scores, positions
+
+    def keep(self, kept: Bool[Tensor, "kv_head slot"]) -> None:
+        """Only these slots stay, right-aligned as they were scored; what had fallen due is done."""
         before = self.blocks
         self.blocks = compact(before, kept)
-        self.updates += 1
+        self.updates = self.plan.updates(self.seen)
         if self.blocks is not before:
             besides = sum(block.nbytes() for block in before)
             self._meter.note(self.layer, self.row, self.nbytes(), besides)
@@ -358,3 +382,17 @@ class Sequence:
         twin.seen, twin.updates = self.seen, self.updates
         meter.note(self.layer, row, twin.nbytes())
         return twin
+
+
+def update_together(layers: list[Sequence]) -> None:
+    """One selection for the same row of all layers, of which each keeps its part."""
+    plan, seen = layers[0].plan, layers[0].seen
+    assert plan.selection is not None
+    parts = [sequence.scored() for sequence in layers]
+    width = max(scores.shape[1] for scores, _ in parts)
+    device = parts[0][0].device
+    scores = aligned((scores.to(device) for scores, _ in parts), width, -torch.inf)
+    positions = aligned((positions.to(device) for _, positions in parts), width, -1)
+    kept = plan.selection.select(scores[None], positions[None], seen)[0]
+    for sequence, (mine, _), chosen in zip(layers, parts, kept.split([len(mine) for mine, _ in parts]), strict=True):
+        sequence.keep(chosen[:, width - mine.shape[1] :].to(mine.device))
