@@ -15,7 +15,7 @@ from rows import read, write
 from namm.evolution.checkpoint import read_log
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.draw import validation_items
-from namm.evolution.fitness import LanguageProblem
+from namm.evolution.fitness import ModelProblem
 from namm.json_files import read_json
 from namm.policies import resolve
 
@@ -42,7 +42,7 @@ def references(
     config: EvolutionConfig, policies: tuple[str, ...] = ("kvzip", "observed-max", "h2o")
 ) -> list[dict[str, Any]]:
     """What baselines reach on the validation samples of the first stage."""
-    problem = LanguageProblem(config)
+    problem = ModelProblem(config)
     items = validation_items(config, 0)
     return [
         {"run": name, "reference": [problem.compare(item, resolve(name)).score for item in items], "n": len(items)}

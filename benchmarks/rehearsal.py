@@ -20,7 +20,7 @@ from torch import Tensor
 
 import namm
 from namm.evolution.config import EvolutionConfig
-from namm.evolution.fitness import LanguageProblem
+from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item
 from namm.policies import MemoryPolicy, View
 from namm.policies.base import Rehearsal
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="of the text that is timed")
     options = parser.parse_args()
     config = EvolutionConfig(model={"dtype": "bfloat16"})
-    problem = LanguageProblem(config)
+    problem = ModelProblem(config)
     items = [Item("validation", task, 1024, index, 0.25) for index in range(options.samples) for task in TASKS]
     ids = torch.randint(
         0, problem.model.config.vocab_size, (1, options.tokens), generator=torch.Generator().manual_seed(0)

@@ -20,7 +20,7 @@ from namm.evolution import EvolutionConfig, evolve
 from namm.evolution.checkpoint import read_log
 from namm.evolution.config import WARM
 from namm.evolution.executors import make_executor
-from namm.evolution.fitness import LanguageProblem
+from namm.evolution.fitness import ModelProblem
 from namm.evolution.space import make_space
 from namm.evolution.start import start_memory
 from namm.network import NAMM
@@ -38,7 +38,7 @@ def config_of(features: str) -> EvolutionConfig:
     )  # fmt: skip
 
 
-def started(config: EvolutionConfig, problem: LanguageProblem, folder: Path) -> EvolutionConfig:
+def started(config: EvolutionConfig, problem: ModelProblem, folder: Path) -> EvolutionConfig:
     """The same search, from a warm start that is fitted once and saved."""
     if not folder.exists():
         with make_executor(config.workers, lambda: problem, here=True) as executor:
@@ -46,7 +46,7 @@ def started(config: EvolutionConfig, problem: LanguageProblem, folder: Path) -> 
     return config.changed(f"start.from={json.dumps(str(folder.resolve()))}")
 
 
-def search(name: str, config: EvolutionConfig, problem: LanguageProblem, out: Path) -> dict[str, Any]:
+def search(name: str, config: EvolutionConfig, problem: ModelProblem, out: Path) -> dict[str, Any]:
     """Where one search started and what its mean came to, sample by sample."""
     run = out / name
     evolve(config, run, resume=(run / "run.json").exists(), problem=lambda: problem, curves=False)
@@ -69,7 +69,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for features in FEATURES:
         base = config_of(features)
-        problem = LanguageProblem(base)
+        problem = ModelProblem(base)
         config = started(base, problem, out / f"start-{features}")
         rows.append(search(f"features-{features}", config, problem, out))
         if features == SHIPPED:

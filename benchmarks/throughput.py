@@ -19,17 +19,17 @@ import torch
 
 from namm.evolution.config import EvolutionConfig, Workers
 from namm.evolution.executors import make_executor
-from namm.evolution.fitness import LanguageProblem
+from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item, Outcome
 from namm.network import NAMM, NAMMConfig
 
 
-def measured(problem: LanguageProblem, unit: tuple[Item, NAMM]) -> list[Outcome]:
+def measured(problem: ModelProblem, unit: tuple[Item, NAMM]) -> list[Outcome]:
     problem._kept.clear()  # a text is read anew in every generation here, as if the pool never ended
     return problem.measure(*unit)
 
 
-def alone(problem: LanguageProblem, item: Item, networks: NAMM) -> list[Outcome]:
+def alone(problem: ModelProblem, item: Item, networks: NAMM) -> list[Outcome]:
     rows = (NAMM.from_vector(theta[None], networks.mean, networks.var, networks.config) for theta in networks.theta)
     return [measured(problem, (item, network))[0] for network in rows]
 
@@ -54,8 +54,8 @@ def main() -> None:
         networks = NAMM.from_vector(theta, config=layout)
         items = [Item("train", "niah_multikey", options.tokens, index, 0.25) for index in range(options.samples)]
         units = [(item, networks) for item in items]
-        here = LanguageProblem(config)
-        with make_executor(Workers(count=options.workers, threads=1), partial(LanguageProblem, config)) as executor:
+        here = ModelProblem(config)
+        with make_executor(Workers(count=options.workers, threads=1), partial(ModelProblem, config)) as executor:
             for _ in range(options.workers):  # references, in every worker
                 executor.map(measured, units)
             torch.set_num_threads(os.cpu_count() or 1)

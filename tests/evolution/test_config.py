@@ -26,8 +26,8 @@ def test_presets_say_what_they_are() -> None:
 
 
 def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:
-    config = small("seed=3", "start.bias=0.5", 'objective.budgets=[0.25, "own"]', "model.name=a/b")
-    assert (config.seed, config.start.bias, config.model.name) == (3, 0.5, "a/b")
+    config = small("seed=3", "start.bias=0.5", 'objective.budgets=[0.25, "own"]', "models.0.name=a/b")
+    assert (config.seed, config.start.bias, config.models[0].name) == (3, 0.5, "a/b")
     assert config.objective.budgets == (0.25, "own")
     config.save(tmp_path / "c.json")
     (tmp_path / "c.yaml").write_text((tmp_path / "c.json").read_text())  # JSON is YAML
@@ -61,7 +61,9 @@ def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:
         ("objective.budgets=[0.5, 0.5]", "objective.budgets that differ"),
         ("validation.samples=0", "validation.samples: greater than or equal to 1"),
         ("workers.threads=0", "workers.threads: greater than or equal to 1"),
-        ("format=2", "format: 1; got 2"),
+        ("format=1", "format: 2; got 1"),
+        ("models=[]", "models: Tuple should have at least 1 item"),
+        ('models=[{"name": "a"}, {"name": "a"}]', "models that differ; got a, a"),
         ("sigma", "a setting NAME=VALUE"),
     ],
 )

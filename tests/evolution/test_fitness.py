@@ -15,7 +15,7 @@ from namm import NAMM, NAMMConfig
 from namm.errors import ConfigurationError
 from namm.evaluation.reader import Contender
 from namm.evolution import EvolutionConfig
-from namm.evolution.fitness import LanguageProblem
+from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item
 from namm.memory.cache import MemoryCache
 from namm.memory.rehearsal import rehearsing
@@ -29,14 +29,17 @@ FEATURES = ("paper", "compact-rehearsed")
 ITEM = Item("train", "passkey", 360, 0, 0.5)
 
 
-def problem(features: str = "paper", **objective: object) -> LanguageProblem:
-    config = EvolutionConfig(
+def configuration(features: str = "paper", **objective: object) -> EvolutionConfig:
+    return EvolutionConfig(
         memory={"features": features, "update_interval": 64, "per": "layer"},
         objective={"budgets": [0.5], **objective},
         search={"pool": 8, "samples": 1},
         stages=[{"name": "one", "tasks": ["passkey"], "tokens": [360], "generations": 1}],
     )
-    return LanguageProblem(config, (causal_model("llama"), letters()))
+
+
+def problem(features: str = "paper", **objective: object) -> ModelProblem:
+    return ModelProblem(configuration(features, **objective), loaded=(causal_model("llama"), letters()))
 
 
 def population(features: str, count: int) -> NAMM:
@@ -50,7 +53,7 @@ def one(networks: NAMM, row: int) -> NAMM:
 
 
 @torch.no_grad()
-def likelihood(given: LanguageProblem, item: Item, network: NAMM | None) -> float:
+def likelihood(given: ModelProblem, item: Item, network: NAMM | None) -> float:
     """Of the answer, by a memory that reads everything itself."""
     group = given.group(item)
     (sample,) = group.samples
@@ -81,7 +84,7 @@ def test_many_candidates_at_once_are_each_of_them_alone(features: str) -> None:
 def test_a_batch_of_rows_is_the_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = population("paper", 5)
     alone = problem().measure(ITEM, networks)
-    monkeypatch.setattr(LanguageProblem, "_rows", lambda self, ready: 3)
+    monkeypatch.setattr(ModelProblem, "_rows", lambda self, ready: 3)
     for a, b in zip(problem().measure(ITEM, networks), alone, strict=True):
         assert a.score == pytest.approx(b.score, abs=1e-4)
 

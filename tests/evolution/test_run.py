@@ -293,7 +293,7 @@ def test_folders_that_do_not_fit(whole: Path, tmp_path: Path) -> None:
         evolve(small("stages.0.generations=4"), whole, resume=True, problem=Planted)
     evolve(small(), tmp_path, problem=Planted, curves=False)
     (tmp_path / "run.json").write_text('{"config": {}, "fitness": []}')
-    with pytest.raises(namm.ConfigurationError, match=r"a run folder of format 1; got .* of none"):
+    with pytest.raises(namm.ConfigurationError, match=r"a run folder of format 2; got .* of none"):
         evolve(small(), tmp_path, resume=True, problem=Planted)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(namm.ArtefactError, match="Mend it"):

@@ -11,11 +11,16 @@ from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
 from namm.features import FAINT
-from tests.evolution.test_fitness import problem
+from tests.evolution.test_fitness import configuration
+from tests.letters import letters
 from tests.zoo import causal_model
 
 ITEMS = [Item("train", "passkey", 300, index, None) for index in range(2)]
 QUICK = WarmStart(samples=1, rounds=2, steps=30, learning_rate=0.01)
+
+
+def problem(features: str) -> LanguageProblem:
+    return LanguageProblem(configuration(features), [(causal_model("llama"), letters())])
 
 
 def layout(features: str = "compact", per: str = "layer") -> NAMMConfig:
@@ -35,7 +40,7 @@ def test_worth_is_the_largest_attention_that_comes_later(weight: float) -> None:
     given = problem("compact")
     config = WarmStart(rehearsal=False, question_weight=weight)
     layers = observed(given, ITEMS[0], config=config)
-    group = given.group(ITEMS[0])
+    group = given.of_model[0].group(ITEMS[0])
     (sample,) = group.samples
     model = causal_model("llama", "eager")
     dense = model(torch.tensor([[*sample.prompt, *sample.answer]]), output_attentions=True).attentions

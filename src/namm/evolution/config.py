@@ -29,7 +29,7 @@ try:
 except ImportError as error:  # named extra, not a bare traceback
     raise NotFoundError("the package pydantic", "it is not installed", "Run: pip install 'namm[evolve]'") from error
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OWN = "own"
 ZEROS, WARM = "zeros", "warm"
 
@@ -51,9 +51,9 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The model whose cache is to be managed."""
+    """A model whose cache is to be managed."""
 
-    section = "model"
+    section = "models"
     name: str = DEFAULT
     """A name, folder, GGUF file or hub id, as `namm.models.load_model` takes it."""
     dtype: str = "auto"
@@ -72,9 +72,15 @@ class Memory(Section):
     """Width of the network's attention."""
     update_interval: int = Field(default=512, ge=HOP, multiple_of=HOP)
     """Tokens between two updates while reading. Evolve where you will deploy."""
+    rehearses: Literal["queries", "model"] = "queries"
+    """Who asks again, for feature sets that watch rehearsals: the layers' own queries in place, or the model."""
+    window: int = Field(default=128, ge=1)
+    """Queries that are held until they ask in place, a number of tokens."""
+    rotated: bool = True
+    """Whether these are moved on first; for models with rotary positions."""
     rehearsal: float = Field(default=1.0, gt=0, le=1)
-    """Part of each block that is read again, for feature sets that watch rehearsals."""
-    per: Literal["head", "layer"] = "head"
+    """Part of each block that the model reads again."""
+    per: Literal["head", "layer", "model"] = "head"
     """How a budget is spent, see `namm.Budget`."""
 
     @field_validator("features")
@@ -163,7 +169,8 @@ class Search(Section):
     population: int = Field(default=32, ge=4)
     """Candidates in a generation; half of them become parents."""
     samples: int = Field(default=16, ge=1)
-    """Samples of each task in a generation, the same for all candidates, shared out over lengths and budgets."""
+    """Samples of each task for each model in a generation, the same for all candidates, shared out over lengths and
+    budgets."""
     pool: int = Field(default=256, ge=1)
     """Different training samples of each task that they are drawn from."""
     ranks: bool = False
@@ -238,11 +245,12 @@ class Workers(Section):
 class EvolutionConfig(Section):
     """One run, complete: the same values give the same memory on the same machine."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this layout."""
     seed: int = Field(default=0, ge=0)
     """The same seed gives the same run."""
-    model: Model = Model()
+    models: tuple[Model, ...] = Field(default=(Model(),), min_length=1)
+    """Fitness is the mean over them."""
     memory: Memory = Memory()
     objective: Objective = Objective()
     start: Start = Start()
@@ -252,6 +260,14 @@ class EvolutionConfig(Section):
     )
     validation: Validation = Validation()
     workers: Workers = Workers()
+
+    @field_validator("models")
+    @classmethod
+    def _different(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        names = [model.name for model in models]
+        if len(set(names)) < len(names):
+            raise ConfigurationError("models that differ", ", ".join(names), "Give each model once.")
+        return models
 
     @property
     def generations(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 from namm.evolution.config import OWN, EvolutionConfig
 from namm.evolution.problem import Item
@@ -13,7 +14,7 @@ def training_items(config: EvolutionConfig, stage: int, generation: int) -> list
     """The common items of all candidates of a generation; the next generation gets others.
 
     Each task of the stage gives `search.samples` different samples of its pool. They are dealt out over lengths and
-    budgets in equal parts, from a place that changes with the generation.
+    budgets in equal parts, from a place that changes with the generation. Every model gets them all.
     """
     rng = random.Random(f"{config.seed}/train/{stage}/{generation}")
     count, pool = config.search.samples, config.search.pool
@@ -34,7 +35,8 @@ def first_items(config: EvolutionConfig, samples: int, tokens: int | None = None
     """
     lengths = {task: stage.tokens for stage in reversed(config.stages) for task in stage.task_names}
     return [
-        Item("train", task, tokens or lengths[task][index % len(lengths[task])], index, None)
+        Item("train", task, tokens or lengths[task][index % len(lengths[task])], index, None, model)
+        for model in range(len(config.models))
         for index in range(samples)
         for task in lengths
     ]
@@ -55,4 +57,4 @@ def _deal(
         for place, index in enumerate(chosen, first):
             tokens, budget = cells[place % len(cells)]
             items.append(Item(split, task, tokens, index, budget))
-    return items
+    return [replace(item, model=model) for model in range(len(config.models)) for item in items]

@@ -47,6 +47,7 @@ from namm.tasks.registry import find_tasks
 SPAN = 0.5  # nats between the references, at least: where forgetting costs nothing, noise must not count
 HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
 FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _ROOM = 0.4  # of the free memory of a GPU, for the rows of one batch
 
 
@@ -63,22 +64,57 @@ class Ready:
 
 
 class LanguageProblem:
-    """Memories of a language model on tasks, see above.
+    """Memories of the run's language models on tasks, see above: each item is measured on the model that it names.
 
     Args:
         config: of the run; the same configuration measures alike in every process.
-        model: a loaded model and tokenizer, instead of loading `config.model`.
+        models: loaded ones, in the order of `config.models`, instead of loading these.
+
+    Raises:
+        ConfigurationError: texts of a stage that are longer than the context of a model.
+        NotFoundError: there is no such model.
     """
 
-    def __init__(
-        self, config: EvolutionConfig, model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
-    ) -> None:
+    def __init__(self, config: EvolutionConfig, models: Sequence[Loaded] | None = None) -> None:
         self.config = config
-        if model is None:
-            dtype, device = (None if said == "auto" else said for said in (config.model.dtype, config.model.device))
-            model = load_model(config.model.name, dtype, device)
-        self.model, self.tokenizer = model
-        self.reader = Reader(*model, config.memory.update_interval, decode=config.objective.score == "metric")
+        given = models or [None] * len(config.models)
+        self.of_model = [ModelProblem(config, index, loaded) for index, loaded in enumerate(given)]
+
+    def of(self, item: Item) -> ModelProblem:
+        """The problem of the model that the item names."""
+        return self.of_model[item.model]
+
+    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+        """See `Problem.statistics`."""
+        parts = (self.of(item).statistics([item], layout) for item in items)
+        return reduce(Statistics.merge, parts, Statistics.empty(layout.feature_set.signals))
+
+    def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
+        """See `Problem.measure`."""
+        return self.of(item).measure(item, networks)
+
+    def bar(self, item: Item, network: NAMM) -> float:
+        """See `Problem.bar`."""
+        return self.of(item).bar(item, network)
+
+
+class ModelProblem:
+    """Memories of one language model on tasks.
+
+    Args:
+        index: of the model in `config.models`.
+        loaded: the model and its tokenizer, instead of loading it.
+    """
+
+    def __init__(self, config: EvolutionConfig, index: int = 0, loaded: Loaded | None = None) -> None:
+        self.config = config
+        if loaded is None:
+            given = config.models[index]
+            dtype, device = (None if said == "auto" else said for said in (given.dtype, given.device))
+            loaded = load_model(given.name, dtype, device)
+        self.model, self.tokenizer = loaded
+        _check_lengths(config, config.models[index].name, context_length(self.model))
+        self.reader = Reader(*loaded, config.memory.update_interval, decode=config.objective.score == "metric")
         self._loaded: dict[str, list[Sample]] = {}
         self._references: dict[Item, tuple[float, float, float]] = {}
         self._kept: OrderedDict[tuple[Item, Hashable], Ready] = OrderedDict()
@@ -238,6 +274,15 @@ class LanguageProblem:
                 self.model(
                     torch.tensor([left], device=self.model.device), **passing(self.model, cache), logits_to_keep=1
                 )
+
+
+def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> None:
+    asked = max(tokens for stage in config.stages for tokens in stage.tokens)
+    if longest is not None and asked > longest:
+        raise ConfigurationError(
+            f"stages.tokens that all models of the run can read: {name} reads {longest}", asked,
+            "Use shorter texts, or leave that model out.",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -21,6 +21,7 @@ class Item:
         index: of the sample within its task.
         budget: share of the full cache's bytes that a memory may hold, its own state included; None leaves it to the
             memory's own threshold.
+        model: index in the run's models.
     """
 
     split: str
@@ -28,6 +29,7 @@ class Item:
     tokens: int
     index: int
     budget: float | None
+    model: int = 0
 
 
 @dataclass(frozen=True)

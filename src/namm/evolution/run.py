@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -70,7 +70,7 @@ def evolve(
     out: str | Path,
     resume: bool = False,
     on_generation: Callable[[Progress], None] | None = None,
-    model: tuple[PreTrainedModel, Any] | None = None,
+    models: Sequence[tuple[PreTrainedModel, Any]] | None = None,
     problem: Factory | None = None,
     curves: bool = True,
 ) -> NAMM:
@@ -82,7 +82,8 @@ def evolve(
         resume: go on with the run in `out`; its configuration must be the same, but for the workers, a longer last
             stage and further stages.
         on_generation: called after each generation's checkpoint, the place for a tracker.
-        model: a loaded model and tokenizer; candidates are then measured in this process.
+        models: those of the configuration, loaded, each with its tokenizer; candidates are then measured in this
+            process.
         problem: makes what candidates are measured on, instead of the language model; importable where workers run.
         curves: write TensorBoard curves.
 
@@ -92,11 +93,11 @@ def evolve(
         RunError: the disk is full, workers die, fitness tells candidates apart no more, or a resumed search draws other
             candidates than it did. What was done is kept.
     """
-    factory = problem or _language_problem(config, model)
+    factory = problem or _language_problem(config, models)
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(Path(out), config, resume))
         todo = len(folder.state.told) < config.generations
-        executor = stack.enter_context(make_executor(config.workers, factory, here=model is not None)) if todo else None
+        executor = stack.enter_context(make_executor(config.workers, factory, here=models is not None)) if todo else None
         run = _Run(config, folder, executor)
         writer = stack.enter_context(Curves(folder.path, folder.rows())) if curves else None
         while run.strategy.generation < config.generations:
@@ -109,12 +110,12 @@ def evolve(
     return NAMM.from_pretrained(folder.path / MEMORY)
 
 
-def _language_problem(config: EvolutionConfig, model: tuple[PreTrainedModel, Any] | None) -> Factory:
+def _language_problem(config: EvolutionConfig, models: Sequence[tuple[PreTrainedModel, Any]] | None) -> Factory:
     from namm.evolution.fitness import LanguageProblem
     from namm.tasks.registry import find_tasks
 
     find_tasks(task for stage in config.stages for task in stage.tasks)  # a mistake here need not wait for a model
-    return partial(LanguageProblem, config) if model is None else partial(LanguageProblem, config, model)
+    return partial(LanguageProblem, config, models)
 
 
 class _Run:
@@ -247,7 +248,7 @@ class _Run:
         return np.array([[o.score - pressure * o.share for o in row] for row in outcomes])
 
     def _fitness(self, outcomes: list[list[Outcome]]) -> np.ndarray:
-        """Fitness of each candidate; NaN for one that failed on any item. Tasks have equal numbers of items."""
+        """Fitness of each candidate; NaN for one that failed on any item. Models and tasks have equal numbers of items."""
         return self._scores(outcomes).mean(0)
 
     # -- validation --------------------------------------------------------------------------------------------
@@ -256,6 +257,7 @@ class _Run:
         """Measure memories on the validation items, and keep those that are better than their kind has been."""
         items = validation_items(self.config, stage)
         outcomes = self._measure(items, np.stack([point for _, point, _ in named]))
+        of_model = np.split(self._scores(outcomes), len(self.config.models))  # items come model by model
         generation = self.strategy.generation
         rows = []
         for index, (name, point, candidate) in enumerate(named):
@@ -269,6 +271,7 @@ class _Run:
                 {
                     "fitness": fitness, "nll": _number(np.mean([o.nll for o in mine])),
                     "share": _number(np.mean([o.share for o in mine])), "scores": [_number(o.score) for o in mine],
+                    "models": [_number(scores[:, index].mean()) for scores in of_model],
                 }
             )  # fmt: skip
         return rows

@@ -39,7 +39,8 @@ def layout(config: EvolutionConfig) -> NAMMConfig:
     memory = config.memory
     return NAMMConfig(
         features=memory.features, width=memory.width, update_interval=memory.update_interval, per=memory.per,
-        rehearsal=memory.rehearsal, trained_on=description(config),
+        rehearses=memory.rehearses, rehearsal=memory.rehearsal, window=memory.window, rotated=memory.rotated,
+        trained_on=description(config),
     )  # fmt: skip
 
 
@@ -50,9 +51,9 @@ def description(config: EvolutionConfig) -> str:
         for s in config.stages
     )
     budgets = ", ".join(b if isinstance(b, str) else f"{b:.0%}" for b in config.objective.budgets)
-    search = config.search
+    search, models = config.search, " and ".join(model.name for model in config.models)
     return (
-        f"{config.model.name}; {stages}; budgets {budgets}; {search.population} candidates x {search.samples} samples "
+        f"{models}; {stages}; budgets {budgets}; {search.population} candidates x {search.samples} samples "
         f"of each task a generation, {search.strategy} CMA-ES in the space {search.space!r} "
         f"from {config.start.from_!r}, seed {config.seed}"
     )

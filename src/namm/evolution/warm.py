@@ -111,15 +111,16 @@ class Worth:
     @torch.no_grad()
     def of(cls, problem: LanguageProblem, item: Item, config: WarmStart) -> Worth:
         """Measured with the full cache."""
-        group = problem.group(item)
+        here = problem.of(item)
+        group = here.group(item)
         (sample,) = group.samples
-        interval, length = problem.reader.interval, len(group.text)
+        interval, length = here.reader.interval, len(group.text)
         updates = (*range(interval, length, interval), length)
-        ids = torch.tensor([[*sample.prompt, *sample.answer]], device=problem.model.device)
-        future = foresee(problem.model, ids, updates).future
+        ids = torch.tensor([[*sample.prompt, *sample.answer]], device=here.model.device)
+        future = foresee(here.model, ids, updates).future
         echoes = Echoes()
         if config.rehearsal:
-            problem.read(group, echoes)
+            here.read(group, echoes)
         found = {}
         for layer, later in future.items():
             for seen, after in zip(updates, later, strict=True):
@@ -136,7 +137,8 @@ def observe(
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
     witness = Witness(network or NAMM.zeros(layout))
-    problem.read(problem.group(item), witness, item.budget if network else None)
+    here = problem.of(item)
+    here.read(here.group(item), witness, item.budget if network else None)
     return [
         [
             Seen(signals, seen - 1 - positions, worth.of_layer[layer, seen][heads].gather(1, positions.long()))
