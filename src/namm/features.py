@@ -13,6 +13,7 @@ registered here.
 | rehearsed | spectrogram, peak, echo (19) | and that of rehearsals, and the two together |
 | compact | mass, peak (2) | no spectrogram and no age: total and largest attention, at a ninth of the bytes |
 | compact-rehearsed | mass, peak, echo (3) | and that of rehearsals, and the two together |
+| levelled | mass, peak, echo (3) | and the means of these peaks over the head, so that heads can be compared |
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class FeatureSet:
     Attributes:
         channels: numbers of state per token.
         names: of the signals, which are made of the channels and normalised by the statistics of the artefact: "peak",
-            "echo", "both" (their sum), "around peak" (the largest among neighbours), "bin 0" and so on.
+            "echo", "both" (their sum), "around peak" (the largest among neighbours), "level peak" (the mean over the
+            head's slots), "bin 0" and so on.
         features: numbers the network reads per token: its age, if at all, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
@@ -130,8 +132,8 @@ class FeatureSet:
     hop = spectrogram.HOP
     half_scale = 2.0**11
 
-    def __init__(self, *parts: Channel, recency: bool = True) -> None:
-        self.parts, self.recency = parts, recency
+    def __init__(self, *parts: Channel, recency: bool = True, levels: bool = False) -> None:
+        self.parts, self.recency, self.levels = parts, recency, levels
         self.sizes = [part.size for part in parts]
         self.channels = sum(self.sizes)
         self.overlap = max(part.overlap for part in parts)
@@ -140,7 +142,8 @@ class FeatureSet:
         names = [f"{p.name} {i}" if p.size > 1 else p.name for p in parts for i in range(p.size)]
         peaks = [part.name for part in parts if part.peak]
         both = ["both"] if len(peaks) > 1 else []
-        self.names = (*names, *both, *(f"around {name}" for name in peaks + both))
+        kinds = ["around", "level"] if levels else ["around"]
+        self.names = (*names, *both, *(f"{kind} {name}" for kind in kinds for name in peaks + both))
         self.signals = len(self.names)
         self.features = recency * spectrogram.RECENCY_DIMS + self.signals
 
@@ -165,11 +168,17 @@ class FeatureSet:
         return following[0] if len(following) == 1 else torch.cat(following, dim=-2)
 
     def read(self, state: Float[Tensor, "*lead channel slot"]) -> Float[Tensor, "*lead slot signal"]:
-        """The signals: the channels; if there are several peaks, their sum; then the neighbourhood of each of these."""
+        """The signals: the channels; if there are several peaks, their sum; then what is around each of these.
+
+        Attention is sharp in some heads and spread in others, and with `levels` the mean of each peak over the head's
+        slots tells which: heads that compete for the same slots are compared by it.
+        """
         peaks = [state[..., place, :] for place in self._peaks]
         if len(peaks) > 1:
             peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
         rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
+        if self.levels:
+            rest += [peak.mean(-1, keepdim=True).expand_as(peak) for peak in peaks]
         channels = [
             _log(held) if part.logarithm else held
             for part, held in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
@@ -199,6 +208,7 @@ FEATURE_SETS: dict[str, FeatureSet] = {
     "rehearsed": FeatureSet(LogSpectrogram(), Peak(), Echo()),
     "compact": FeatureSet(Mass(), Peak(), recency=False),
     "compact-rehearsed": FeatureSet(Mass(), Peak(), Echo(), recency=False),
+    "levelled": FeatureSet(Mass(), Peak(), Echo(), recency=False, levels=True),
 }
 
 

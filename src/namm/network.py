@@ -8,6 +8,7 @@ with namm.attach(model, memory, namm.Budget(fraction=0.25)):
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +105,12 @@ class NAMM:
     def feature_set(self) -> FeatureSet:
         return self.config.feature_set
 
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether tokens are scored by other tokens too. An output layer of zeros leaves a linear score of each."""
+        p = self.tensors()
+        return bool(p["w_o"].any()) or bool(p["b_o"].any())
+
     # -- construction ------------------------------------------------------------------------------------------
 
     @classmethod
@@ -194,6 +201,8 @@ class NAMM:
                 )
             p = {name: value[chosen, None] for name, value in p.items()}
             p = {name: value.unsqueeze(-2) if name.startswith("b_") else value for name, value in p.items()}
+        if not self.mixes:
+            return (features @ p["w_s"] + p["b_s"]).squeeze(-1)
         q, k, v = (features @ p["w_qkv"] + p["b_qkv"]).split(self.config.width, dim=-1)
         if valid is None:
             # newest first turns "attend to newer" into an ordinary causal mask

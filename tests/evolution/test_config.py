@@ -12,7 +12,7 @@ from tests.evolution.planted import small
 
 
 def test_presets_say_what_they_are() -> None:
-    assert set(presets()) == {"embedded", "paper"}
+    assert set(presets()) == {"embedded", "paper", "universal"}
     paper = EvolutionConfig.preset("paper")
     assert [(s.tasks[-1].split("/")[1], s.generations) for s in paper.stages] == [
         ("passage_retrieval_en", 300), ("dureader", 250), ("narrativeqa", 120),

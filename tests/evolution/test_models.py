@@ -96,7 +96,7 @@ def test_a_model_that_is_gone_is_named_and_nothing_is_lost(saved: tuple[str, ...
 
 def test_another_list_of_models_is_another_run(saved: tuple[str, ...], tmp_path: Path) -> None:
     evolve(config("stages.0.generations=1", names=saved[:1]), tmp_path / "run", curves=False)
-    with pytest.raises(namm.ConfigurationError, match="models .* where the run has"):
+    with pytest.raises(namm.ConfigurationError, match=r"models .* where the run has"):
         evolve(config(names=saved), tmp_path / "run", resume=True, curves=False)
 
 

@@ -48,6 +48,7 @@ SPAN = 0.5  # nats between the references, at least: where forgetting costs noth
 HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
 FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+_ROWS = 16  # of one batch on a CPU
 _ROOM = 0.4  # of the free memory of a GPU, for the rows of one batch
 
 
@@ -77,7 +78,7 @@ class LanguageProblem:
 
     def __init__(self, config: EvolutionConfig, models: Sequence[Loaded] | None = None) -> None:
         self.config = config
-        given = models or [None] * len(config.models)
+        given: Sequence[Loaded | None] = models or [None] * len(config.models)
         self.of_model = [ModelProblem(config, index, loaded) for index, loaded in enumerate(given)]
 
     def of(self, item: Item) -> ModelProblem:
@@ -237,10 +238,10 @@ class ModelProblem:
         return float(scores.topk(min(room, len(scores))).values[-1])
 
     def _rows(self, ready: Ready) -> int:
-        """Candidates read side by side: one on a CPU, whose cores are busy with one; on a GPU as many as fit."""
+        """Candidates read side by side: as many as fit on a GPU; some on a CPU, so that weights are fetched once."""
         device = self.model.device
         if device.type != "cuda":
-            return 1
+            return _ROWS
         free, _ = torch.cuda.mem_get_info(device)
         length = len(ready.group.samples[0].prompt) + len(ready.group.samples[0].answer)
         config = self.model.config.get_text_config(decoder=True)

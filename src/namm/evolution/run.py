@@ -97,7 +97,9 @@ def evolve(
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(Path(out), config, resume))
         todo = len(folder.state.told) < config.generations
-        executor = stack.enter_context(make_executor(config.workers, factory, here=models is not None)) if todo else None
+        executor = (
+            stack.enter_context(make_executor(config.workers, factory, here=models is not None)) if todo else None
+        )
         run = _Run(config, folder, executor)
         writer = stack.enter_context(Curves(folder.path, folder.rows())) if curves else None
         while run.strategy.generation < config.generations:
@@ -248,7 +250,7 @@ class _Run:
         return np.array([[o.score - pressure * o.share for o in row] for row in outcomes])
 
     def _fitness(self, outcomes: list[list[Outcome]]) -> np.ndarray:
-        """Fitness of each candidate; NaN for one that failed on any item. Models and tasks have equal numbers of items."""
+        """Fitness of each candidate; NaN for one that failed. Models and tasks have equal numbers of items."""
         return self._scores(outcomes).mean(0)
 
     # -- validation --------------------------------------------------------------------------------------------

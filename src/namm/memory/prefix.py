@@ -136,17 +136,19 @@ class Prefix:
     def start(self, plans: tuple[Plan, ...]) -> MemoryCache:
         """A memory that has read the prefix, with a row for each plan. An update that falls due at its end is done.
 
-        Rows that observe alike observe once. For rows that rehearse, the prefix must have been rehearsed.
+        Rows that observe alike observe once. For rows that rehearse, the prefix must have been rehearsed, and end where
+        their first update falls due.
 
         Raises:
-            ModelError: an update would have been due before the end of the prefix.
+            ModelError: an update would have been due before the end of the prefix, or after it for rows that rehearse.
         """
-        early = [plan for plan in plans if (plan.next_update(0) or self.tokens) < self.tokens]
-        if early:
-            raise ModelError(
-                f"plans without an update before token {self.tokens}", f"one at {early[0].next_update(0)}",
-                "Shorten the prefix to the first update.",
-            )  # fmt: skip
+        for plan in plans:
+            first = plan.next_update(0)
+            if first is not None and (first < self.tokens or (first > self.tokens and plan.policy.rehearsal)):
+                raise ModelError(
+                    f"plans whose first update is not before token {self.tokens}, and at it if they rehearse",
+                    f"one at {first}", "Let the prefix end at the first update.",
+                )  # fmt: skip
         cache = MemoryCache.planned(self.config, plans)
         for i, layer in enumerate(cache.layers):
             if not isinstance(layer, MemoryLayer):
@@ -169,6 +171,7 @@ class Prefix:
             if policy.asks_in_place and policy.asks_in_place.rotated:
                 scaling = replace(scaling, rotation=rotation_of(self.config.get_text_config(decoder=True), index))
             bases[index].read(read.query[0], read.key[0], read.value[0], scaling)
+            bases[index].ask_rest()
             if policy.rehearsal is not None and policy.reads_again:
                 again = self.rehearsed[policy.rehearsal][index]
                 bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)

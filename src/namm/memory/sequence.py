@@ -241,6 +241,13 @@ class Sequence:
             held = held[:, :, rehearsal.window :]
         self.asking = held.clone() if held.shape[2] else None
 
+    def ask_rest(self) -> None:
+        """Let the held queries ask before their window is full, since an update is due."""
+        rehearsal = self.plan.policy.asks_in_place
+        if rehearsal is not None and self.asking is not None:
+            self._ask(self.asking, rehearsal, self.seen)
+        self.asking = None
+
     def _ask(self, query: Tensor, rehearsal: Rehearsal, seen: int) -> None:
         """The first `seen` tokens, as far as they are held, are shown to the policy as these queries attend to them."""
         rotation = self.scaling.rotation if rehearsal.rotated else None
@@ -298,11 +305,9 @@ class Sequence:
         Raises:
             ScoreError: a score that is no number.
         """
-        selection, rehearsal = self.plan.selection, self.plan.policy.asks_in_place
+        selection = self.plan.selection
         assert selection is not None
-        if rehearsal is not None and self.asking is not None:
-            self._ask(self.asking, rehearsal, self.seen)
-        self.asking = None
+        self.ask_rest()
         width = max(block.count for block in self.blocks)
         positions = aligned((b.used()[2] for b in self.blocks), width, -1)
         scores = aligned((self._score(b, selection) for b in self.blocks), width, -torch.inf)
