@@ -78,7 +78,7 @@ class LanguageProblem:
 
     def __init__(self, config: EvolutionConfig, models: Sequence[Loaded] | None = None) -> None:
         self.config = config
-        given: Sequence[Loaded | None] = models or [None] * len(config.models)
+        given: Sequence[Loaded | None] = [None] * len(config.models) if models is None else models
         self.of_model = [ModelProblem(config, index, loaded) for index, loaded in enumerate(given)]
 
     def of(self, item: Item) -> ModelProblem:
