@@ -32,7 +32,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "per": ('"head", "layer" or "model"', lambda value: value in ("head", "layer", "model")),
     "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
-    "rotated": ("true or false", lambda value: type(value) is bool),
+    "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),
     "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
 }
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"

@@ -47,7 +47,7 @@ class NAMMConfig:
     rehearsal: float = 1.0
     rehearses: Literal["model", "queries"] = "model"
     window: int = 128
-    rotated: bool = True
+    rotated: bool | Literal["auto"] = "auto"
     trained_on: str = ""
     format_version: int = FORMAT_VERSION
 

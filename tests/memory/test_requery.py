@@ -227,12 +227,19 @@ def test_generating_reads_nothing_twice_and_bytes_are_counted() -> None:
 @torch.no_grad()
 def test_models_without_rotary_positions() -> None:
     for model in (causal_model("gpt2"), decision_model()):
-        with pytest.raises(ModelError, match="a model with rotary positions"), namm.attach(model, "requery", HALF):
+        wanted = Requery(rotated=True)
+        with pytest.raises(ModelError, match="a model with rotary positions"), namm.attach(model, wanted, HALF):
             pass
     model, text = causal_model("gpt2"), ids(1, 120)
     _, kept, report = read(model, Requery(rotated=False, window=WINDOW), text)
     assert report.updates == [2, 2]
     assert all(len(head) < 120 for layer in kept for head in layer[0])
+    assert read(model, Requery(window=WINDOW), text)[1] == kept  # "auto", which is also right where there are some:
+    moved, still, auto = (
+        read(causal_model("llama"), Requery(rotated=rotated, window=WINDOW), text)[1]
+        for rotated in (True, False, "auto")
+    )
+    assert auto == moved != still
     changing = tf.LlamaConfig(
         **(
             causal_model("llama").config.to_dict()
@@ -261,13 +268,15 @@ def test_moved_keys_are_the_models_own(name: str) -> None:
 
 
 def test_unknown_ways_to_rehearse() -> None:
-    check = Rehearsal.__post_init__
-    wrong = object.__new__(Rehearsal)
-    object.__setattr__(wrong, "how", "twice")
-    with pytest.raises(ConfigurationError, match=r'by the "model" or by its "queries"; got .twice'):
-        check(wrong)
-    with pytest.raises(ConfigurationError, match="at least one query"):
-        Rehearsal(how="queries", window=0)
+    for name, value, message in (
+        ("how", "twice", r'by the "model" or by its "queries"; got .twice'),
+        ("window", 0, "at least one query; got 0"),
+        ("rotated", "sometimes", r'rotated=True, False or "auto"; got .sometimes'),
+    ):
+        wrong = object.__new__(Rehearsal)  # past the tests' own check of types
+        object.__setattr__(wrong, name, value)
+        with pytest.raises(ConfigurationError, match=message):
+            Rehearsal.__post_init__(wrong)
 
 
 def test_an_old_memory_is_used_as_it_was_evolved(tmp_path) -> None:

@@ -76,8 +76,8 @@ class Memory(Section):
     """Who asks again, for feature sets that watch rehearsals: the layers' own queries in place, or the model."""
     window: int = Field(default=128, ge=1)
     """Queries that are held until they ask in place, a number of tokens."""
-    rotated: bool = True
-    """Whether these are moved on first; for models with rotary positions."""
+    rotated: bool | Literal["auto"] = "auto"
+    """Whether these are moved on first; "auto": where a model has rotary positions."""
     rehearsal: float = Field(default=1.0, gt=0, le=1)
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"

@@ -20,7 +20,7 @@ from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layer
 from namm.memory.layer import MemoryLayer, is_overlay
 from namm.memory.pieces import check_pieces
 from namm.memory.rehearsal import rehearsing
-from namm.memory.rotation import check_rotation
+from namm.memory.rotation import asks_moved, check_rotation
 from namm.memory.routing import PACKED, check_mask, route, unroute
 from namm.memory.sequence import Plan
 from namm.network import NAMM
@@ -106,7 +106,8 @@ def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
     if plan.in_pieces:
         check_pieces(decoder, "a memory that rehearses" if plan.policy.reads_again else "layers that decide together")
-    if plan.policy.evicts and (rehearsal := plan.policy.asks_in_place) and rehearsal.rotated:
+    rehearsal = plan.policy.asks_in_place if plan.policy.evicts else None
+    if rehearsal is not None and asks_moved(rehearsal, decoder.config.get_text_config(decoder=True)):
         check_rotation(decoder)
     handle = Handle(plan)
     with _lock:

@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.compat import untested, untraced
 from namm.errors import ModelError
-from namm.memory.rotation import rotation_of
+from namm.memory.rotation import asks_moved, rotation_of
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence, update_together
 
 _ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
@@ -67,9 +67,9 @@ class MemoryLayer(CacheLayerMixin):
         """`plans` holds one plan for all rows, or one for each."""
         super().__init__()
         self.plans, self.index, self.meter, self.config = plans, index, meter, config
-        rehearsals = [plan.policy.asks_in_place for plan in plans if plan.policy.evicts]
-        rotated = any(rehearsal is not None and rehearsal.rotated for rehearsal in rehearsals)
-        self.rotation = rotation_of(config, index) if rotated else None
+        rehearsals = (plan.policy.asks_in_place for plan in plans if plan.policy.evicts)
+        rotates = any(rehearsal is not None and asks_moved(rehearsal, config) for rehearsal in rehearsals)
+        self.rotation = rotation_of(config, index) if rotates else None
         self.columns = 0
         self.sequences: list[Sequence] = []
         self.before: tuple[MemoryLayer, ...] | None = None

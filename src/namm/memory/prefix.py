@@ -22,7 +22,7 @@ from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, storage_bytes
 from namm.memory.layer import MemoryLayer, Read, forget_layer
 from namm.memory.rehearsal import rehearse, rehearsed
-from namm.memory.rotation import rotation_of
+from namm.memory.rotation import asks_moved, rotation_of
 from namm.memory.sequence import Meter, Plan, Scaling, Sequence
 from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
@@ -168,8 +168,9 @@ class Prefix:
             read = self.reads[index]
             bases[index] = Sequence(Plan(policy, None, self.tokens + 1), 0, index, Meter())  # the update is others'
             scaling = read.scaling
-            if policy.asks_in_place and policy.asks_in_place.rotated:
-                scaling = replace(scaling, rotation=rotation_of(self.config.get_text_config(decoder=True), index))
+            config = self.config.get_text_config(decoder=True)
+            if policy.asks_in_place and asks_moved(policy.asks_in_place, config):
+                scaling = replace(scaling, rotation=rotation_of(config, index))
             bases[index].read(read.query[0], read.key[0], read.value[0], scaling)
             bases[index].ask_rest()
             if policy.rehearsal is not None and policy.reads_again:

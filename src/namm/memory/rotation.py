@@ -22,10 +22,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from namm.compat import passing
 from namm.errors import ModelError
+from namm.policies.base import Rehearsal
 
 _WAY_OUT = "Use a memory whose queries ask where they stand (rotated=False)."
 _TOKENS, _MOVED = 8, 24  # of the trial, and by how many positions
 _CHANGING = ("dynamic", "longrope")  # frequencies that depend on the length of the text
+
+_ROTARY = ("rope_parameters", "rope_theta", "rotary_dim")  # what configurations call it
 
 _lock = threading.Lock()
 _tried: weakref.WeakKeyDictionary[PreTrainedModel, float] = weakref.WeakKeyDictionary()
@@ -55,6 +58,13 @@ class Rotation:
         pair = (a * cos - b * sin, b * cos + a * sin)
         moved = torch.stack(pair, dim=-1).flatten(-2) if self.interleaved else torch.cat(pair, dim=-1)
         return torch.cat([moved.to(vectors.dtype), rest], dim=-1)
+
+
+def asks_moved(rehearsal: Rehearsal, config: PreTrainedConfig) -> bool:
+    """Whether queries are moved on before they ask in place: those of "auto" where the model has rotary positions."""
+    if rehearsal.rotated == "auto":
+        return any(getattr(config, name, None) is not None for name in _ROTARY)
+    return rehearsal.rotated
 
 
 def rotation_of(config: PreTrainedConfig, layer: int) -> Rotation:

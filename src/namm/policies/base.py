@@ -18,6 +18,8 @@ from torch import Tensor
 from namm.errors import ConfigurationError
 from namm.selection import Per, Selection
 
+Rotated = bool | Literal["auto"]
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -32,8 +34,8 @@ class Rehearsal:
         every: of these each `every`-th token.
         how: "model": the model reads again; "queries": in place.
         window: queries that are held until they ask in place, a number of tokens.
-        rotated: whether these are moved on by `window` positions first, to where those of a second reading would stand;
-            for models with rotary positions.
+        rotated: whether these are moved on by `window` positions first, to where those of a second reading would stand.
+            True asks for a model with rotary positions; "auto" moves them where a model has such.
 
     Raises:
         ConfigurationError: another way, or a window without a query.
@@ -43,13 +45,15 @@ class Rehearsal:
     every: int = 1
     how: Literal["model", "queries"] = "model"
     window: int = 128
-    rotated: bool = True
+    rotated: Rotated = "auto"
 
     def __post_init__(self) -> None:
         if self.how not in ("model", "queries"):
             raise ConfigurationError('a rehearsal by the "model" or by its "queries"', repr(self.how), "Choose one.")
         if not isinstance(self.window, int) or self.window < 1:
             raise ConfigurationError("a window of at least one query", repr(self.window), "Try window=128.")
+        if self.rotated not in (True, False, "auto"):
+            raise ConfigurationError('rotated=True, False or "auto"', repr(self.rotated), 'Try rotated="auto".')
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm.policies.base import MemoryPolicy, Rehearsal, View
+from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View
 
 
 class Requery(MemoryPolicy):
@@ -19,7 +19,7 @@ class Requery(MemoryPolicy):
     half_scale = 2.0**11
     per = "layer"
 
-    def __init__(self, rotated: bool = True, window: int = 128) -> None:
+    def __init__(self, rotated: Rotated = "auto", window: int = 128) -> None:
         self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window)
 
     @property
@@ -34,4 +34,4 @@ class Requery(MemoryPolicy):
 
     def __repr__(self) -> str:
         assert self.rehearsal is not None
-        return f"Requery(rotated={self.rehearsal.rotated}, window={self.rehearsal.window})"
+        return f"Requery(rotated={self.rehearsal.rotated!r}, window={self.rehearsal.window})"
