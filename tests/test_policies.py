@@ -92,18 +92,19 @@ def test_random_priorities_last_for_life_and_differ_by_place() -> None:
     assert abs(float(many.std()) - 12**-0.5) < 0.01
 
 
-@pytest.mark.parametrize("name", [name for name in BASELINES if name != "full"])
-@pytest.mark.parametrize("per", ["head", "layer"])
+@pytest.mark.parametrize("name", [n for n, kind in BASELINES.items() if n != "full" and not kind.whole])
+@pytest.mark.parametrize("per", ["head", "layer", "model"])
 def test_every_policy_meets_its_budget(name: str, per: str) -> None:
     model = causal_model("llama")
     budget = namm.Budget(fraction=0.25, per=per)
     with torch.no_grad(), namm.attach(model, name, budget, update_interval=32) as handle:
         model(ids(2, 128))
         report = handle.memory()
-        for layer in (0, 1):
-            for row in handle.kept_positions(layer):
-                assert sum(len(head) for head in row) == 2 * 32
-                assert all(head == sorted(set(head)) and head[-1] == 127 for head in row)
+        layers = [handle.kept_positions(layer) for layer in (0, 1)]
+    for rows in zip(*layers, strict=True):
+        held = [sum(len(head) for head in row) for row in rows]
+        assert sum(held) == 2 * 2 * 32 if per == "model" else held == [2 * 32] * 2
+        assert all(head == sorted(set(head)) and head[-1] == 127 for row in rows for head in row)
     assert report.updates == [8, 8]
     assert repr(resolve(name))
 

@@ -134,12 +134,16 @@ class Reader:
         self.decoder = find_decoder(model)
         check_pieces(self.decoder, "questions that are asked after a text was read")
 
-    def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = ()) -> Prefix:
-        """The tokens before the first update, rehearsed as the policies want it."""
+    def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = (), first: int | None = None) -> Prefix:
+        """The tokens before the first update, rehearsed as the policies want it.
+
+        Args:
+            first: tokens read at that update; the update interval if left out.
+        """
         rehearsals = {
             policy.rehearsal: None for policy in policies if policy.rehearsal is not None and policy.reads_again
         }
-        return Prefix.of(self.model, self._ids(group.text[: self.interval]), rehearsals)
+        return Prefix.of(self.model, self._ids(group.text[: first or self.interval]), rehearsals)
 
     @torch.no_grad()
     def ask(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
@@ -276,7 +280,7 @@ def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, a
             f"{contender.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
         )  # fmt: skip
     budget = Budget(fraction=slots / length, per=contender.policy.per)
-    return Plan(contender.policy, budget, interval, last=length)
+    return Plan(contender.policy, budget, length if contender.policy.whole else interval, last=length)
 
 
 def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: int) -> Held:

@@ -24,10 +24,11 @@ from namm.evaluation.reader import Contender, Group, Reader, contenders, text_be
 from namm.evaluation.rows import common_fields, keys, read_rows, row_of
 from namm.files import write
 from namm.models import context_length, load_model
-from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve
+from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve, spent
 from namm.report.evaluation_page import to_html
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
+from namm.selection import Per
 from namm.tasks.base import Encoded, Request, Sample, Task, encode
 from namm.tasks.registry import find_tasks, sources
 
@@ -86,11 +87,13 @@ def evaluate(
             missing = [batch for batch in batches if not keys(group, batch) <= file.known]
             if not missing:
                 continue
-            prefix = reader.prefix(group, policies.values())
+            prefix = reader.prefix(group, [policy for policy in policies.values() if not policy.whole])
             for batch in missing:
                 if on_progress:
                     reading = f"{group.samples[0].sample.task}: {batch[0].name}"
                     on_progress(Progress(len(wanted & file.known), len(wanted), reading))
+                if batch[0].policy is not None and batch[0].policy.whole:
+                    prefix = reader.prefix(group, [batch[0].policy], len(group.text))  # they come last
                 ask = {"truncated": reader.ask_truncated, "oracle": reader.ask_oracle}.get(batch[0].name, reader.ask)
                 file.add([row_of(group, answer) | common for answer in ask(group, prefix, batch)])
     if on_progress:
@@ -116,11 +119,22 @@ def write_report(out: str | Path) -> Summary:
 
 def _policies(config: EvaluationConfig) -> dict[str, MemoryPolicy]:
     special = ("full", "floor", "truncated", "oracle")
-    policies = {name: resolve(name) for name in config.all_policies if name not in special}
+    policies = {name: _policy(name) for name in config.all_policies if name not in special}
     for name, policy in policies.items():
         if isinstance(policy, NAMMPolicy) and (evolved := own_interval(policy)) != config.update_interval:
             log.warning("%s was evolved with an update each %d tokens, not %d.", name, evolved, config.update_interval)
     return policies
+
+
+def _policy(name: str) -> MemoryPolicy:
+    """By its name; "h2o@model" is h2o with its budget spent across the model."""
+    base, at, per = name.rpartition("@")
+    if not at:
+        return resolve(name)
+    ways: dict[str, Per] = {"head": "head", "layer": "layer", "model": "model"}
+    if per not in ways:
+        raise ConfigurationError(f"{base}@head, @layer or @model", repr(name), "Or leave it out, for the policy's own.")
+    return spent(resolve(base), ways[per])
 
 
 def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> list[list[Contender]]:
@@ -129,7 +143,10 @@ def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> lis
     batches = [[Contender("full", None)], [Contender("floor", None)]]
     batches += [[Contender("truncated", share)] for share in shares]
     batches += [[Contender("oracle", share) for share in shares]] if shares else []
-    return batches + _chunks(contenders(policies, config.budgets), config.batch)
+    together, whole = list[Contender](), list[Contender]()
+    for contender in contenders(policies, config.budgets):
+        (whole if contender.policy is not None and contender.policy.whole else together).append(contender)
+    return batches + _chunks(together, config.batch) + _chunks(whole, config.batch)
 
 
 def _chunks(items: list[Contender], size: int) -> list[list[Contender]]:

@@ -67,6 +67,11 @@ def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | N
         NotFoundError: no policy or memory has that name.
     """
     policy = resolve(memory)
+    if policy.whole:
+        raise ConfigurationError(
+            "a policy that decides while it reads", f"{policy.name!r}, which waits for the end of a text",
+            'Use it in `namm eval`, or "kvzip" with Budget(..., per="model") and a long update_interval.',
+        )  # fmt: skip
     hop = policy.hop if policy.channels else 1
     if not isinstance(update_interval, int) or update_interval < 1 or update_interval % hop:
         raise ConfigurationError(

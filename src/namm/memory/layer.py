@@ -225,10 +225,10 @@ class MemoryLayer(CacheLayerMixin):
         self.decide()
         return out
 
-    def decide(self) -> None:
+    def decide(self, rehearsed: bool = False) -> None:
         """What all layers decide together, when the last of them has read: it alone knows the others."""
         for row, sequence in enumerate(self.sequences if self.before is not None else ()):
-            waits = sequence.plan.policy.reads_again and self.rehearsing is None
+            waits = sequence.plan.policy.reads_again and not rehearsed and self.rehearsing is None
             if sequence.plan.jointly and sequence.due and not waits:
                 assert self.before is not None
                 update_together([*(layer.sequences[row] for layer in self.before), sequence])
@@ -243,7 +243,7 @@ class MemoryLayer(CacheLayerMixin):
         for sequence in self.sequences:
             if sequence.due and not sequence.plan.jointly:
                 sequence.update()
-        self.decide()
+        self.decide(rehearsed=True)
 
     @property
     def all_shown(self) -> bool:

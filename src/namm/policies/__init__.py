@@ -9,13 +9,16 @@
 | tova | what the last query attends to | arXiv 2401.06104 |
 | snapkv | what the last 32 queries attend to, pooled | arXiv 2404.14469 |
 | knorm | shortest keys | arXiv 2406.11430 |
-| kvzip | what a second reading of the text attends to | arXiv 2505.23416 |
+| kvzip | what a second reading of each block attends to | arXiv 2505.23416 |
+| kvzip-whole | the same, decided once for a whole text and all layers, as published; in evaluations | |
 | requery | what the layers' own queries attend to when they ask again | |
 | random | one random priority per token | |
 """
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 from namm.errors import NotFoundError, nearest
@@ -24,7 +27,7 @@ from namm.policies.base import MemoryPolicy, View
 from namm.policies.full import KeepAll
 from namm.policies.h2o import H2O
 from namm.policies.knorm import KNorm
-from namm.policies.kvzip import KVzip
+from namm.policies.kvzip import KVzip, KVzipWhole
 from namm.policies.namm import NAMMPolicy
 from namm.policies.observed_max import ObservedMax
 from namm.policies.random import Random
@@ -32,6 +35,7 @@ from namm.policies.requery import Requery
 from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import StreamingLLM
 from namm.policies.tova import TOVA
+from namm.selection import Per
 
 __all__ = [
     "BASELINES",
@@ -39,6 +43,7 @@ __all__ = [
     "TOVA",
     "KNorm",
     "KVzip",
+    "KVzipWhole",
     "KeepAll",
     "MemoryPolicy",
     "NAMMPolicy",
@@ -51,11 +56,12 @@ __all__ = [
     "builtin_memories",
     "own_interval",
     "resolve",
+    "spent",
 ]
 
 BASELINES: dict[str, type[MemoryPolicy]] = {
     policy.name: policy
-    for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, Requery, Random)
+    for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, KVzipWhole, Requery, Random)
 }
 _BUILTIN = Path(__file__).parents[1] / "data" / "memories"
 
@@ -68,6 +74,15 @@ def builtin_memories() -> dict[str, Path]:
 def own_interval(policy: MemoryPolicy) -> int:
     """The update interval a NAMM was evolved with; 512 for every other policy."""
     return policy.network.config.update_interval if isinstance(policy, NAMMPolicy) else 512
+
+
+def spent(policy: MemoryPolicy, per: Per) -> MemoryPolicy:
+    """The same policy, whose budget is spent by `per` unless it says so itself, see `Budget`."""
+    if isinstance(policy, NAMMPolicy):
+        return NAMMPolicy(replace(policy.network, config=replace(policy.network.config, per=per)))
+    other = copy(policy)
+    other.per = per
+    return other
 
 
 def resolve(memory: NAMM | MemoryPolicy | str | Path) -> MemoryPolicy:

@@ -101,6 +101,7 @@ class MemoryPolicy(ABC):
         half_scale: if set, state is held as float16 times this when the model runs in half precision.
         rehearsal: how tokens ask once more before each update; None for policies that only watch.
         per: how a budget is spent that does not say so itself, see `Budget`.
+        whole: whether it decides once, when a whole text has been read; only an evaluation knows where that ends.
     """
 
     name: ClassVar[str]
@@ -112,6 +113,7 @@ class MemoryPolicy(ABC):
     half_scale: float | None = None
     rehearsal: Rehearsal | None = None
     per: Per = "head"
+    whole: ClassVar[bool] = False
 
     @property
     def watches(self) -> bool:

@@ -60,7 +60,7 @@ def kind(policy: str) -> str:
     """One of `SPECIAL`, "heuristic" or "learned"; every name that is no baseline's is a learned memory's."""
     if policy in SPECIAL:
         return policy
-    return "heuristic" if policy in BASELINES else "learned"
+    return "heuristic" if policy.partition("@")[0] in BASELINES else "learned"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from namm.rl.simulators import make
 log = logging.getLogger(__name__)
 OWN = "own"
 WINDOW, FULL = "window", "full"
-MEMORIES = (*(name for name in BASELINES if name != FULL), *builtin_memories())
+MEMORIES = (*(n for n, kind in BASELINES.items() if n != FULL and not kind.whole), *builtin_memories())
 
 
 @dataclass(frozen=True)
