@@ -27,7 +27,9 @@ def stream(server: Running, text: str = LONG, key: str = "a", **options):
 
 
 REHEARSES = "builtin:smollm2-135m-instruct"
-BUDGETED = [(memory, b) for memory in ("full", "h2o", "observed-max", REHEARSES, "streaming") for b in (0.1, 0.5)]
+BUDGETED = [
+    (memory, b) for memory in ("full", "h2o", "observed-max", REHEARSES, "requery", "streaming") for b in (0.1, 0.5)
+]
 
 
 @pytest.mark.parametrize(("memory", "budget"), [*BUDGETED, (REHEARSES, None)])

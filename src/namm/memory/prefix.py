@@ -129,7 +129,7 @@ class Prefix:
             if policy.channels:  # the queries between two hops, and their log-sum-exp
                 constant += policy.overlap * (query + read.query.shape[1] * torch.float32.itemsize)
             if rehearsal := policy.asks_in_place:
-                asking += rehearsal.window * query
+                asking += min(rehearsal.window, plan.update_interval) * query
         return Footprint(token, constant, full, asking)
 
     @torch.no_grad()
