@@ -115,11 +115,11 @@ def test_pages_from_elsewhere_get_nothing(serve: Serve, origin: str) -> None:
 def test_our_own_page_allowed_pages_and_clients_without_one_are_served(serve: Serve) -> None:
     server = serve(origins=("https://chat.example",))
     body = {"model": "tiny", "prompt": "Hello.", "max_tokens": 1}
-    for headers in ({}, {"Origin": server.url}, {"Origin": "https://chat.example"}):
+    for origin, allowed in ((None, None), (server.url, None), ("https://chat.example", "https://chat.example")):
+        headers = {} if origin is None else {"Origin": origin}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
         assert answer.status_code == 200
-        allowed = answer.headers.get("access-control-allow-origin")
-        assert allowed == ("https://chat.example" if "chat" in headers.get("Origin", "") else None) or headers
+        assert answer.headers.get("access-control-allow-origin") == allowed
     asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
     assert httpx.options(f"{server.url}/v1/completions", headers=asked).status_code == 200
 
