@@ -93,6 +93,15 @@ def test_addresses_that_the_server_listens_at_are_its_names() -> None:
     assert calls(Access(hosts=("0.0.0.0",)), "10.1.2.4")  # listens at all addresses, so any may be meant
     assert not calls(Access(hosts=("0.0.0.0",)), "evil.example")
     assert calls(Access(hosts=("*",)), "anything.example")
+    assert calls(Access(hosts=("::1", "[2001:db8::1]")), "[2001:db8::1]:8000")
+    for wrong in (
+        "chat.example:8443",
+        "10.1.2.3:80",
+        "https://chat.example",
+        "chat.example/chat",
+    ):  # would match nothing
+        with pytest.raises(ConfigurationError, match=f"a host such as chat.example; got '{wrong}'"):
+            Access(hosts=(wrong,))
 
 
 # -- pages from elsewhere ----------------------------------------------------------------------------------------------

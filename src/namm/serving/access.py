@@ -49,8 +49,13 @@ class Access:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigurationError("an origin such as https://chat.example", repr(origin), "Leave out its path.")
         for host in self.hosts:
-            if not _HOST.fullmatch(host) and _address(host) is None:
-                raise ConfigurationError("a host such as chat.example", repr(host), "Leave out the scheme and path.")
+            found = _HOST.fullmatch(host)
+            if (found is None or found[2]) and _address(host) is None:
+                raise ConfigurationError(
+                    "a host such as chat.example",
+                    repr(host),
+                    "Leave out the scheme, the port (any is meant) and the path.",
+                )
 
     def check_origin(self, headers: Headers) -> None:
         """Whether the server is called by one of its names, and by a web page only if it may ask.
