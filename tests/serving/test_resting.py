@@ -43,7 +43,7 @@ def read(host: Host, owner: str, text: str, served: str = "tiny", chat: bool = T
 def right(kept: Conversations) -> None:
     """Totals are the sums, and every conversation is found by what was said in it."""
     assert kept.bytes_held == sum(one.bytes_held for one in kept if one.cache is not None)
-    assert kept.bytes_on_disk == sum(one.bytes_held for one in kept if one.path is not None)
+    assert kept.bytes_on_disk == sum(one.path.stat().st_size for one in kept if one.path is not None)
     assert kept.kept == pytest.approx(sum(one.kept for one in kept), abs=1e-6)
     assert len(kept) == len(list(kept))
     for one in kept:

@@ -61,6 +61,7 @@ class Conversation:
         cache: what is remembered, of one row; None while it is on disk only.
         bytes_held: by the cache.
         path: its file, while it is on disk.
+        file_bytes: of that file, which holds the text too.
     """
 
     owner: str
@@ -73,6 +74,7 @@ class Conversation:
     id: str = field(default_factory=new_id)
     created: int = field(default_factory=lambda: int(time.time()))
     path: Path | None = None
+    file_bytes: int = 0
 
     def describe(self) -> dict[str, Any]:
         """For a client."""
@@ -98,20 +100,20 @@ class _Note(BaseModel):
 
 
 class _Place:
-    """Conversations in one place, least recently used first, and what they hold together."""
+    """Conversations in one place, least recently used first, and what they take there together."""
 
     def __init__(self) -> None:
         self.known: OrderedDict[str, Conversation] = OrderedDict()
-        self.bytes_held, self.kept = 0, 0.0
+        self.bytes_taken, self.kept = 0, 0.0
 
     def add(self, one: Conversation) -> None:
         self.known[one.id] = one
-        self.bytes_held += one.bytes_held
+        self.bytes_taken += one.file_bytes or one.bytes_held
         self.kept += one.kept
 
     def remove(self, one: Conversation) -> None:
         del self.known[one.id]
-        self.bytes_held -= one.bytes_held
+        self.bytes_taken -= one.file_bytes or one.bytes_held
         self.kept = self.kept - one.kept if self.known else 0.0  # no error of rounding stays for good
 
 
@@ -123,7 +125,7 @@ class Conversations:
 
     Args:
         folder: where those go that memory has no room for; without one they are forgotten.
-        most_on_disk: bytes of all files there.
+        most_on_disk: bytes of its files there; those that another model or memory left are not counted.
 
     Attributes:
         version: another number whenever a conversation came, went or was put to disk.
@@ -156,11 +158,11 @@ class Conversations:
     @property
     def bytes_held(self) -> int:
         """Bytes of those that are not on disk."""
-        return self._held.bytes_held
+        return self._held.bytes_taken
 
     @property
     def bytes_on_disk(self) -> int:
-        return self._on_disk.bytes_held
+        return self._on_disk.bytes_taken
 
     @property
     def kept(self) -> float:
@@ -251,15 +253,15 @@ class Conversations:
 
     def _let_go(self, one: Conversation) -> None:
         """To disk, if there is a folder that takes it."""
-        path = None if self._folder is None else self._put_to_disk(self._folder / f"{one.id}.safetensors", one)
-        if path is None:
+        moved = None if self._folder is None else self._put_to_disk(self._folder / f"{one.id}.safetensors", one)
+        if moved is None:
             self.dropped += 1
             self.remove(one)
             return
         self.spilled += 1
         self.version += 1
         self._held.remove(one)
-        self._on_disk.add(replace(one, cache=None, path=path))
+        self._on_disk.add(moved)
         self._keep_to_disk_limit()
 
     def _keep_to_disk_limit(self) -> None:
@@ -267,14 +269,15 @@ class Conversations:
             self.dropped += 1
             self.remove(next(iter(self._on_disk.known.values())))
 
-    def _put_to_disk(self, path: Path, one: Conversation) -> Path | None:
-        """The path, if all of it is there."""
+    def _put_to_disk(self, path: Path, one: Conversation) -> Conversation | None:
+        """The conversation as a file, if all of it is there."""
         try:
-            files.write(path, self._file_of(one), mode=0o600)
+            data = self._file_of(one)
+            files.write(path, data, mode=0o600)
         except (NammError, MemoryError) as error:
             self._failed("a conversation could not be put to disk", one, error)
             return None
-        return path
+        return replace(one, cache=None, path=path, file_bytes=len(data))
 
     def close(self, to_disk: bool = True) -> None:
         """Whatever rests goes `to_disk`, if there is a folder, which is free for another server then."""
@@ -298,7 +301,8 @@ class Conversations:
                 log.warning("left alone", extra={"file": str(path), "error": str(error)})
                 continue
             if note.served in self._host.served:
-                self.add(Conversation(**dict(note), cache=None, id=path.stem, path=path))
+                size = path.stat().st_size
+                self.add(Conversation(**dict(note), cache=None, id=path.stem, path=path, file_bytes=size))
 
 
 def _make_private(folder: Path) -> None:
