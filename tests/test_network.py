@@ -286,3 +286,41 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "h.pt")
     with pytest.raises(namm.NotFoundError, match=r"Did you mean 'g\.pt'"):
         import_checkpoint(tmp_path / "gg.pt")
+
+
+def test_where_a_token_stands_in_its_head() -> None:
+    features = FEATURE_SETS["levelled"]
+    state = torch.rand(2, 3, 40, generator=torch.Generator().manual_seed(3)) * 6
+    state[1, 2] = 2.0  # a head in which all are alike
+    read = dict(zip(features.names, features.read(state).unbind(-1), strict=True))
+    assert features.channels == 3
+    assert len(features.names) == 13
+    for head in (0, 1):
+        peak = state[head, 1]
+        torch.testing.assert_close(read["level peak"][head], peak.mean().expand(40))
+        torch.testing.assert_close(read["relative peak"][head], (peak - peak.mean()) / peak.std(correction=0))
+    assert read["relative echo"][1].tolist() == [0.0] * 40
+    assert features.read(state[..., :0]).shape == (2, 0, 13)
+
+
+def test_a_linear_memory_scores_what_a_mixing_one_of_no_output_does() -> None:
+    config = NAMMConfig(features="levelled")
+    theta = torch.randn(config.size, generator=torch.Generator().manual_seed(4)) * 0.3
+    weights = _places(config)
+    for name in ("w_o", "b_o"):
+        theta[weights[name]] = 0
+    linear = NAMM.from_vector(theta, config=config)
+    assert not linear.mixes
+    inputs = torch.randn(2, 3, 20, 13, generator=torch.Generator().manual_seed(5))
+    theta[weights["b_o"]] = 1e-30  # mixes, and adds nothing that float32 could tell
+    assert (mixing := NAMM.from_vector(theta, config=config)).mixes
+    torch.testing.assert_close(linear.scores(inputs), mixing.scores(inputs))
+
+
+def _places(config: NAMMConfig) -> dict[str, slice]:
+    places, start = {}, 0
+    for name, shape in config.shapes.items():
+        size = torch.Size(shape).numel()
+        places[name] = slice(start, start + size)
+        start += size
+    return places

@@ -13,7 +13,7 @@ registered here.
 | rehearsed | spectrogram, peak, echo (19) | and that of rehearsals, and the two together |
 | compact | mass, peak (2) | no spectrogram and no age: total and largest attention, at a ninth of the bytes |
 | compact-rehearsed | mass, peak, echo (3) | and that of rehearsals, and the two together |
-| levelled | mass, peak, echo (3) | and the means of these peaks over the head, so that heads can be compared |
+| levelled | mass, peak, echo (3) | and where each peak stands in its head, so that heads can be compared |
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from namm import kernels, spectrogram
 from namm.errors import ConfigurationError, nearest
 
 FAINT = 1e-4  # attention below this is as good as none
+_SPREAD = 0.1  # of a peak over a head, at least: where all are alike, noise must not count
 AROUND = 5  # slots, the token's own in their middle, over which the neighbourhood of a token is taken
 
 
@@ -120,7 +121,7 @@ class FeatureSet:
         channels: numbers of state per token.
         names: of the signals, which are made of the channels and normalised by the statistics of the artefact: "peak",
             "echo", "both" (their sum), "around peak" (the largest among neighbours), "level peak" (the mean over the
-            head's slots), "bin 0" and so on.
+            head's slots), "relative peak" (above that, in standard deviations over the head's slots), "bin 0" and so on.
         features: numbers the network reads per token: its age, if at all, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
@@ -142,7 +143,7 @@ class FeatureSet:
         names = [f"{p.name} {i}" if p.size > 1 else p.name for p in parts for i in range(p.size)]
         peaks = [part.name for part in parts if part.peak]
         both = ["both"] if len(peaks) > 1 else []
-        kinds = ["around", "level"] if levels else ["around"]
+        kinds = ["around", "level", "relative"] if levels else ["around"]
         self.names = (*names, *both, *(f"{kind} {name}" for kind in kinds for name in peaks + both))
         self.signals = len(self.names)
         self.features = recency * spectrogram.RECENCY_DIMS + self.signals
@@ -170,15 +171,16 @@ class FeatureSet:
     def read(self, state: Float[Tensor, "*lead channel slot"]) -> Float[Tensor, "*lead slot signal"]:
         """The signals: the channels; if there are several peaks, their sum; then what is around each of these.
 
-        Attention is sharp in some heads and spread in others, and with `levels` the mean of each peak over the head's
-        slots tells which: heads that compete for the same slots are compared by it.
+        Attention is sharp in some heads and spread in others. With `levels` the mean of each peak over the head's slots
+        tells which, and how far above it a token stands: by these, heads that compete for the same slots are compared.
         """
         peaks = [state[..., place, :] for place in self._peaks]
         if len(peaks) > 1:
             peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
         rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
         if self.levels:
-            rest += [peak.mean(-1, keepdim=True).expand_as(peak) for peak in peaks]
+            levels = [peak.mean(-1, keepdim=True).expand_as(peak) for peak in peaks]
+            rest += [*levels, *map(_relative, peaks, levels)]
         channels = [
             _log(held) if part.logarithm else held
             for part, held in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
@@ -199,6 +201,12 @@ def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     if values.shape[-1] == 0:
         return values
     return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
+
+
+def _relative(values: Float[Tensor, "*lead slot"], mean: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
+    """Values above their mean over the slots, in standard deviations."""
+    apart = values - mean
+    return apart / apart.square().mean(-1, keepdim=True).sqrt().clamp(min=_SPREAD)
 
 
 FEATURE_SETS: dict[str, FeatureSet] = {
