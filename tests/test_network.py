@@ -313,7 +313,8 @@ def test_a_linear_memory_scores_what_a_mixing_one_of_no_output_does() -> None:
     assert not linear.mixes
     inputs = torch.randn(2, 3, 20, 13, generator=torch.Generator().manual_seed(5))
     theta[weights["b_o"]] = 1e-30  # mixes, and adds nothing that float32 could tell
-    assert (mixing := NAMM.from_vector(theta, config=config)).mixes
+    mixing = NAMM.from_vector(theta, config=config)
+    assert mixing.mixes
     torch.testing.assert_close(linear.scores(inputs), mixing.scores(inputs))
 
 

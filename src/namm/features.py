@@ -121,7 +121,7 @@ class FeatureSet:
         channels: numbers of state per token.
         names: of the signals, which are made of the channels and normalised by the statistics of the artefact: "peak",
             "echo", "both" (their sum), "around peak" (the largest among neighbours), "level peak" (the mean over the
-            head's slots), "relative peak" (above that, in standard deviations over the head's slots), "bin 0" and so on.
+            head's slots), "relative peak" (how far above that, in standard deviations over these), "bin 0" and so on.
         features: numbers the network reads per token: its age, if at all, then the signals.
         hop: queries are observed in multiples of this.
         overlap: queries before them whose attention is given once more.
