@@ -50,6 +50,17 @@ def test_attention_and_its_sums(backend: str, queries: int, slots: int, softcap:
         torch.testing.assert_close(kernels.attend(q, k, v, 0.3), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("queries", "slots"), [(1, 1), (7, 70), (128, 128), (200, 333), (130, 45)])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_queries_that_ask_again_see_everything(backend: str, queries: int, slots: int, softcap: float | None) -> None:
+    q, k, v = example(queries=queries, slots=slots)
+    everything = torch.ones(2, queries, slots, dtype=torch.bool)
+    probabilities, _, _ = plain_attention(q, k, v, 0.3, softcap, everything)
+    seen: list[torch.Tensor] = []
+    kernels.ask(q, k, 0.3, softcap, lambda attention: seen.append(attention.clone()))
+    torch.testing.assert_close(torch.cat(seen, dim=1), probabilities.mean(1), atol=2e-6, rtol=1e-5)
+
+
 def test_attention_with_more_than_causality(backend: str) -> None:
     q, k, v = example(queries=40, slots=60)
     g = torch.Generator().manual_seed(1)
