@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=2048, help="of the text that is timed")
     options = parser.parse_args()
-    config = EvolutionConfig(model={"dtype": "bfloat16"})
+    config = EvolutionConfig(models=[{"dtype": "bfloat16"}])
     problem = ModelProblem(config)
     items = [Item("validation", task, 1024, index, 0.25) for index in range(options.samples) for task in TASKS]
     ids = torch.randint(

@@ -46,7 +46,7 @@ def main() -> None:
     written = []
     for features in options.features:
         config = EvolutionConfig(
-            model={"dtype": "bfloat16"}, memory={"features": features, "per": "layer"}, objective={"budgets": [0.25]}
+            models=[{"dtype": "bfloat16"}], memory={"features": features, "per": "layer"}, objective={"budgets": [0.25]}
         )
         layout = NAMMConfig(features=features, per="layer")
         generator = torch.Generator().manual_seed(0)

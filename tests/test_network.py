@@ -305,23 +305,11 @@ def test_where_a_token_stands_in_its_head() -> None:
 
 def test_a_linear_memory_scores_what_a_mixing_one_of_no_output_does() -> None:
     config = NAMMConfig(features="levelled")
-    theta = torch.randn(config.size, generator=torch.Generator().manual_seed(4)) * 0.3
-    weights = _places(config)
-    for name in ("w_o", "b_o"):
-        theta[weights[name]] = 0
-    linear = NAMM.from_vector(theta, config=config)
-    assert not linear.mixes
+    drawn = torch.randn(config.size, generator=torch.Generator().manual_seed(4)) * 0.3
+    linear, mixing = (NAMM.from_vector(drawn, config=config) for _ in range(2))
+    for network, output in ((linear, 0.0), (mixing, 1e-30)):  # which float32 cannot tell from nothing beside 1
+        for name in ("w_o", "b_o"):
+            network.tensors()[name].fill_(output)
+    assert (linear.mixes, mixing.mixes) == (False, True)
     inputs = torch.randn(2, 3, 20, 13, generator=torch.Generator().manual_seed(5))
-    theta[weights["b_o"]] = 1e-30  # mixes, and adds nothing that float32 could tell
-    mixing = NAMM.from_vector(theta, config=config)
-    assert mixing.mixes
     torch.testing.assert_close(linear.scores(inputs), mixing.scores(inputs))
-
-
-def _places(config: NAMMConfig) -> dict[str, slice]:
-    places, start = {}, 0
-    for name, shape in config.shapes.items():
-        size = torch.Size(shape).numel()
-        places[name] = slice(start, start + size)
-        start += size
-    return places

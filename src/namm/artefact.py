@@ -23,13 +23,14 @@ from namm import files
 from namm.errors import ArtefactError, NotFoundError
 from namm.json_files import read_json, write_json
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
+from namm.selection import WAYS
 
 _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "features": ("text", lambda value: type(value) is str),
     "trained_on": ("text", lambda value: type(value) is str),
     "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
-    "per": ('"head", "layer" or "model"', lambda value: value in ("head", "layer", "model")),
+    "per": ('"head", "layer" or "model"', lambda value: value in WAYS),
     "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ Scores = Float[Tensor, "batch kv_head slot"]
 Positions = Int[Tensor, "batch kv_head slot"]
 Kept = Bool[Tensor, "batch kv_head slot"]
 Per = Literal["head", "layer", "model"]
+WAYS: tuple[Per, ...] = get_args(Per)
 
 
 @runtime_checkable
@@ -100,7 +101,7 @@ class Budget:
         number = isinstance(self.fraction, (int, float)) and not isinstance(self.fraction, bool)
         if self.fraction is not None and not (number and 0 < self.fraction <= 1):  # NaN fails too
             raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
-        if self.per not in ("head", "layer", "model", None):
+        if self.per not in (*WAYS, None):
             raise ConfigurationError('per="head", "layer" or "model"', repr(self.per), 'Try per="head".')
         if self.sinks < 0 or self.recent < 0:
             raise ConfigurationError(

@@ -503,30 +503,3 @@ def test_a_users_own_file_is_a_task(tmp_path: Path) -> None:
     assert {row["metric"] for row in measured} == {"qa_f1"}
     assert {row["tokens"] for row in measured} == {0}
     assert len({row["context_hash"] for row in measured}) == 1  # drawn together in the bootstrap
-
-
-def test_a_policy_that_decides_once_is_read_whole(tmp_path: Path) -> None:
-    """KVzip as published is KVzip with one update at the end of the text and one bar across the model."""
-    config = replace(SMALL, policies=("kvzip-whole", "kvzip@model", "kvzip"), tasks=("passkey",))
-    run(tmp_path / "short", config)
-    run(tmp_path / "long", replace(config, update_interval=1024))
-    found = {
-        (name, row["policy"], row["sample"], row["budget"]): row
-        for name in ("short", "long")
-        for row in rows(tmp_path / name)
-    }
-    for (name, policy, sample, budget), row in found.items():
-        if policy == "kvzip-whole":
-            assert row["nll"] == pytest.approx(found["long", "kvzip@model", sample, budget]["nll"], abs=1e-5)
-            assert row["peak_bytes"] >= row["bytes_full"]
-            if name == "short":
-                assert row["nll"] != pytest.approx(found["short", "kvzip@model", sample, budget]["nll"], abs=1e-5)
-        if policy == "kvzip@model" and name == "long":
-            assert row["nll"] != pytest.approx(found["long", "kvzip", sample, budget]["nll"], abs=1e-5)
-
-
-def test_a_policy_that_decides_once_is_for_evaluations(tmp_path: Path) -> None:
-    with pytest.raises(namm.ConfigurationError, match="waits for the end of a text"):
-        MemoryCache(causal_model("llama").config, "kvzip-whole", Budget(fraction=0.5))
-    with pytest.raises(namm.ConfigurationError, match="h2o@head, @layer or @model; got 'h2o@token'"):
-        run(tmp_path, replace(SMALL, policies=("h2o@token",)))

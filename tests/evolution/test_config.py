@@ -1,5 +1,6 @@
 """Configurations: read, changed, saved, and every mistake named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import namm
 from namm.evolution import EvolutionConfig
 from namm.evolution.config import presets
 from namm.evolution.draw import first_items, training_items, validation_items
+from namm.evolution.start import layout
+from namm.policies import builtin_memories
 from tests.evolution.planted import small
 
 
@@ -23,6 +26,20 @@ def test_presets_say_what_they_are() -> None:
     assert (paper.objective.budgets, paper.objective.score) == (("own",), "metric")
     embedded = EvolutionConfig.preset("embedded")
     assert "vartrack" in embedded.stages[0].task_names
+
+
+@pytest.mark.parametrize("name", sorted(builtin_memories()))
+def test_a_shipped_memory_comes_with_the_run_that_makes_it_again(name: str) -> None:
+    folder = builtin_memories()[name]
+    config, memory = EvolutionConfig.load(folder / "run.json"), namm.NAMM.from_pretrained(folder)
+    assert replace(layout(config), trained_on="") == replace(memory.config, trained_on="")
+    assert memory.config.trained_on.startswith(config.models[0].name)
+
+
+def test_a_configuration_of_another_format_says_what_changed(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"format": 1, "model": {"name": "a"}}')
+    with pytest.raises(namm.ConfigurationError, match=r"format: 2; got 1\. .*\[\[models\]\].*rehearses"):
+        EvolutionConfig.load(tmp_path / "old.json")
 
 
 def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:

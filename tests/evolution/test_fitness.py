@@ -121,7 +121,7 @@ def test_the_metric_of_a_task_may_be_the_objective() -> None:
 def test_statistics_are_those_of_a_memory_that_forgets_nothing(features: str) -> None:
     layout = NAMMConfig(features=features, update_interval=64)
     given = problem(features)
-    found = given.statistics([ITEM], layout)
+    found = given.statistics(ITEM, layout)
     seen: list[Statistics] = []
 
     class Watch(NAMMPolicy):

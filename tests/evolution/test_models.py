@@ -68,12 +68,14 @@ def test_fitness_is_the_mean_over_models(tmp_path: Path) -> None:
     assert memory.config.trained_on.startswith("llama and qwen2; passkey at 300, 360 tokens")
 
 
-def test_statistics_are_those_of_all_models() -> None:
+def test_statistics_are_those_of_all_models(tmp_path: Path) -> None:
     loaded = [(causal_model(kind), letters()) for kind in KINDS]
-    together, items = LanguageProblem(config(), loaded), first_items(config(), 1)
-    layout = NAMM.zeros(namm.NAMMConfig(features="compact-rehearsed", update_interval=64)).config
-    parts = [ModelProblem(config(), i, pair).statistics([items[i]], layout) for i, pair in enumerate(loaded)]
-    assert together.statistics(items, layout).mean.tolist() == parts[0].merge(parts[1]).mean.tolist()
+    memory = evolve(config("stages.0.generations=1"), tmp_path, models=loaded, curves=False)
+    items = first_items(config(), 1)
+    parts = [ModelProblem(config(), i, pair).statistics(items[i], memory.config) for i, pair in enumerate(loaded)]
+    both = parts[0].merge(parts[1])
+    assert both.mean.tolist() != parts[0].mean.tolist()
+    assert (memory.mean.tolist(), memory.var.tolist()) == (both.mean.float().tolist(), both.var.float().tolist())
 
 
 def test_workers_and_resume_are_as_for_one_model(saved: tuple[str, ...], tmp_path: Path) -> None:
@@ -100,8 +102,11 @@ def test_another_list_of_models_is_another_run(saved: tuple[str, ...], tmp_path:
         evolve(config(names=saved), tmp_path / "run", resume=True, curves=False)
 
 
-def test_texts_that_one_of_the_models_cannot_read() -> None:
+def test_texts_that_one_of_the_models_cannot_read(tmp_path: Path) -> None:
     loaded = [(causal_model(kind), letters()) for kind in KINDS]
     longest = loaded[1][0].config.max_position_embeddings
     with pytest.raises(namm.ConfigurationError, match=f"llama reads {longest}; got {longest + 1}"):
         LanguageProblem(config(f"stages.0.tokens=[{longest + 1}]"), loaded)
+    file = tmp_path / "mine.jsonl"  # loaded texts come as long as they are
+    file.write_text('{"context": "Bo was absent.", "question": "Who was?", "answers": ["Bo"]}\n')
+    LanguageProblem(config(f"stages.0.tokens=[{longest + 1}]", f'stages.0.tasks=["{file}"]'), loaded)

@@ -94,12 +94,8 @@ def test_addresses_that_the_server_listens_at_are_its_names() -> None:
     assert not calls(Access(hosts=("0.0.0.0",)), "evil.example")
     assert calls(Access(hosts=("*",)), "anything.example")
     assert calls(Access(hosts=("::1", "[2001:db8::1]")), "[2001:db8::1]:8000")
-    for wrong in (
-        "chat.example:8443",
-        "10.1.2.3:80",
-        "https://chat.example",
-        "chat.example/chat",
-    ):  # would match nothing
+    would_match_nothing = ("chat.example:8443", "10.1.2.3:80", "https://chat.example", "chat.example/chat")
+    for wrong in would_match_nothing:
         with pytest.raises(ConfigurationError, match=f"a host such as chat.example; got '{wrong}'"):
             Access(hosts=(wrong,))
 

@@ -63,6 +63,11 @@ class Contender:
     budget: float | str | None
     policy: MemoryPolicy | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether it decides once, when the whole text has been read."""
+        return self.policy is not None and self.policy.whole
+
 
 @dataclass(frozen=True)
 class Held:

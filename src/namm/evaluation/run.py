@@ -23,12 +23,21 @@ from namm.evaluation.identity import identity, read_identity
 from namm.evaluation.reader import Contender, Group, Reader, contenders, text_before
 from namm.evaluation.rows import common_fields, keys, read_rows, row_of
 from namm.files import write
+from namm.memory.prefix import Prefix
 from namm.models import context_length, load_model
-from namm.policies import MemoryPolicy, NAMMPolicy, own_interval, resolve, spent
+from namm.policies import (
+    BASELINES,
+    MemoryPolicy,
+    NAMMPolicy,
+    builtin_memories,
+    own_interval,
+    resolve,
+    spent,
+)
 from namm.report.evaluation_page import to_html
 from namm.report.statistics import summarise
 from namm.report.summary import Summary, to_json, to_markdown
-from namm.selection import Per
+from namm.selection import WAYS
 from namm.tasks.base import Encoded, Request, Sample, Task, encode
 from namm.tasks.registry import find_tasks, sources
 
@@ -87,15 +96,17 @@ def evaluate(
             missing = [batch for batch in batches if not keys(group, batch) <= file.known]
             if not missing:
                 continue
-            prefix = reader.prefix(group, [policy for policy in policies.values() if not policy.whole])
+            prefixes: dict[bool, Prefix] = {}
             for batch in missing:
+                whole = batch[0].whole
+                if whole not in prefixes:  # one at a time, they are as large as the text
+                    mine = [policy for policy in policies.values() if policy.whole == whole]
+                    prefixes = {whole: reader.prefix(group, mine, len(group.text) if whole else None)}
                 if on_progress:
                     reading = f"{group.samples[0].sample.task}: {batch[0].name}"
                     on_progress(Progress(len(wanted & file.known), len(wanted), reading))
-                if batch[0].policy is not None and batch[0].policy.whole:
-                    prefix = reader.prefix(group, [batch[0].policy], len(group.text))  # they come last
                 ask = {"truncated": reader.ask_truncated, "oracle": reader.ask_oracle}.get(batch[0].name, reader.ask)
-                file.add([row_of(group, answer) | common for answer in ask(group, prefix, batch)])
+                file.add([row_of(group, answer) | common for answer in ask(group, prefixes[whole], batch)])
     if on_progress:
         on_progress(Progress(len(wanted), len(wanted), "done"))
     return write_report(out)
@@ -128,13 +139,13 @@ def _policies(config: EvaluationConfig) -> dict[str, MemoryPolicy]:
 
 def _policy(name: str) -> MemoryPolicy:
     """By its name; "h2o@model" is h2o with its budget spent across the model."""
-    base, at, per = name.rpartition("@")
-    if not at:
-        return resolve(name)
-    ways: dict[str, Per] = {"head": "head", "layer": "layer", "model": "model"}
-    if per not in ways:
+    base, _, said = name.rpartition("@")
+    for per in WAYS:
+        if base and said == per:
+            return spent(resolve(base), per)
+    if base in BASELINES or base in builtin_memories():  # an @ may stand in a path
         raise ConfigurationError(f"{base}@head, @layer or @model", repr(name), "Or leave it out, for the policy's own.")
-    return spent(resolve(base), ways[per])
+    return resolve(name)
 
 
 def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> list[list[Contender]]:
@@ -143,10 +154,10 @@ def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> lis
     batches = [[Contender("full", None)], [Contender("floor", None)]]
     batches += [[Contender("truncated", share)] for share in shares]
     batches += [[Contender("oracle", share) for share in shares]] if shares else []
-    together, whole = list[Contender](), list[Contender]()
-    for contender in contenders(policies, config.budgets):
-        (whole if contender.policy is not None and contender.policy.whole else together).append(contender)
-    return batches + _chunks(together, config.batch) + _chunks(whole, config.batch)
+    chosen = contenders(policies, config.budgets)
+    for whole in (False, True):
+        batches += _chunks([contender for contender in chosen if contender.whole == whole], config.batch)
+    return batches
 
 
 def _chunks(items: list[Contender], size: int) -> list[list[Contender]]:

@@ -246,7 +246,8 @@ class EvolutionConfig(Section):
     """One run, complete: the same values give the same memory on the same machine."""
 
     format: Literal[2] = 2
-    """Version of this layout."""
+    """Version of this layout. 1 had [model] in place of [[models]], and memories that rehearse had memory.rehearses =
+    "model"; with that changed it is 2."""
     seed: int = Field(default=0, ge=0)
     """The same seed gives the same run."""
     models: tuple[Model, ...] = Field(default=(Model(),), min_length=1)

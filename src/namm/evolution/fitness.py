@@ -85,10 +85,9 @@ class LanguageProblem:
         """The problem of the model that the item names."""
         return self.of_model[item.model]
 
-    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+    def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """See `Problem.statistics`."""
-        parts = (self.of(item).statistics([item], layout) for item in items)
-        return reduce(Statistics.merge, parts, Statistics.empty(layout.feature_set.signals))
+        return self.of(item).statistics(item, layout)
 
     def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
         """See `Problem.measure`."""
@@ -252,11 +251,10 @@ class ModelProblem:
     # -- normalisation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+    def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """Of the signals of all tokens at each update of a memory of zeros, which forgets nothing (spec 5)."""
         recorder = Recorder(NAMM.zeros(layout))
-        for item in items:
-            self.read(self.group(item), recorder)
+        self.read(self.group(item), recorder)
         return reduce(Statistics.merge, recorder.seen, Statistics.empty(layout.feature_set.signals))
 
     @torch.no_grad()
@@ -278,7 +276,8 @@ class ModelProblem:
 
 
 def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> None:
-    asked = max(tokens for stage in config.stages for tokens in stage.tokens)
+    generated = [stage for stage in config.stages if any(task.generated for task in find_tasks(stage.task_names))]
+    asked = max((tokens for stage in generated for tokens in stage.tokens), default=0)
     if longest is not None and asked > longest:
         raise ConfigurationError(
             f"stages.tokens that all models of the run can read: {name} reads {longest}", asked,

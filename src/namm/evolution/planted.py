@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
@@ -37,11 +36,10 @@ class Planted:
 
     noise: float = 0.5
 
-    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+    def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         known = layout.feature_set
         parts = [
             Statistics.of(known.read(state[..., :seen]))
-            for item in items
             for seen, state in _states(self._text(item), layout.features, layout.update_interval)
         ]
         return reduce(Statistics.merge, parts, Statistics.empty(known.signals))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,7 +49,7 @@ class Outcome:
 class Problem(Protocol):
     """Measures memories. Every worker builds its own, and all of them measure alike."""
 
-    def statistics(self, items: Sequence[Item], layout: NAMMConfig) -> Statistics:
+    def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """Normalisation statistics of a memory that forgets nothing (spec 5)."""
         ...
 

@@ -90,7 +90,7 @@ def _weighted(network: NAMM, scoring: dict[str, float], bias: float) -> NAMM:
 
 def _statistics(problem: Problem, unit: tuple[Item, NAMMConfig]) -> Statistics:
     item, config = unit
-    return problem.statistics([item], config)
+    return problem.statistics(item, config)
 
 
 def _warm(problem: Any, unit: tuple[NAMMConfig, Sequence[Item], WarmStart]) -> NAMM:

@@ -51,11 +51,8 @@ class Access:
         for host in self.hosts:
             found = _HOST.fullmatch(host)
             if (found is None or found[2]) and _address(host) is None:
-                raise ConfigurationError(
-                    "a host such as chat.example",
-                    repr(host),
-                    "Leave out the scheme, the port (any is meant) and the path.",
-                )
+                way_out = "Leave out the scheme, the port (any is meant) and the path."
+                raise ConfigurationError("a host such as chat.example", repr(host), way_out)
 
     def check_origin(self, headers: Headers) -> None:
         """Whether the server is called by one of its names, and by a web page only if it may ask.

@@ -76,6 +76,11 @@ class Conversation:
     path: Path | None = None
     file_bytes: int = 0
 
+    @property
+    def bytes_taken(self) -> int:
+        """Where it is: in memory or on disk."""
+        return self.bytes_held if self.path is None else self.file_bytes
+
     def describe(self) -> dict[str, Any]:
         """For a client."""
         return {
@@ -108,12 +113,12 @@ class _Place:
 
     def add(self, one: Conversation) -> None:
         self.known[one.id] = one
-        self.bytes_taken += one.file_bytes or one.bytes_held
+        self.bytes_taken += one.bytes_taken
         self.kept += one.kept
 
     def remove(self, one: Conversation) -> None:
         del self.known[one.id]
-        self.bytes_taken -= one.file_bytes or one.bytes_held
+        self.bytes_taken -= one.bytes_taken
         self.kept = self.kept - one.kept if self.known else 0.0  # no error of rounding stays for good
 
 
