@@ -133,7 +133,8 @@ def test_full_cache_answers_as_the_model_does(model) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["streaming", "h2o", "kvzip", "builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct-once"]
+    "name",
+    ["streaming", "h2o", "kvzip", "kvzip-whole", "builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct-once"],
 )
 @pytest.mark.parametrize("seconds", [24, 29])  # 145 and 175 tokens: one and fifteen follow the last update
 def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: int) -> None:
