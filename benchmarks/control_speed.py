@@ -27,7 +27,7 @@ from namm.rl.rollout import Context, Growing, Remembered, Window, acting, at_byt
 from namm.rl.simulators import D4RL
 
 WINDOW = 20
-MEMORIES = ("streaming", "h2o", "builtin:smollm2-135m-instruct-once", "builtin:smollm2-135m-instruct")
+MEMORIES = ("streaming", "h2o", "builtin:universal")
 
 
 def untrained(width: int, steps: int) -> Decision:

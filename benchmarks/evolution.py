@@ -13,11 +13,7 @@ import numpy as np
 from rows import read, write
 
 from namm.evolution.checkpoint import read_log
-from namm.evolution.config import EvolutionConfig
-from namm.evolution.draw import validation_items
-from namm.evolution.fitness import ModelProblem
 from namm.json_files import read_json
-from namm.policies import resolve
 
 PICTURE = Path(__file__).parents[1] / "docs" / "evolution.png"
 
@@ -25,67 +21,57 @@ PICTURE = Path(__file__).parents[1] / "docs" / "evolution.png"
 def of(run: Path) -> list[dict[str, Any]]:
     config = read_json(run / "run.json", "Give a folder of runs.")
     kept = ("generation", "mean", "best", "sigma", "evaluations", "seconds", "share")
-    found = []
-    for row in read_log(run):
-        found.append(
-            {
-                "run": run.name, "start": config["start"]["from"], "scoring": config["start"]["scoring"],
-                "space": config["search"]["space"], "features": config["memory"]["features"], "seed": config["seed"],
-                "n": len(next(iter(row["validated"].values()))["scores"]) if row["validated"] else None,
-                "validated": row["validated"], **{name: row[name] for name in kept},
-            }
-        )  # fmt: skip
-    return found
-
-
-def references(
-    config: EvolutionConfig, policies: tuple[str, ...] = ("kvzip", "observed-max", "h2o")
-) -> list[dict[str, Any]]:
-    """What baselines reach on the validation samples of the first stage."""
-    problem = ModelProblem(config)
-    items = validation_items(config, 0)
     return [
-        {"run": name, "reference": [problem.compare(item, resolve(name)).score for item in items], "n": len(items)}
-        for name in policies
-    ]
+        {
+            "run": run.name, "seed": config["seed"], "models": [Path(model["name"]).name for model in config["models"]],
+            "stage": row["stage"],
+            "n": len(next(iter(row["validated"].values()))["scores"]) if row["validated"] else None,
+            "validated": row["validated"], **{name: row[name] for name in kept},
+        }
+        for row in read_log(run)
+    ]  # fmt: skip
+
+
+def points(rows: list[dict[str, Any]], before: int) -> list[tuple[int, dict[str, Any]]]:
+    """Candidate-samples spent until the search's mean was validated, and what it was worth, the stage's start first."""
+    found = [(row["evaluations"], row["validated"]["mean"]) for row in rows if "mean" in (row["validated"] or {})]
+    return [(before, rows[0]["validated"]["start"]), *found]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Fitness of the mean on the validation samples over evaluations; a band of the standard error over samples."""
+    """A panel for each stage: fitness of the mean over candidate-samples, and of each model."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    rows = [row for row in rows if row["run"] != "once"]  # other budgets
-    for row in rows:
-        if "reference" in row:
-            mean = float(np.mean(row["reference"]))
-            axes.axhline(mean, color="grey", linewidth=0.8, linestyle=":")
-            axes.annotate(
-                row["run"], (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-            )
-    searches = [row for row in rows if "reference" not in row]
-    for name in dict.fromkeys(row["run"] for row in searches):
-        points = []
-        for row in (row for row in searches if row["run"] == name and row["validated"]):
-            if "start" in row["validated"]:
-                points.append((1, row["validated"]["start"]["scores"]))
-            if "mean" in row["validated"]:
-                points.append((row["evaluations"], row["validated"]["mean"]["scores"]))
-        x, means = [p[0] for p in points], np.array([np.mean(p[1]) for p in points])
-        error = np.array([np.std(p[1], ddof=1) / len(p[1]) ** 0.5 for p in points])
-        (line,) = axes.plot(x, means, marker="o", markersize=3, label=name)
-        axes.fill_between(x, means - error, means + error, color=line.get_color(), alpha=0.12)
-    axes.set(xlabel="evaluations (candidates x samples)", ylabel="validation fitness of the mean", ylim=(0, 1.05))
-    axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
-    axes.legend(frameon=False)
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(stages), figsize=(4.5 * len(stages), 4), sharey=True, layout="constrained", squeeze=False
+    )
+    for panel, stage in zip(panels[0], stages, strict=True):
+        for color, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+            mine = [row for row in rows if row["run"] == run]
+            before = max((r["evaluations"] for r in mine if stages.index(r["stage"]) < stages.index(stage)), default=0)
+            found = points([row for row in mine if row["stage"] == stage], before)
+            x = [spent for spent, _ in found]
+            means = np.array([one["fitness"] for _, one in found])
+            error = np.array([np.std(one["scores"], ddof=1) / len(one["scores"]) ** 0.5 for _, one in found])
+            panel.plot(x, means, marker="o", markersize=3, color=f"C{color}", label=run)
+            panel.fill_between(x, means - error, means + error, color=f"C{color}", alpha=0.12)
+            for name, style, scores in zip(
+                rows[0]["models"],
+                ("--", ":", "-."),
+                zip(*(one["models"] for _, one in found), strict=True),
+                strict=False,
+            ):
+                panel.plot(x, scores, style, color=f"C{color}", linewidth=0.9, label=f"{run}, {name}")
+        panel.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        panel.set(xlabel="candidate-samples", ylim=(0, 1.05), title=stage)
+    panels[0][0].set_ylabel("validation fitness of the mean")
+    panels[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(PICTURE, dpi=150)
 
 
 if __name__ == "__main__":
     runs = [run for run in sorted(Path(sys.argv[1]).iterdir()) if (run / "log.jsonl").exists()]
-    gathered = [row for run in runs for row in of(run)]
-    if "--without-references" not in sys.argv:
-        gathered += references(EvolutionConfig.load(runs[0] / "run.json"))
-    print(write("evolution", gathered))
+    print(write("evolution", [row for run in runs for row in of(run)]))
     draw(read("evolution"))
     print(PICTURE)

@@ -5,20 +5,19 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence import MODELS, RULE, TARGETS, TWICE, complete
 from rows import RESULTS, read
 
 from namm.json_files import read_json
-from namm.policies import builtin_memories
+from namm.policies import DEFAULT_MEMORY, builtin_memories
 from namm.report.bootstrap import interval, resample
 from namm.report.statistics import summarise
-from namm.report.summary import Summary, label, to_markdown
+from namm.report.summary import label, to_markdown
 
-EMBEDDED = RESULTS / "embedded.jsonl.xz"
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -103,53 +102,83 @@ def bytes_held() -> str:
     )
 
 
-@cache
-def evaluation() -> Summary:
-    return summarise(read("embedded"), read_json(RESULTS / "embedded.json", "Check the file out again."))
+def _between(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def embedded() -> str:
+def _difference(found: dict[str, Any]) -> str:
+    sure = found["low"] > 0 or found["high"] < 0
+    text = f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return f"**{text}**" if sure else text
+
+
+TEN = (DEFAULT_MEMORY, RULE, "requery", "kvzip-whole", "kvzip", "observed-max", "snapkv", "h2o", "tova", "streaming")
+COLUMNS = (
+    ("smollm2", 1024, 0.25), ("smollm2", 1024, 0.125), ("smollm2", 1024, 0.0625), ("gemma", 1024, 0.25),
+    ("gemma", 1024, 0.125), ("qwen", 1024, 0.25), ("qwen", 1024, 0.125),
+)  # fmt: skip
+
+
+def _found(suite: str, tokens: int, budget: float) -> dict[str, Any] | None:
+    rows = [r for r in read("evidence") if (r["model"], r["tokens"], r["budget"]) == (suite, tokens, budget)]
+    return rows[0] if rows else None
+
+
+def _ten(columns: tuple[tuple[str, int, float], ...]) -> str:
+    """Ten memories, their scores where they were measured."""
+    rows = [row for column in columns if (row := _found(*column))]
+    headings = ["memory", "reads", *(f"{MODELS[r['model']]}, {100 * r['budget']:g} %" for r in rows)]
+    lines = [
+        [label(name), "twice" if name in TWICE else "once", *(f"{r['normalised'][name]['mean']:.2f}" for r in rows)]
+        for name in TEN
+    ]
+    counts = dict.fromkeys(f"{MODELS[r['model']]} n = {r['n']}" for r in rows)
+    return table(headings, lines) + f"\nTexts of {columns[0][1]:,} tokens; {', '.join(counts)}.\n"
+
+
+def in_a_minute() -> str:
     return (
-        "## The embedded suite on SmolLM2-135M-Instruct\n\n"
-        "`benchmarks/embedded.sh` (about two hours on two cores; `make results` runs it and writes this page). Test split; a "
-        "share of the full cache's bytes is allowed, the memory's own state included; an update each 512 tokens and one "
-        "at the end of the text; the question is not known to the memory. How to read this: [evaluate.md](evaluate.md).\n\n"
-        + to_markdown(evaluation())
+        "![Score over bytes](results.png)\n\nTest split, tasks that hide what will be asked in novels, essays and code; every "
+        "memory on the same samples with the same share of the cache's *bytes*, its own state included; an update each 512 "
+        "tokens; the question is not known when the memory decides. Score: 1 is the full cache, 0 its first four tokens. "
+        "Unseen: used in no evolution. How to read this: [evaluate.md](evaluate.md).\n\n" + _ten(COLUMNS)
     )
 
 
-def _between(found: dict[str, Any] | None) -> str:
-    return f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]" if found else "-"
-
-
-def _targets(memory: str | None = None) -> str:
-    rows = [row for row in read("targets") if memory in (None, row["memory"])]
+def against_each() -> str:
     lines = []
-    for r in rows:
-        once, against, h2o = r["best_once"], r["against"], r["nll_against_h2o"]
-        worst = max(h2o["tasks"], key=h2o["tasks"].get) if h2o else ""
+    for r in read("evidence"):
+        target, ours, best = (
+            TARGETS.get((r["model"], r["tokens"], r["budget"])),
+            r["normalised"][DEFAULT_MEMORY],
+            r["best_heuristic"],
+        )
         lines.append(
             [
-                label(r["memory"]), f"{r['tokens']:,}", f"{100 * r['budget']:g} %", str(r['normalised'][r['memory']]['samples']), _between(r["normalised"][r["memory"]]),
-                f"{once} {r['normalised'][once]['mean']:.2f}", _between(against[once]), _between(against["kvzip"]),
-                f"{r['gap_closed']['normalised']:.0%}" if r["gap_closed"]["normalised"] is not None else "-",
-                f"{worst} {h2o['tasks'][worst]:+.2f}" if h2o else "-",
+                MODELS[r["model"]], f"{r['tokens']:,}", f"{100 * r['budget']:g} %", str(r["n"]), _between(ours),
+                against(target, ours["mean"], ">="), f"{best} {r['normalised'][best]['mean']:.2f}",
+                *(_difference(r["above"][name]) for name in (best, RULE, "kvzip", "kvzip-whole")),
             ]
         )  # fmt: skip
     headings = [
-        "memory", "tokens", "bytes", "n", "normalised", "best that reads once", "above it", "above kvzip", "gap closed",
-        "NLL against h2o, worst task",
+        "model", "tokens", "bytes", "n", DEFAULT_MEMORY, "aimed at", "best heuristic", "above it", f"above {RULE}",
+        "above kvzip", "above kvzip-whole",
     ]  # fmt: skip
-    return table(headings, lines)
-
-
-def targets() -> str:
     return (
-        "## The shipped memories against every heuristic\n\n"
-        "`python benchmarks/targets.py`, from the rows below: paired differences of the normalised score on the samples "
-        "that both have, with 95 % intervals. *Gap closed*: share of the way from the best heuristic that reads once to "
-        "the oracle, in normalised score.\n\n" + _targets() + "\n"
+        f"## {DEFAULT_MEMORY} against each\n\n`benchmarks/evidence.sh` and `python benchmarks/evidence.py`. Differences are "
+        "paired, with 95 % intervals, bold where these leave out zero. *Best heuristic*: the best published one that reads "
+        f"once, chosen on these rows. `{RULE}`: the best rule by hand that reads once, at which the evolution started; what "
+        "stands above it is the evolution's own.\n\n" + table(headings, lines)
     )
+
+
+def every_table() -> str:
+    parts = []
+    for suite, name in MODELS.items():
+        if rows := complete(suite):
+            summary = summarise(rows, read_json(RESULTS / f"{suite}.json", "Check the file out again."))
+            parts.append(f"## {name}: every table\n\n" + to_markdown(summary))
+    return "\n".join(parts)
 
 
 def gain(scores: list[float], start: list[float]) -> str:
@@ -195,45 +224,37 @@ def searches() -> str:
     )  # fmt: skip
 
 
-def rehearsal() -> str:
-    rows = read("rehearsal")
-    lines = [[r["reads again"], f"{r['score']:.3f}", f"{r['n']}", f"{r['prefill_ratio']:.2f}"] for r in rows]
-    return (
-        "## Rehearsal: what it is worth, and what it costs\n\n`python benchmarks/rehearsal.py`: observed maximum plus "
-        "rehearsed maximum, unlearned, a quarter of the bytes, validation texts of 1,024 tokens; and the time to read "
-        f"{rows[0]['prefill_tokens']:,} tokens, over that of the untouched model in the same process.\n\n"
-        + table(["reads again", "normalised", "n", "prefill time"], lines) + "\n" + made_by(rows)
-    )  # fmt: skip
+def _curve() -> str:
+    """Each validation of the evolution's mean; the gain is paired, over the mean at which the stage began."""
+    lines, began = [], {}
+    for row in read("evolution"):
+        for kind, spent in (("start", 0), ("mean", row["evaluations"])):
+            if found := (row["validated"] or {}).get(kind):
+                start = began.setdefault((row["run"], row["stage"]), found["scores"])
+                lines.append(
+                    [
+                        row["run"], row["stage"], f"{spent:,}" if spent else "-", f"{found['fitness']:.3f}",
+                        *(f"{score:.3f}" for score in found["models"]), "-" if found["scores"] is start else gain(found["scores"], start),
+                    ]
+                )  # fmt: skip
+    headings = [
+        "run",
+        "stage",
+        "candidate-samples",
+        "fitness of the mean",
+        *read("evolution")[0]["models"],
+        "above the stage's start",
+    ]
+    return table(headings, lines)
 
 
 def evolution() -> str:
-    rows, lines = read("evolution"), []
-    for name in dict.fromkeys(row["run"] for row in rows):
-        mine = [row for row in rows if row["run"] == name]
-        if "reference" in mine[0]:
-            lines.append([name, "", "", "", "", f"{sum(mine[0]['reference']) / mine[0]['n']:.3f}", ""])
-            continue
-        for row in mine:
-            for kind, found in (row["validated"] or {}).items():
-                if kind != "best":
-                    spent = 0 if kind == "start" else row["evaluations"]
-                    start = next(iter(mine))["validated"]["start"]["scores"]
-                    lines.append(
-                        [
-                            name,
-                            row["features"],
-                            row["start"],
-                            row["space"],
-                            f"{spent:,}",
-                            f"{found['fitness']:.3f}",
-                            gain(found["scores"], start) if spent else "-",
-                        ]
-                    )
+    rows = read("evolution")
     return (
-        "## Evolution\n\n`benchmarks/evolution.sh`: fitness of the mean on 24 validation samples (512 tokens), over "
-        "candidate-samples spent. 1 is the full cache, 0 its first four tokens.\n\n"
-        + table(["run", "features", "start", "space", "evaluations", "validation", "above its start"], lines)
-        + "\n![The same as curves](evolution.png)\n\n" + made_by(rows)
+        "## Evolution\n\n`benchmarks/evolution.sh`: fitness of the mean of the search on "
+        f"{next(row['n'] for row in rows if row['n'])} validation samples, over candidate-samples spent. 1 is the full cache, "
+        "0 its first four tokens. Each stage has validation samples of its own lengths.\n\n"
+        + _curve() + "\n![The same as curves](evolution.png)\n\n" + made_by(rows)
     )  # fmt: skip
 
 
@@ -265,83 +286,37 @@ def strategy() -> str:
     )  # fmt: skip
 
 
-RUNS = {
-    "builtin:smollm2-135m-instruct": "echo",
-    "builtin:smollm2-135m-instruct-once": "once",
-}  # of the shipped memories
-
-
-def _own(memory: str) -> str:
-    """What a shipped memory holds and is worth at its own threshold."""
-    found = [
-        (group, line.overall)
-        for group in evaluation().groups if group.budget == "own"
-        for line in group.lines if line.policy == memory
-    ]  # fmt: skip
-    return "".join(
-        f"Without a budget, at its own threshold, it holds {s.bytes_share:.1%} of the bytes ({s.bytes_range[0]:.0%} to "
-        f"{s.bytes_range[1]:.0%}) of texts of {group.tokens:,} tokens and scores "
-        f"{_between({'mean': s.normalised.mean, 'low': s.normalised.low, 'high': s.normalised.high})} (n = {s.n}).\n\n"
-        for group, s in found if s.normalised and s.bytes_range
-    )  # fmt: skip
-
-
-def _curve(memory: str) -> str:
-    """How the run that gave a shipped memory went on: candidate-samples spent, fitness on the validation samples."""
-    rows = [row for row in read("evolution") if row["run"] == RUNS[memory] and row["validated"]]
-    lines = []
-    for row in rows:
-        for kind, spent in (("start", 0), ("mean", row["evaluations"])):
-            if found := row["validated"].get(kind):
-                lines.append([f"{spent:,}", f"{found['fitness']:.3f}", str(row["n"])])
-    return table(["candidate-samples", "fitness of the mean", "validation samples"], lines)
-
-
-def cards() -> None:
-    """The shipped memories' cards, with what was measured of them."""
-    for name, folder in builtin_memories().items():
-        card = folder / "README.md"
-        text = card.read_text().partition("\n## On the test split")[0].rstrip()
-        card.write_text(
-            f"{text}\n\n## On the test split\n\nThe embedded suite on SmolLM2-135M-Instruct at equal bytes, the state included; "
-            "1 is the full cache, 0 its first four tokens; in brackets 95 % intervals, differences are paired.\n\n"
-            + _targets(name) + "\n" + _own(name) + "## Its evolution\n\nTexts of 512 tokens, at the budgets named above.\n\n" + _curve(name)
-        )  # fmt: skip
-
-
-def in_short() -> str:
-    """The shipped memories, for the README."""
-    return (
-        _targets() + "\nNormalised: 1 is the full cache, 0 its first four tokens only; differences are paired, on the "
-        "samples that both have, with 95 % intervals. *Gap closed*: from the best heuristic that reads once to the oracle.\n"
-        + "".join(f"\n`{name}`: {_own(name)[0].lower()}{_own(name)[1:].strip()}\n" for name in RUNS)
+def card() -> None:
+    """The shipped memory's card, with what was measured of it."""
+    file = builtin_memories()[DEFAULT_MEMORY] / "README.md"
+    text = file.read_text().partition("\n## On the test split")[0].rstrip()
+    measured = against_each().partition("\n\n")[2]
+    file.write_text(
+        f"{text}\n\n## On the test split\n\n{measured}\n## Its evolution\n\nA quarter, an eighth and a sixteenth of the bytes together.\n\n{_curve()}"
     )
 
 
 PARTS = (
-    (targets, RESULTS / "targets.jsonl"),
-    (evolution, RESULTS / "evolution.jsonl"),
-    (searches, RESULTS / "searches.jsonl"),
-    (rehearsal, RESULTS / "rehearsal.jsonl"),
-    (spaces, RESULTS / "spaces.jsonl"),
-    (throughput, RESULTS / "throughput.jsonl"),
-    (strategy, RESULTS / "strategy.jsonl"),
-    (speed, RESULTS / "speed.jsonl"),
-    (bytes_held, RESULTS / "bytes.jsonl"),
-    (embedded, EMBEDDED),
+    (in_a_minute, "evidence"),
+    (against_each, "evidence"),
+    (speed, "speed"),
+    (bytes_held, "bytes"),
+    (evolution, "evolution"),
+    (searches, "searches"),
+    (spaces, "spaces"),
+    (throughput, "throughput"),
+    (strategy, "strategy"),
+    (every_table, "evidence"),
 )
 
 
 def main() -> None:
-    head = (
-        "# Results\n\nGenerated by `python benchmarks/tables.py` from `benchmarks/results/`; do not edit by hand.\n\n"
-    )
-    if EMBEDDED.exists():
+    head = "# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`; do not edit by hand.\n\n"
+    if read("evidence"):
         before, _, after = README.read_text().split("<!-- results -->\n")
-        README.write_text("<!-- results -->\n".join([before, in_short(), after]))
-    if (RESULTS / "targets.jsonl").exists():
-        cards()
-    PAGE.write_text(head + "\n".join(part() for part, file in PARTS if file.exists()))
+        README.write_text("<!-- results -->\n".join([before, _ten(COLUMNS), after]))
+        card()
+    PAGE.write_text(head + "\n".join(part() for part, rows in PARTS if read(rows)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item, Outcome
 from namm.network import NAMM, NAMMConfig
 
+PER = {"paper": "head", "levelled": "model"}  # as memories of these features are deployed
+
 
 def measured(problem: ModelProblem, unit: tuple[Item, NAMM]) -> list[Outcome]:
     problem._kept.clear()  # a text is read anew in every generation here, as if the pool never ended
@@ -41,14 +43,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--features", nargs="*", default=["paper", "compact-rehearsed"])
+    parser.add_argument("--features", nargs="*", choices=PER, default=["paper", "levelled"])
     options = parser.parse_args()
     written = []
     for features in options.features:
         config = EvolutionConfig(
-            models=[{"dtype": "bfloat16"}], memory={"features": features, "per": "layer"}, objective={"budgets": [0.25]}
+            models=[{"dtype": "bfloat16"}],
+            memory={"features": features, "per": PER[features]},
+            objective={"budgets": [0.25]},
         )
-        layout = NAMMConfig(features=features, per="layer")
+        layout = NAMMConfig(features=features, per=PER[features])
         generator = torch.Generator().manual_seed(0)
         theta = torch.randn(options.candidates, layout.size, generator=generator) * 0.1
         networks = NAMM.from_vector(theta, config=layout)

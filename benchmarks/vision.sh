@@ -12,6 +12,6 @@ export OMP_NUM_THREADS=1
 "$namm" vision eval --model "$out/model" --out "$out/rows" --threads 1 --samples "${SAMPLES:-60}" "${images[@]}" \
   --seconds 48 --budget 0.5 --budget 0.25 --budget 0.125 --budget own
 "$namm" vision show --model "$out/model" --out docs/vision.png "${images[@]}" \
-  --policy streaming --policy h2o --policy kvzip --policy builtin:smollm2-135m-instruct
+  --policy streaming --policy h2o --policy kvzip --policy builtin:universal
 xz -9 -c "$out/rows/rows.jsonl" > benchmarks/results/vision.jsonl.xz
 "${namm%namm}python" benchmarks/vision.py

@@ -36,7 +36,7 @@ def test_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demo", "--memory", "builtin:smolm2"], "Did you mean 'builtin:smollm2-135m-instruct'"),
+        (["demo", "--memory", "builtin:smolm2"], "Did you mean 'builtin:universal'"),
         (["demo", "--budget", "1.5"], "a fraction in (0, 1]"),
         (["demo", "--model", "smollm2-135m"], "Did you mean 'smollm2-135m-instruct'"),
         (["eval", "--out", "x", "--policy", "h20"], "Did you mean 'h2o'"),
@@ -87,7 +87,7 @@ def test_the_embedded_model_and_its_memory() -> None:
     model, tokenizer = namm.models.load_model()
     text = tokenizer("The first rule of the library is", return_tensors="pt")
     untouched = model.generate(**text, max_new_tokens=8, do_sample=False)
-    with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=1.0), update_interval=16):
+    with namm.attach(model, "builtin:universal", namm.Budget(fraction=1.0), update_interval=16):
         torch.testing.assert_close(model.generate(**text, max_new_tokens=8, do_sample=False), untouched)
 
 

@@ -31,7 +31,7 @@ from lm_eval.tasks import TaskManager
 from namm.lm_eval import MemoryLM
 from namm.lm_eval.__main__ import main
 
-BUILTIN = "builtin:smollm2-135m-instruct"
+BUILTIN = "builtin:universal"
 FORGETFUL = [("h2o", 0.25), ("tova", 24), ("random", 0.25), (BUILTIN, 0.3)]
 LENGTHS = (37, 150, 64, 33, 201, 90)  # shorter and longer than an update interval of 32, and a multiple of it
 

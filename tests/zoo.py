@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 import transformers as tf
 from torch import nn
 
 VOCABULARY = 97
+READS_TWICE = str(Path(__file__).parent / "data" / "reads-twice")
+"""A memory of an earlier version, which lets the model read each block again."""
 _SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,

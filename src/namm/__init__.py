@@ -2,7 +2,7 @@
 
 import namm
 model, tokenizer = namm.models.load_model()
-with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=0.25)) as memory:
+with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memory:
     model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=20)
     print(memory.memory())
 """

@@ -24,7 +24,7 @@ from namm.memory.sequence import Plan
 from namm.policies import H2O, KeepAll, Random, SnapKV, StreamingLLM
 from tests.memory.test_equivalence import random_namm
 from tests.memory.test_rehearsal import memory
-from tests.zoo import CAUSAL, causal_model, decision_model, hybrid, ids, video_model
+from tests.zoo import CAUSAL, READS_TWICE, causal_model, decision_model, hybrid, ids, video_model
 
 HALF = namm.Budget(fraction=0.5)
 LAYERS = namm.Budget(fraction=0.4, per="layer")
@@ -98,12 +98,12 @@ def test_loaded_it_goes_on_to_the_bit(name, policy):
         (SnapKV(), LAYERS),
         (random_namm(), None),
         (random_namm(), LAYERS),
-        ("builtin:smollm2-135m-instruct", LAYERS),
-        ("builtin:smollm2-135m-instruct", namm.Threshold(-3.0)),
-        ("builtin:smollm2-135m-instruct-once", None),
+        (READS_TWICE, LAYERS),
+        (READS_TWICE, namm.Threshold(-3.0)),
+        ("builtin:universal", None),
         ("kvzip", HALF),
     ],
-    ids=lambda x: type(x).__name__ if not isinstance(x, str) else x.rpartition("-")[2],
+    ids=lambda x: type(x).__name__ if not isinstance(x, str) else x.rpartition("/")[2],
 )
 def test_whatever_decides_and_whenever_it_is_saved(name, read, policy, selection):
     model, text = model_of(name), ids(1, 150)

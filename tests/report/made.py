@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-NAMM = "builtin:smollm2-135m-instruct"
+NAMM = "builtin:universal"
 HEURISTICS = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm")
 POLICIES = ("full", "floor", "oracle", "truncated", "random", *HEURISTICS, NAMM)
 TASKS = ("passkey", "needle", "variables", "key-value", "multi-hop", "counting", "quotes", "qa/short", "qa/long")

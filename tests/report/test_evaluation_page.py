@@ -89,7 +89,7 @@ def test_every_column_is_explained(page: str) -> None:
 
 def test_every_policy_is_in_every_overall_chart(page: str) -> None:
     chart = page[page.index("<svg") : page.index("</svg>")]
-    for name in ("full cache", "oracle", "h2o", "random", "truncated prompt", "streaming (recency)", "NAMM smollm2"):
+    for name in ("full cache", "oracle", "h2o", "random", "truncated prompt", "streaming (recency)", "NAMM universal"):
         assert f">{name}" in chart
     assert "own</text>" in chart
     assert page.count('class="wide"') == page.count('class="narrow"') == 4

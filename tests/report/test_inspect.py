@@ -384,7 +384,7 @@ def test_only_a_namm_has_a_threshold_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_memory_beside_it_needs_a_page_and_a_budget(tmp_path: Path) -> None:
-    arguments = [TEXT], "builtin:smollm2-135m-instruct", "own", None, "smollm2-135m-instruct", None, None, tmp_path
+    arguments = [TEXT], "builtin:universal", "own", None, "smollm2-135m-instruct", None, None, tmp_path
     with pytest.raises(namm.ConfigurationError, match="got --against alone"):
         inspect(*arguments, against="h2o")
     with pytest.raises(namm.ConfigurationError, match="a budget for h2o"):
@@ -414,9 +414,7 @@ def test_embedded_texts() -> None:
 @pytest.mark.model
 def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about a little. " * 2
-    inspect(
-        [text, PYTHON], "builtin:smollm2-135m-instruct", "0.25", None, "smollm2-135m-instruct", "bfloat16", 3, tmp_path
-    )
+    inspect([text, PYTHON], "builtin:universal", "0.25", None, "smollm2-135m-instruct", "bfloat16", 3, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"inspect.html", "classes.md", "tokens.jsonl", "kept.png"}
     rows = [json.loads(line) for line in (tmp_path / "tokens.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["text"] == "text 1"]

@@ -229,7 +229,7 @@ def test_policies_of_different_bytes_are_not_compared() -> None:
     assert overall(group, NAMM).against["h2o"].estimate
     (note,) = [note for note in group.notes if note.startswith("Bytes differ")]
     assert "tova (31 % of the full cache)" in note
-    assert "NAMM smollm2-135m-instruct (25 %)" in note
+    assert "NAMM universal (25 %)" in note
     assert "bytes differ" in to_markdown(summarise(rows))
 
 
@@ -375,7 +375,7 @@ def test_markdown_tables_are_whole() -> None:
     for lines in (part.splitlines() for part in tables):
         assert len({line.count("|") for line in lines}) == 1
     assert "### context-first, 1,024 tokens, chat template, 25 % of the bytes" in text
-    assert "| NAMM smollm2-135m-instruct | 4 | 1.75 | +0.75" in text
+    assert "| NAMM universal | 4 | 1.75 | +0.75" in text
     assert "| h2o | -0.25 [" in text
     assert "commit abc1234" in text
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from namm.cli import app
 from namm.errors import ConfigurationError, NotFoundError
 from namm.evaluation.rows import read_rows
+from namm.policies import DEFAULT_MEMORY
 from namm.rl.evaluation import contenders, evaluate, summarise, to_markdown
 from tests.rl.toy import toy_decision
 
@@ -74,7 +75,7 @@ def test_no_episode(tmp_path: Path) -> None:
 
 
 def test_own_is_for_memories_with_a_threshold() -> None:
-    memory = "builtin:smollm2-135m-instruct-once"
+    memory = DEFAULT_MEMORY
     names = [(c.name, c.budget) for c in chosen(("h2o", memory), (5, "own"))]
     assert names == [("window", 5), ("full", None), ("h2o", 5), (memory, 5), (memory, "own")]
     assert [c.budget for c in chosen(("h2o",), (4, 5)) if c.name == "window"] == [5, 4]

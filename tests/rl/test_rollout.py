@@ -14,7 +14,7 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 import namm
 from namm.errors import ConfigurationError, ModelError
-from namm.policies import H2O, KeepAll, StreamingLLM, View, resolve
+from namm.policies import DEFAULT_MEMORY, H2O, KeepAll, StreamingLLM, View, resolve
 from namm.policies.base import MemoryPolicy, Rehearsal
 from namm.rl.decision import TOKENS, Decision
 from namm.rl.rollout import Context, Episode, Growing, Remembered, Window, at_bytes_of, rollout, token_bytes
@@ -24,7 +24,7 @@ from tests.rl.toy import ACTION, LIMIT, STATE, toy_decision
 from tests.zoo import decision_model
 
 SEEDS = (1, 2, 3)
-REHEARSING = "builtin:smollm2-135m-instruct"
+OURS = DEFAULT_MEMORY
 
 
 def play(decision: Decision, context: Context, env: str = "Toy-v0", seeds=SEEDS) -> list[Episode]:
@@ -67,9 +67,7 @@ def test_a_window_is_the_plain_implementation() -> None:
         assert episode.total == pytest.approx(total, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "context", [Window(), Growing(), Remembered(H2O(), namm.Budget(tokens=12)), REHEARSING], ids=str
-)
+@pytest.mark.parametrize("context", [Window(), Growing(), Remembered(H2O(), namm.Budget(tokens=12)), OURS], ids=str)
 def test_episodes_side_by_side_are_what_they_are_alone(context: Context | str) -> None:
     decision = toy_decision()
     if isinstance(context, str):
@@ -81,7 +79,7 @@ def test_episodes_side_by_side_are_what_they_are_alone(context: Context | str) -
     assert [e.bytes_held for e in together] == [e.bytes_held for e in alone]
 
 
-@pytest.mark.parametrize("name", ["streaming", "h2o", "kvzip", "random", REHEARSING, f"{REHEARSING}-once"])
+@pytest.mark.parametrize("name", ["streaming", "h2o", "kvzip", "random", OURS])
 def test_memories_forget_and_keep_to_the_bytes(name: str) -> None:
     decision = toy_decision(context=8)
     policy = resolve(name)
@@ -98,7 +96,7 @@ def test_memories_forget_and_keep_to_the_bytes(name: str) -> None:
 
 
 def test_a_threshold_of_its_own() -> None:
-    (episode,) = play(toy_decision(), Remembered(resolve(f"{REHEARSING}-once")), seeds=[1])
+    (episode,) = play(toy_decision(), Remembered(resolve(OURS)), seeds=[1])
     assert len(episode) == LIMIT
 
 
@@ -170,7 +168,7 @@ def test_actions_that_are_no_numbers() -> None:
         play(decision, Growing())
 
 
-@pytest.mark.parametrize(("policy", "steps"), [(H2O(), 0), (resolve(f"{REHEARSING}-once"), 1)])
+@pytest.mark.parametrize(("policy", "steps"), [(H2O(), 0), (resolve(namm.NAMM.zeros()), 1)])
 def test_a_budget_for_nothing(policy: MemoryPolicy, steps: int) -> None:
     with pytest.raises(ConfigurationError, match="a token at least"):
         at_bytes_of(toy_decision(), policy, steps)

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 import namm
+from namm.policies import DEFAULT_MEMORY
 from namm.serving.host import Host
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_answers import LONG, Hand
@@ -26,13 +27,14 @@ def stream(server: Running, text: str = LONG, key: str = "a", **options):
     )
 
 
-REHEARSES = "builtin:smollm2-135m-instruct"
 BUDGETED = [
-    (memory, b) for memory in ("full", "h2o", "observed-max", REHEARSES, "requery", "streaming") for b in (0.1, 0.5)
+    (memory, b)
+    for memory in ("full", "h2o", "observed-max", "kvzip", "requery", "streaming", DEFAULT_MEMORY)
+    for b in (0.1, 0.5)
 ]
 
 
-@pytest.mark.parametrize(("memory", "budget"), [*BUDGETED, (REHEARSES, None)])
+@pytest.mark.parametrize(("memory", "budget"), [*BUDGETED, (DEFAULT_MEMORY, None)])
 def test_no_more_is_held_than_was_reserved(memory, budget, pair):
     model = causal_model("llama")
     host = Host("llama", model, pair[1], [memory], budget, 32)

@@ -14,7 +14,7 @@ from tests.serving.conftest import Serve
 
 LONG = "Anne hoped she had outlived the age of blushing; but the age of emotion she certainly had not. " * 3
 OTHER = "Let us never underestimate the power of a well-written letter, said the captain to the other man. " * 3
-MEMORIES = ("h2o", "builtin:smollm2-135m-instruct", "full")
+MEMORIES = ("h2o", "builtin:universal", "full")
 BUDGET = namm.Budget(fraction=0.25)
 
 

@@ -54,7 +54,7 @@ def tokens_read(server: Running) -> int:
     return int(float(next(line.split()[1] for line in lines if line.startswith("namm_tokens_read_total"))))
 
 
-@pytest.mark.parametrize("memory", ["h2o", "builtin:smollm2-135m-instruct"])
+@pytest.mark.parametrize("memory", ["h2o", "builtin:universal"])
 def test_the_conversation_goes_on_with_whichever_was_chosen(serve: Serve, pair, memory):
     letters = {str(token): 100 for token in pair[1]("abcdefghijklmnopqrstuvwxyz")["input_ids"]}
 

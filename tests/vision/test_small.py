@@ -11,7 +11,7 @@ import namm
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
 from namm.evaluation.reader import Contender
 from namm.files import locked
-from namm.policies import resolve
+from namm.policies import DEFAULT_MEMORY, resolve
 from namm.vision.clips import choose, make_clip
 from namm.vision.evaluation import VideoConfig, evaluate_video
 from namm.vision.layout import FRAME, layout
@@ -134,7 +134,7 @@ def test_full_cache_answers_as_the_model_does(model) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["streaming", "h2o", "kvzip", "kvzip-whole", "builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct-once"],
+    ["streaming", "h2o", "kvzip", "kvzip-whole", DEFAULT_MEMORY],
 )
 @pytest.mark.parametrize("seconds", [24, 29])  # 145 and 175 tokens: one and fifteen follow the last update
 def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: int) -> None:

@@ -22,7 +22,7 @@ def demo(
     depth: Annotated[float, typer.Option(min=0.0, max=1.0, help="Where the fact is hidden: 0 start, 1 end.")] = 0.4,
     seed: Annotated[int, typer.Option(help="Chooses the chapter and the hidden number.")] = 0,
     model: Annotated[str, typer.Option(help="Model to read with.")] = "smollm2-135m-instruct",
-    memory: Annotated[str, typer.Option(help="The learned memory.")] = "builtin:smollm2-135m-instruct",
+    memory: Annotated[str, typer.Option(help="The learned memory.")] = "builtin:universal",
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
     """A language model reads a novel with a hidden fact, under several memories of the same size."""

@@ -39,7 +39,7 @@ def inspect(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Files, or texts in quotes; three embedded ones if left out.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory to read with.")] = "builtin:smollm2-135m-instruct",
+    memory: Annotated[str, typer.Option(help="Memory to read with.")] = "builtin:universal",
     budget: Annotated[str, typer.Option(help='Share of the tokens to keep, or "own": a NAMM\'s own threshold.')] = (
         "0.25"
     ),

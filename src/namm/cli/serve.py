@@ -83,7 +83,7 @@ def serve(
         raise ConfigurationError("debug, info, warning or error for --log-level", log_level, "Try --log-level info.")
     settings = Settings(
         model=model,
-        memories=tuple(memory or ["builtin:smollm2-135m-instruct"]),
+        memories=tuple(memory or ["builtin:universal"]),
         budget=read_share(budget),
         update_interval=update_interval,
         name=name,

@@ -81,7 +81,7 @@ def evaluate(
 ) -> None:
     """Accuracy over bytes held: baselines, memories, and fewer frames."""
     from namm.evaluation.rows import read_rows
-    from namm.vision.evaluation import BASELINES, MEMORIES, VideoConfig, VideoProgress, evaluate_video
+    from namm.vision.evaluation import VideoConfig, VideoProgress, evaluate_video
     from namm.vision.summary import tables
 
     prepare()
@@ -92,7 +92,7 @@ def evaluate(
     frames, samples = frames or 32, (40 if clips else 0) if samples is None else samples
     standard = VideoConfig("")
     config = VideoConfig(
-        model=model, policies=tuple(policy or BASELINES + MEMORIES) + tuple(memory or ()),
+        model=model, policies=tuple(policy or standard.policies) + tuple(memory or ()),
         budgets=tuple(map(share_or_name, budget)) if budget else standard.budgets, tasks=(task,),
         tokens=tuple(seconds or (48,)) if clips else (frames,), samples=samples, asked=asked, split=split, seed=seed,
         update_interval=update_interval, data=None if data is None else str(data), dtype=dtype, threads=threads,
@@ -129,8 +129,8 @@ def show(
 ) -> None:
     """Which frames of a clip a memory sheds: each as strong as it is held."""
     import namm
+    from namm.policies import DEFAULT_MEMORY
     from namm.vision.clips import make_clip
-    from namm.vision.evaluation import MEMORIES
     from namm.vision.layout import kept, layout
     from namm.vision.picture import film_strip
     from namm.vision.small import clip_inputs, load_small
@@ -141,7 +141,7 @@ def show(
     inputs = clip_inputs(clip)
     step = inputs["input_ids"].shape[1] // 16 * 16  # one update, at the end
     reports = {}
-    for name in policy or ("streaming", "h2o", MEMORIES[0]):
+    for name in policy or ("streaming", "h2o", DEFAULT_MEMORY):
         with namm.attach(loaded, name, namm.Budget(fraction=budget), step) as memory:
             loaded(**inputs, logits_to_keep=1)
             reports[name] = kept(memory.cache, layout(loaded.config, inputs))

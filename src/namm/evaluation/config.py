@@ -9,13 +9,17 @@ from pathlib import Path
 
 from namm.errors import ConfigurationError, nearest
 from namm.models import DEFAULT
+from namm.policies import DEFAULT_MEMORY
 from namm.tasks.base import TEMPLATES
 from namm.tasks.text import check_split
 
 PROTOCOLS = ("context-first", "whole")
 OWN = "own"
 SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
-DEFAULT_POLICIES = ("h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", f"builtin:{DEFAULT}")
+DEFAULT_POLICIES = (
+    "h2o", "observed-max", "tova", "snapkv", "knorm", "requery", "requery@model", "kvzip", "kvzip-whole",
+    DEFAULT_MEMORY,
+)  # fmt: skip
 GRID = ("policies", "budgets", "tasks", "tokens", "samples")  # may grow in a folder that holds results
 
 

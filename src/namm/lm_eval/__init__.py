@@ -48,7 +48,7 @@ class MemoryLM(HFLM):
 
     Args:
         pretrained: hub id, folder, a model, or "smollm2-135m-instruct", the embedded one.
-        memory: a NAMM, a policy, or a name: "h2o", "builtin:smollm2-135m-instruct", a folder, a hub id.
+        memory: a NAMM, a policy, or a name: "h2o", "builtin:universal", a folder, a hub id.
         budget: a share of the tokens read (a number with a point), tokens in each head (a whole number), "own" for the
             threshold of a NAMM, or from Python any selection.
         update_interval: tokens between two updates; what a NAMM was evolved with, or 512, if left out.

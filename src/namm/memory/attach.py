@@ -72,7 +72,7 @@ def attach(
 ) -> Iterator[Handle]:
     """Inside the block, `model.generate(...)` and `model(...)` remember and forget.
 
-        with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=0.25)) as memory:
+        with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memory:
             model.generate(**inputs)
             print(memory.memory())
 
@@ -81,7 +81,7 @@ def attach(
 
     Args:
         model: a transformers model, or one wrapped by PEFT.
-        memory: a NAMM, a policy, or a name: "h2o", "builtin:smollm2-135m-instruct", a folder, a hub id.
+        memory: a NAMM, a policy, or a name: "h2o", "builtin:universal", a folder, a hub id.
         selection: which scored tokens stay: `Threshold` or `Budget`. A NAMM decides at 0 if left out.
         update_interval: tokens between two updates, a multiple of the policy's hop.
 

@@ -39,6 +39,7 @@ from namm.selection import Per
 
 __all__ = [
     "BASELINES",
+    "DEFAULT_MEMORY",
     "H2O",
     "TOVA",
     "KNorm",
@@ -63,6 +64,7 @@ BASELINES: dict[str, type[MemoryPolicy]] = {
     policy.name: policy
     for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, KVzipWhole, Requery, Random)
 }
+DEFAULT_MEMORY = "builtin:universal"
 _BUILTIN = Path(__file__).parents[1] / "data" / "memories"
 
 

@@ -20,13 +20,12 @@ from namm.evaluation.identity import identity
 from namm.evaluation.reader import Contender, contenders
 from namm.evaluation.rows import provenance, read_rows
 from namm.files import write
-from namm.policies import MemoryPolicy, resolve
+from namm.policies import DEFAULT_MEMORY, MemoryPolicy, resolve
 from namm.vision.reading import Listing, Watcher
 from namm.vision.summary import to_markdown
 
 THINNED = "fewer-frames"
 BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "random")
-MEMORIES = ("builtin:smollm2-135m-instruct", "builtin:smollm2-135m-instruct-once")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class VideoConfig:
     """
 
     model: str
-    policies: tuple[str, ...] = BASELINES + MEMORIES
+    policies: tuple[str, ...] = (*BASELINES, DEFAULT_MEMORY)
     budgets: tuple[float | str, ...] = (0.5, 0.25, 0.125)
     tasks: tuple[str, ...] = ("clips",)
     tokens: tuple[int, ...] = (48,)

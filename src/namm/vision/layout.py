@@ -1,7 +1,7 @@
 """Which tokens of a prompt are text and which are pictures, and what a memory kept of each.
 
 parts = layout(model.config, inputs)
-with namm.attach(model, "builtin:smollm2-135m-instruct", namm.Budget(fraction=0.25)) as memory:
+with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memory:
     model.generate(**inputs)
     print(kept(memory.cache, parts))
 """

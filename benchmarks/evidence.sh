@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# What docs/results.md shows of one model: every memory on the same samples, at equal bytes.
+#   benchmarks/evidence.sh smollm2|qwen|gemma MODEL [namm] [folder]
+# MODEL: a folder, GGUF file or hub id. Two processes of one thread share the work. Stopped, the same command goes on, also
+# on another machine from the rows in benchmarks/results. Samples come in rounds, so that what there is is even: after each
+# round the rows are copied there. Two quiet cores: SmolLM2 two and a half hours, Qwen three, Gemma a quarter of an hour.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+suite=$1 model=$2 namm=${3:-namm}
+out=${4:-runs/evidence/$suite} kept=benchmarks/results/$suite
+export OMP_NUM_THREADS=1
+mkdir -p "$out"
+if [ ! -e "$out/run.json" ] && [ -e "$kept.json" ]; then
+  cp "$kept.json" "$out/run.json"
+  xz -dc "$kept.jsonl.xz" > "$out/rows.jsonl"
+fi
+
+measure() { # tokens, samples of each task, budgets, tasks
+  local tokens=$1 samples=$2 budgets=($3) tasks=($4) running=()
+  for part in 1/2 2/2; do
+    "$namm" eval --model "$model" --out "$out" --dtype bfloat16 --threads 1 --tokens "$tokens" --samples "$samples" \
+      "${budgets[@]/#/--budget=}" "${tasks[@]/#/--task=}" --part "$part" &
+    running+=($!)
+  done
+  for process in "${running[@]}"; do wait "$process"; done
+  cat "$out"/rows*.jsonl | xz -9 > "$kept.jsonl.xz"
+  cp "$out/run.json" "$kept.json"
+}
+
+needles="passkey niah_single niah_word niah_multikey" all="$needles vartrack quote lm_code"
+case $suite in
+  smollm2)
+    for n in 2 6 10 14; do measure 1024 $n "0.5 0.25 0.125 0.0625" "$all"; done
+    for n in 2 4 7; do measure 2048 $n "0.25 0.125 0.0625" "$all"; done
+    for n in 2 4; do measure 4096 $n "0.25 0.125" "$needles"; done
+    ;;
+  qwen)
+    for n in 2 4 7; do measure 1024 $n "0.25 0.125 0.0625" "$all"; done
+    for n in 2 4; do measure 2048 $n "0.25 0.125 0.0625" "$needles vartrack quote"; done
+    ;;
+  gemma)
+    for n in 2 6; do measure 1024 $n "0.5 0.25 0.125" "$needles"; done
+    ;;
+  *)
+    echo "smollm2, qwen or gemma; got $suite" >&2
+    exit 2
+    ;;
+esac
