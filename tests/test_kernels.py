@@ -10,7 +10,7 @@ from namm.kernels import blockwise, native
 @pytest.fixture(params=["torch", "native"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(native, "serves", lambda tensor: False)
+        monkeypatch.setattr(native, "serves", lambda tensor, *more: False)
     else:
         assert native.library() is not None, "no C compiler: the native back end is part of what we test"
     return request.param
@@ -59,6 +59,52 @@ def test_queries_that_ask_again_see_everything(backend: str, queries: int, slots
     seen: list[torch.Tensor] = []
     kernels.ask(q, k, 0.3, softcap, lambda attention: seen.append(attention.clone()))
     torch.testing.assert_close(torch.cat(seen, dim=1), probabilities.mean(1), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (16, 12), (10, 37)])
+def test_one_query_attends_to_heads_of_unequal_length(
+    backend: str, dtype: torch.dtype, dim: int, value_dim: int
+) -> None:
+    g = torch.Generator().manual_seed(2)
+    lengths = (1, 7, 130, 700)
+    keys = [torch.randn(1 + (n == 7), n, dim, generator=g).to(dtype) for n in lengths]  # two heads share a length
+    values = [torch.randn(len(key), key.shape[1], value_dim, generator=g).to(dtype) for key in keys]
+    query = torch.randn(5, 3, dim, generator=g).to(dtype)
+    out = kernels.attend_one(query, keys, values, 0.3)
+    assert out.dtype == dtype
+    for part, key, value in zip(query.split([1, 2, 1, 1]), keys, values, strict=True):
+        _, expected, _ = plain_attention(part[:, :, None].float(), key.float(), value.float(), 0.3)
+        tolerance = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+        torch.testing.assert_close(out[: len(part)].float(), expected.squeeze(2), **tolerance)
+        out = out[len(part) :]
+
+
+def test_queries_looked_at_later_saw_what_they_saw(backend: str) -> None:
+    q, k, v = example(queries=20, slots=60)
+    probabilities, _, sums = plain_attention(q, k, v, 0.3)
+    attention, lse = kernels.look_back(q, k, 0.3, None)
+    torch.testing.assert_close(attention, probabilities.mean(1), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(lse, sums, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_in_bfloat16_logits_are_as_exact_as_bfloat16(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where such products are fast they are taken, as eager attention takes them."""
+    monkeypatch.setattr(native, "multiplies_half", lambda: fast)
+    q, k, v = (t.bfloat16() for t in example(queries=200, slots=260))
+    probabilities, expected, sums = plain_attention(q.float(), k.float(), v.float(), 0.3)
+    seen: list[torch.Tensor] = []
+    out, lse = kernels.attend_and_observe(q, k, v, 0.3, observe=lambda a: seen.append(a.sum(1)))
+    torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(lse, sums, atol=2e-2, rtol=1e-2)
+    total = sum(torch.nn.functional.pad(s, (0, 260 - s.shape[-1])) for s in seen)
+    torch.testing.assert_close(total, probabilities.mean(1).sum(1), atol=1e-2, rtol=1e-2)
+    asked: list[torch.Tensor] = []
+    kernels.ask(q, k, 0.3, None, lambda attention: asked.append(attention.clone()))
+    everything = torch.ones(2, 200, 260, dtype=torch.bool)
+    probabilities, _, _ = plain_attention(q.float(), k.float(), v.float(), 0.3, None, everything)
+    torch.testing.assert_close(torch.cat(asked, dim=1), probabilities.mean(1), atol=1e-3, rtol=3e-2)
 
 
 def test_attention_with_more_than_causality(backend: str) -> None:

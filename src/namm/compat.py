@@ -1,4 +1,4 @@
-"""What differs between versions of transformers, and what of it is not public: the one place that knows.
+"""What differs between versions of transformers and torch, and what of it is not public: the one place that knows.
 
 transformers 5.24 renamed `past_key_values` to `cache` in every model's forward, output and mask function. Both names
 are served, found by what a model's forward takes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -116,3 +116,11 @@ def response_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     template: dict[str, Any] | None = get_response_template(tokenizer, model)
     return template
+
+
+# -- torch -------------------------------------------------------------------------------------------------------------
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What torch knows of this processor, such as "avx512_bf16"; nothing in versions that do not tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

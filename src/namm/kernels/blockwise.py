@@ -9,7 +9,7 @@ new tokens last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ Output = Float[Tensor, "head group query value_dim"]
 Observe = Callable[[Float[Tensor, "head query slot"]], None]
 
 QUERY_BLOCK = 128
+TILE = 256
 
 
 def attend(
@@ -37,8 +38,6 @@ def attend(
     """
     heads, group, queries, _ = query.shape
     slots = key.shape[1]
-    if queries == 1 and visible is None:  # the group takes the place of the queries: no key is repeated
-        return F.scaled_dot_product_attention(query.squeeze(2), key, value, scale=scale).unsqueeze(2)
     causal = visible is None and queries == slots
     if visible is None and not causal:
         causality = torch.ones(queries, slots, dtype=torch.bool, device=query.device)
@@ -55,6 +54,21 @@ def attend(
         enable_gqa=group > 1,
     )
     return out.view(heads, group, queries, -1)
+
+
+def attend_one(
+    query: Float[Tensor, "head group dim"], keys: Sequence[Tensor], values: Sequence[Tensor], scale: float
+) -> Float[Tensor, "head group value_dim"]:
+    """Attention of the newest token over all slots of heads that may hold unequal numbers of them.
+
+    Args:
+        keys, values: `[head, slot, dim]` of consecutive heads, those that hold equally many together.
+    """
+    if native.serves(query, torch.bfloat16):
+        return native.attend_one(query, keys, values, scale)
+    parts = query.split([len(key) for key in keys])  # the group takes the place of the queries: no key is repeated
+    out = [F.scaled_dot_product_attention(*each, scale=scale) for each in zip(parts, keys, values, strict=True)]
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def attend_and_observe(
@@ -84,29 +98,31 @@ def attend_and_observe(
     heads, group, queries, _ = query.shape
     slots = key.shape[1]
     first = slots - queries
-    key_t, value_f = key.float().transpose(1, 2), value.float()
-    out = query.new_empty(heads, group, queries, value.shape[-1])
+    half = _half(query, softcap) and visible is None  # then probabilities are not at hand, and not needed
+    key_t, value_f = (key if half else key.float()).transpose(1, 2), None if half else value.float()
+    out = attend(query, key, value, scale) if half else query.new_empty(heads, group, queries, value.shape[-1])
     lse = torch.empty(heads, group, queries, device=query.device)
-    rows = carried if carried is not None else key_t.new_zeros(heads, overlap, first)
+    rows = carried if carried is not None else lse.new_zeros(heads, overlap, first)
     size = QUERY_BLOCK if visible is None else queries
     for start in range(0, queries, size):
         stop = min(start + size, queries)
         n = stop - start
         seen = slots if visible is not None else first + stop
-        q = (query[:, :, start:stop].float() * scale).reshape(heads, group * n, -1)
-        logits = _products(q, key_t[:, :, :seen]).view(heads, group, n, seen)
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap)
-        if visible is not None:
-            logits.masked_fill_(~visible[:, None, start:stop], -torch.inf)
         old = rows.shape[1]
-        attention = logits.new_empty(heads, old + n, seen)
+        attention = lse.new_empty(heads, old + n, seen)
         attention[:, :old, : rows.shape[2]] = rows
         attention[:, :old, rows.shape[2] :] = 0
         causal_from = first + start if visible is None else seen
-        softmax_and_mean(logits, causal_from, attention[:, old:], lse[:, :, start:stop])
-        mixed = _products(logits.view(heads, group * n, seen), value_f[:, :seen])
-        out[:, :, start:stop] = mixed.view(heads, group, n, -1)
+        to = attention[:, old:], lse[:, :, start:stop]
+        if value_f is None:
+            _softmax_half(query[:, :, start:stop], key_t[:, :, :seen], scale, causal_from, *to)
+        else:
+            logits = _logits(query[:, :, start:stop], key_t[:, :, :seen], scale, softcap)
+            if visible is not None:
+                logits.masked_fill_(~visible[:, None, start:stop], -torch.inf)
+            softmax_and_mean(logits, causal_from, *to)
+            mixed = _products(logits.view(heads, group * n, seen), value_f[:, :seen])
+            out[:, :, start:stop] = mixed.view(heads, group, n, -1)
         new = (old + n - overlap) // hop * hop
         if observe is not None and new > 0:
             observe(attention[:, : overlap + new])
@@ -121,18 +137,28 @@ def ask(query: Query, key: Key, scale: float, softcap: float | None, observe: Ob
 
     Group-mean attention: the softmax over the slots of each query head, then its mean over the group.
     """
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        observe(_looking(query[:, :, start : start + QUERY_BLOCK], key, scale, softcap, key.shape[1])[0])
+
+
+def look_back(
+    query: Query, key: Key, scale: float, softcap: float | None
+) -> tuple[Float[Tensor, "head query slot"], Float[Tensor, "head group query"]]:
+    """Group-mean attention of the newest tokens' queries, whose output is known, and their log-sum-exp."""
+    return _looking(query, key, scale, softcap, key.shape[1] - query.shape[2])
+
+
+def _looking(
+    query: Query, key: Key, scale: float, softcap: float | None, causal_from: int
+) -> tuple[Float[Tensor, "head query slot"], Float[Tensor, "head group query"]]:
     heads, group, queries, _ = query.shape
-    slots = key.shape[1]
-    key_t = key.float().transpose(1, 2)
-    for start in range(0, queries, QUERY_BLOCK):
-        part = query[:, :, start : start + QUERY_BLOCK].float() * scale
-        n = part.shape[2]
-        logits = _products(part.reshape(heads, group * n, -1), key_t).view(heads, group, n, slots)
-        if softcap is not None:
-            logits.div_(softcap).tanh_().mul_(softcap)
-        attention, lse = logits.new_empty(heads, n, slots), logits.new_empty(heads, group, n)
-        softmax_and_mean(logits, slots, attention, lse)
-        observe(attention)
+    attention = torch.empty(heads, queries, key.shape[1], device=query.device)
+    lse = torch.empty(heads, group, queries, device=query.device)
+    if _half(query, softcap):
+        _softmax_half(query, key.transpose(1, 2), scale, causal_from, attention, lse)
+    else:
+        softmax_and_mean(_logits(query, key.float().transpose(1, 2), scale, softcap), causal_from, attention, lse)
+    return attention, lse
 
 
 def replay(
@@ -148,6 +174,47 @@ def replay(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return (logits - lse[..., None]).exp().mean(1).masked_fill_(~visible, 0.0)
+
+
+def _logits(
+    query: Query, key_t: Float[Tensor, "head dim slot"], scale: float, softcap: float | None
+) -> Float[Tensor, "head group query slot"]:
+    """Scaled products of queries and float32 keys, soft-capped if need be."""
+    heads, group, queries, dim = query.shape
+    logits = _products((query.float() * scale).reshape(heads, group * queries, dim), key_t)
+    logits = logits.view(heads, group, queries, -1)
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _half(query: Tensor, softcap: float | None) -> bool:
+    """Whether logits are computed in bfloat16, as the model's own attention does without a fused kernel."""
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16 and softcap is None
+    return on_cpu and native.multiplies_half()
+
+
+def _softmax_half(
+    query: Query,
+    key_t: Float[Tensor, "head dim slot"],
+    scale: float,
+    causal_from: int,
+    mean: Float[Tensor, "head query slot"],
+    lse: Float[Tensor, "head group query"],
+) -> None:
+    """As `softmax_and_mean` of the logits, which come and go in bfloat16.
+
+    They are computed in tiles of one shape, the last of which overlaps the one before: torch makes a kernel at first
+    sight of a shape, which takes longer than the product, and no two heads hold equally many slots.
+    """
+    heads, group, queries, dim = query.shape
+    slots = key_t.shape[2]
+    width = min(slots, TILE)
+    starts = [*range(0, slots - width, width), slots - width]
+    rows = query.reshape(heads, group * queries, dim)
+    tiles = query.new_empty(heads, len(starts), group * queries, width)
+    for head in range(heads):
+        for tile, start in enumerate(starts):
+            torch.mm(rows[head], key_t[head, :, start : start + width], out=tiles[head, tile])
+    native.softmax_and_mean_half(tiles, scale, causal_from, mean, lse)
 
 
 def _products(a: Float[Tensor, "head m k"], b: Float[Tensor, "head k n"]) -> Float[Tensor, "head m n"]:

@@ -1,10 +1,15 @@
-/* The two inner loops of attention observation on a CPU: softmax with the mean over a query group, and the
-   moving average of spectrogram magnitudes. Plain C with GCC/Clang vector extensions; compiled by native.py.
-   All arrays are float32; strides are in elements. */
+/* The inner loops of attention and its observation on a CPU: softmax with the mean over a query group, the moving
+   average of spectrogram magnitudes, and attention of single queries to heads of unequal length. Plain C with GCC/Clang vector extensions; compiled by native.py.
+   Arrays are float32 unless called half, which is bfloat16; strides are in elements. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
 
 #define LANES 8
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -13,6 +18,14 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 static inline vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+static inline vec widen(const uint16_t *p) { return (vec)(__builtin_convertvector(*(const hvec *)p, ivec) << 16); }
+static inline float widen_one(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 static inline vec choose(ivec mask, vec a, vec b) {
     return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));
 }
@@ -82,6 +95,101 @@ void softmax_and_mean(float *logits, int64_t heads, int64_t group, int64_t queri
                 int64_t j = 0;
                 if (g == 0) for (; j < slots; j++) out[j] = row[j] * share;
                 else for (; j < slots; j++) out[j] += row[j] * share;
+            }
+        }
+    }
+}
+
+/* The same of half logits times `scale`, which stay as they are, in tiles [heads, tiles, group, queries, width]; the last
+   tile ends at the last slot and overlaps the one before. scratch [threads, slots]. */
+void softmax_and_mean_half(const uint16_t *logits, int64_t width, int64_t heads, int64_t group, int64_t queries, int64_t slots,
+                           int64_t causal_from, float scale, float *mean, int64_t mean_head, float *lse,
+                           int64_t lse_head, int64_t lse_group, float *scratch, int threads) {
+    float share = 1.0f / (float)group;
+    int64_t tiles = (slots + width - 1) / width;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t i = 0; i < queries; i++) {
+            int64_t count = causal_from + i + 1 < slots ? causal_from + i + 1 : slots;
+            float *out = mean + h * mean_head + i * slots, *row = scratch + omp_get_thread_num() * slots;
+            memset(out, 0, (size_t)slots * sizeof(float));
+            for (int64_t g = 0; g < group; g++) {
+                for (int64_t tile = 0; tile < tiles; tile++) {
+                    int64_t first = tile * width < slots - width ? tile * width : slots - width, j = 0;
+                    const uint16_t *half = logits + (((h * tiles + tile) * group + g) * queries + i) * width;
+                    for (; j + LANES <= width; j += LANES) store(row + first + j, widen(half + j) * scale);
+                    for (; j < width; j++) row[first + j] = widen_one(half[j]) * scale;
+                }
+                lse[h * lse_head + g * lse_group + i] = softmax_row(row, count);
+                for (int64_t j = 0; j < count; j++) out[j] += row[j] * share;
+            }
+        }
+    }
+}
+
+static inline vec load_as(const char *row, int64_t i, int half) {
+    return half ? widen((const uint16_t *)row + i) : load((const float *)row + i);
+}
+static inline float one_as(const char *row, int64_t i, int half) {
+    return half ? widen_one(((const uint16_t *)row)[i]) : ((const float *)row)[i];
+}
+
+#define PART 128   /* slots that a thread takes at a time */
+#define WIDE 16    /* numbers of a value that it takes at a time */
+
+/* Attention of one query of each head in a group to the slots of their kv head. keys and values: addresses of
+   [count, dim] and [count, value_dim], float32 or half, one for each kv head; query [heads, group, dim];
+   out [heads, group, value_dim]; weight [heads, group, longest], scratch. */
+void attend_one(const int64_t *keys, const int64_t *values, const int64_t *counts, int64_t heads, int64_t group,
+                int64_t dim, int64_t value_dim, const float *query, float scale, float *out, float *weight,
+                int64_t longest, int half, int threads) {
+    int64_t parts = (longest + PART - 1) / PART, wides = (value_dim + WIDE - 1) / WIDE, bytes = half ? 2 : 4;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t h = 0; h < heads; h++) {
+            for (int64_t part = 0; part < parts; part++) {
+                int64_t stop = (part + 1) * PART < counts[h] ? (part + 1) * PART : counts[h];
+                for (int64_t j = part * PART; j < stop; j++) {
+                    const char *key = (const char *)keys[h] + j * dim * bytes;
+                    for (int64_t g = 0; g < group; g++) {
+                        const float *q = query + (h * group + g) * dim;
+                        vec sums = splat(0.0f);
+                        float sum = 0.0f;
+                        int64_t d = 0;
+                        for (; d + LANES <= dim; d += LANES) sums += load(q + d) * load_as(key, d, half);
+                        for (int l = 0; l < LANES; l++) sum += sums[l];
+                        for (; d < dim; d++) sum += q[d] * one_as(key, d, half);
+                        weight[(h * group + g) * longest + j] = sum * scale;
+                    }
+                }
+            }
+        }
+#pragma omp for collapse(2)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t g = 0; g < group; g++) softmax_row(weight + (h * group + g) * longest, counts[h]);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t h = 0; h < heads; h++) {
+            for (int64_t wide = 0; wide < wides; wide++) {
+                int64_t first = wide * WIDE, width = value_dim - first < WIDE ? value_dim - first : WIDE;
+                for (int64_t g = 0; g < group; g++) {
+                    const float *p = weight + (h * group + g) * longest;
+                    const char *value = (const char *)values[h] + first * bytes;
+                    float *to = out + (h * group + g) * value_dim + first;
+                    if (width == WIDE) {
+                        vec a = splat(0.0f), b = splat(0.0f);
+                        for (int64_t j = 0; j < counts[h]; j++, value += value_dim * bytes) {
+                            a += load_as(value, 0, half) * p[j];
+                            b += load_as(value, LANES, half) * p[j];
+                        }
+                        store(to, a);
+                        store(to + LANES, b);
+                        continue;
+                    }
+                    for (int64_t d = 0; d < width; d++) to[d] = 0.0f;
+                    for (int64_t j = 0; j < counts[h]; j++, value += value_dim * bytes)
+                        for (int64_t d = 0; d < width; d++) to[d] += one_as(value, d, half) * p[j];
+                }
             }
         }
     }

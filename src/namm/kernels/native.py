@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from namm.compat import cpu_capabilities
 from namm.errors import ConfigurationError
 from namm.files import sync_folder, sync_tree
 from namm.spectrogram import BINS, GAMMA, HOP, N_FFT, frame_weights
@@ -93,9 +95,15 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def serves(tensor: Tensor) -> bool:
-    """Whether this back end computes on `tensor`."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and library() is not None
+def serves(tensor: Tensor, *more: torch.dtype) -> bool:
+    """Whether this back end computes on `tensor`, which is float32 or of one of these types."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, *more) and library() is not None
+
+
+@lru_cache(maxsize=1)
+def multiplies_half() -> bool:
+    """Whether products of bfloat16 matrices are faster than those of float32 here."""
+    return library() is not None and bool(cpu_capabilities().get("avx512_bf16"))
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
@@ -122,6 +130,55 @@ def softmax_and_mean(logits: Tensor, causal_from: int, mean: Tensor, lse: Tensor
         *_long(lse.stride(0), lse.stride(1)),
         ctypes.c_int(torch.get_num_threads()),
     )
+
+
+def softmax_and_mean_half(tiles: Tensor, scale: float, causal_from: int, mean: Tensor, lse: Tensor) -> None:
+    """The same of bfloat16 logits `[head, tile, group * query, slot]` that are to be scaled, see `blockwise`."""
+    heads, group, queries = lse.shape
+    slots = mean.shape[2]
+    assert tiles.is_contiguous()
+    assert (*mean.stride()[1:], lse.stride(2)) == (slots, 1, 1)
+    lib, threads = library(), torch.get_num_threads()
+    assert lib is not None
+    scratch = torch.empty(threads, slots)
+    lib.softmax_and_mean_half(
+        _pointer(tiles),
+        *_long(tiles.shape[3], heads, group, queries, slots, causal_from),
+        ctypes.c_float(scale),
+        _pointer(mean),
+        *_long(mean.stride(0)),
+        _pointer(lse),
+        *_long(lse.stride(0), lse.stride(1)),
+        _pointer(scratch),
+        ctypes.c_int(threads),
+    )
+
+
+def attend_one(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:
+    """As `blockwise.attend_one`, for float32 and bfloat16."""
+    heads, group, dim = query.shape
+    value_dim = values[0].shape[-1]
+    lib = library()
+    assert lib is not None
+    assert all(t.stride()[1:] == (t.shape[2], 1) for t in (*keys, *values))
+    counts = [key.shape[1] for key in keys for _ in range(key.shape[0])]
+    longest = max(counts)
+    asked, out = query.float().contiguous(), torch.empty(heads, group, value_dim)
+    weight = torch.empty(heads, group, longest)
+    whole = ctypes.c_int64 * heads
+    lib.attend_one(
+        *(whole(*(head.data_ptr() for part in parts for head in part)) for parts in (keys, values)),
+        whole(*counts),
+        *_long(heads, group, dim, value_dim),
+        _pointer(asked),
+        ctypes.c_float(scale),
+        _pointer(out),
+        _pointer(weight),
+        *_long(longest),
+        ctypes.c_int(query.dtype == torch.bfloat16),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return out.to(query.dtype)
 
 
 def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:

@@ -133,8 +133,8 @@ def check_rotation(decoder: PreTrainedModel) -> None:
 def _try(decoder: PreTrainedModel) -> float:
     """How far moved keys are from the model's own, as a part of their norm; the largest over layers.
 
-    Both times each layer gets what it got the first time: rounding, which differs with the position and grows from layer
-    to layer, would hide the rotation in half precision.
+    Both times each layer gets what it got the first time: rounding differs with the position and grows from layer to
+    layer, and would hide the rotation in half precision.
     """
     inputs: dict[nn.Module, Tensor] = {}
 

@@ -7,6 +7,7 @@ bit, as that row alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -188,48 +189,81 @@ class Sequence:
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, visible: Tensor | None
     ) -> Float[Tensor, "kv_head group token value_dim"]:
         """Append a piece that crosses no update, attend it to everything held, and observe if an update will come."""
-        policy = self.plan.policy
+        policy, new = self.plan.policy, query.shape[2]
         due = self.plan.next_update(self.seen) is not None
         watching = policy.watches and due
-        outputs, sums = [], []
+        pending = self.seen % policy.hop
+        full = watching and pending + new >= policy.hop  # a hop, which is to be observed
+        at_once = watching and (visible is not None or (full and new >= policy.hop))  # while attention is computed
         grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
         if any(grown):
             self._meter.note(self.layer, self.row, self.nbytes())
-        pending = self.seen % policy.hop
-        for block in self.blocks:
-            k, v, positions, _ = block.used()
-            q = query[block.heads]
-            mask = None if visible is None else visible[:, positions.long()].transpose(0, 1)
-            if not watching and scaling.softcap is None:
-                outputs.append(kernels.attend(q, k, v, scaling.scale, mask))
-                continue
-            watch = watching and pending + query.shape[2] >= policy.hop
-            out, lse = kernels.attend_and_observe(
-                q,
-                k,
-                v,
-                scaling.scale,
-                softcap=scaling.softcap,
-                visible=mask,
-                carried=self._carried(block, query.shape[2], pending, scaling) if watch else None,
-                hop=policy.hop,
-                overlap=policy.overlap,
-                observe=partial(self._observe, block) if watch else None,
-            )
-            outputs.append(out)
-            sums.append(lse)
-        self.seen += query.shape[2]
+        if at_once or scaling.softcap is not None:
+            carried = self._carried(new, policy.overlap + pending, scaling) if at_once else None
+            out, lse = self._observed(query, scaling, visible, carried, full)
+        else:
+            out, lse = self._plain(query, scaling, visible), None
+        self.seen += new
         self.scaling = scaling
         if due and policy.asks_in_place:
             self._hold(query, policy.asks_in_place)
-        if watching:
-            length = policy.overlap + self.seen % policy.hop
-            lse = sums[0] if len(sums) == 1 else torch.cat(sums)
-            old = self.tail or Tail(query[:, :, :0], lse[:, :, :0])
-            self.tail = old.extended(query, lse, min(length, self.seen))
-        else:
+        if not watching:
             self.tail = None
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        elif at_once and lse is not None:
+            self.tail = self._tail(query).extended(query, lse, min(policy.overlap + self.seen % policy.hop, self.seen))
+        else:
+            self._remember(query, full)
+        return out
+
+    def _plain(
+        self, query: Tensor, scaling: Scaling, visible: Tensor | None
+    ) -> Float[Tensor, "kv_head group token value_dim"]:
+        """Attention that nobody looks at, by the fastest way there is."""
+        held = [block.used()[:3] for block in self.blocks]
+        if query.shape[2] == 1 and visible is None:
+            keys, values, _ = zip(*held, strict=True)
+            return kernels.attend_one(query.squeeze(2), keys, values, scaling.scale).unsqueeze(2)
+        return _joined(
+            kernels.attend(query[block.heads], keys, values, scaling.scale, _mask(visible, positions))
+            for block, (keys, values, positions) in zip(self.blocks, held, strict=True)
+        )
+
+    def _observed(
+        self, query: Tensor, scaling: Scaling, visible: Tensor | None, rows: list[Tensor] | None, observes: bool
+    ) -> tuple[Float[Tensor, "kv_head group token value_dim"], Float[Tensor, "kv_head group token"]]:
+        """Attention and the log-sum-exp of each query; the policy `observes` them, after `rows` of earlier queries."""
+        outputs, sums = [], []
+        for place, block in enumerate(self.blocks):
+            keys, values, positions, _ = block.used()
+            out, lse = kernels.attend_and_observe(
+                query[block.heads],
+                keys,
+                values,
+                scaling.scale,
+                softcap=scaling.softcap,
+                visible=_mask(visible, positions),
+                carried=rows[place] if rows else None,
+                hop=self.plan.policy.hop,
+                overlap=self.plan.policy.overlap,
+                observe=partial(self._observe, block) if observes and rows else None,
+            )
+            outputs.append(out)
+            sums.append(lse)
+        return _joined(outputs), _joined(sums)
+
+    def _tail(self, query: Tensor) -> Tail:
+        return self.tail or Tail(query[:, :, :0], torch.empty(*query.shape[:2], 0, device=query.device))
+
+    def _remember(self, query: Tensor, full: bool) -> None:
+        """Keep queries that came in small numbers, and observe a hop of them together once it is full."""
+        policy, tail = self.plan.policy, self._tail(query)
+        self.tail = Tail(torch.cat([tail.query, query], 2), tail.lse)
+        if not full:
+            return
+        observed, rest = policy.overlap + policy.hop, self.seen % policy.hop
+        for block, rows in zip(self.blocks, self._carried(0, observed + rest, self.scaling), strict=True):
+            self._observe(block, rows[:, :observed])
+        self.tail = self.tail.extended(query[:, :, :0], self.tail.lse[:, :, :0], policy.overlap + rest)
 
     # -- asking in place ---------------------------------------------------------------------------------------
 
@@ -266,18 +300,31 @@ class Sequence:
 
     # -- observing ---------------------------------------------------------------------------------------------
 
-    def _carried(self, block: Block, new: int, pending: int, scaling: Scaling) -> Tensor:
-        """Attention of the queries in the tail to the slots before the newest `new`; zeros before the text began."""
-        length = self.plan.policy.overlap + pending
-        keys, _, positions, _ = block.used()
-        old = keys.shape[1] - new
-        rows = torch.zeros(keys.shape[0], length, old, device=keys.device)
-        if self.tail is not None and old and (known := self.tail.query.shape[2]):
-            asked = torch.arange(self.seen - known, self.seen, device=keys.device)
-            visible = positions[:, None, :old] <= asked[:, None]
-            q, lse = self.tail.query[block.heads], self.tail.lse[block.heads]
-            rows[:, length - known :] = kernels.replay(q, lse, keys[:, :old], scaling.scale, scaling.softcap, visible)
-        return rows
+    def _carried(self, new: int, length: int, scaling: Scaling) -> list[Float[Tensor, "kv_head query slot"]]:
+        """Attention of the last `length` queries to the slots before the newest `new`, block by block.
+
+        Zeros before the text began. From now on the log-sum-exp of every query in the tail is known.
+        """
+        parts, sums = [], []
+        for block in self.blocks:
+            keys, _, positions, _ = block.used()
+            old = keys.shape[1] - new
+            rows = torch.zeros(keys.shape[0], length, old, device=keys.device)
+            parts.append(rows)
+            if self.tail is None or not (count := self.tail.query.shape[2]):
+                continue
+            keys, query, lse = keys[:, :old], self.tail.query[block.heads], self.tail.lse[block.heads]
+            known, rows = lse.shape[2], rows[:, length - count :]
+            if known:
+                asked = torch.arange(self.seen - count, self.seen - count + known, device=keys.device)
+                seen = positions[:, None, :old] <= asked[:, None]
+                rows[:, :known] = kernels.replay(query[:, :, :known], lse, keys, scaling.scale, scaling.softcap, seen)
+            if known < count:
+                rows[:, known:], later = kernels.look_back(query[:, :, known:], keys, scaling.scale, scaling.softcap)
+                sums.append(torch.cat([lse, later], 2))
+        if self.tail is not None and sums:
+            self.tail = Tail(self.tail.query, torch.cat(sums))
+        return parts
 
     def _observe(self, block: Block, attention: Tensor) -> None:
         held = block.state[:, :, : attention.shape[-1]]
@@ -387,6 +434,17 @@ class Sequence:
         twin.seen, twin.updates = self.seen, self.updates
         meter.note(self.layer, row, twin.nbytes())
         return twin
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """The heads of several blocks."""
+    held = list(parts)
+    return held[0] if len(held) == 1 else torch.cat(held)
+
+
+def _mask(visible: Tensor | None, positions: Tensor) -> Bool[Tensor, "kv_head token slot"] | None:
+    """Which slots each token may attend to, of what it may of the whole sequence."""
+    return None if visible is None else visible[:, positions.long()].transpose(0, 1)
 
 
 def update_together(layers: list[Sequence]) -> None:

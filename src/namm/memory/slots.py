@@ -114,19 +114,20 @@ class Tail:
 
     Attributes:
         query: `[kv_head, group, query, dim]`, in the model's dtype.
-        lse: log-sum-exp of their scaled logits over the slots they saw, `[kv_head, group, query]`, float32.
+        lse: log-sum-exp of their scaled logits over the slots they saw, `[kv_head, group, known]`, float32; of the
+            first of them, since those that came one by one are looked at together when a hop is full.
     """
 
     query: Float[Tensor, "kv_head group query dim"]
-    lse: Float[Tensor, "kv_head group query"]
+    lse: Float[Tensor, "kv_head group known"]
 
     def extended(self, query: Tensor, lse: Tensor, length: int) -> Tail:
         """With newer queries added, and only the last `length` kept."""
         if query.shape[2] >= length:
-            return Tail(query[:, :, query.shape[2] - length :].clone(), lse[:, :, lse.shape[2] - length :].clone())
-        keep = length - query.shape[2]
-        old = max(0, self.query.shape[2] - keep)
-        return Tail(torch.cat([self.query[:, :, old:], query], 2), torch.cat([self.lse[:, :, old:], lse], 2))
+            gone = query.shape[2] - length
+            return Tail(query[:, :, gone:].clone(), lse[:, :, gone:].clone())
+        gone = max(0, self.query.shape[2] + query.shape[2] - length)
+        return Tail(torch.cat([self.query[:, :, gone:], query], 2), torch.cat([self.lse[:, :, gone:], lse], 2))
 
     def clone(self) -> Tail:
         return Tail(self.query.clone(), self.lse.clone())
