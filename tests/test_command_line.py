@@ -22,6 +22,13 @@ def test_help_and_version() -> None:
     assert "Usage" in command("demo", "--help").stdout
 
 
+def test_help_waits_for_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib'}"
+    code = f"import sys, namm, namm.cli; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert set(namm.__all__) < set(dir(namm))
+
+
 def test_import(tmp_path: Path) -> None:
     file = reference_checkpoint(tmp_path / "ckpt.pt")
     done = command("import", str(file), "--out", str(tmp_path / "memory"))

@@ -7,18 +7,20 @@ with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memo
     print(memory.memory())
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from namm import models, policies
-from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
-from namm.memory import MemoryCache, MemoryReport, attach
-from namm.network import NAMM, NAMMConfig
-from namm.selection import Budget, Threshold
 from namm.version import __version__
 
 if TYPE_CHECKING:
+    from namm import models, policies
+    from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
     from namm.evaluation import evaluate
     from namm.evolution import evolve
+    from namm.memory.attach import attach
+    from namm.memory.cache import MemoryCache, MemoryReport
+    from namm.network import NAMM, NAMMConfig
+    from namm.selection import Budget, Threshold
 
 __all__ = [
     "NAMM",
@@ -41,13 +43,26 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "errors": ("ArtefactError", "ConfigurationError", "ModelError", "NammError", "NotFoundError"),
+    "evaluation": ("evaluate",),
+    "evolution": ("evolve",),
+    "memory": ("MemoryCache", "MemoryReport", "attach"),
+    "network": ("NAMM", "NAMMConfig"),
+    "selection": ("Budget", "Threshold"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = (*_HOMES, "models", "policies")
+
+
 def __getattr__(name: str) -> Any:
-    if name == "evolve":  # needs the extra `evolve`, which nothing else does
-        from namm.evolution import evolve
-
-        return evolve
-    if name == "evaluate":
-        from namm.evaluation import evaluate
-
-        return evaluate
+    """Names come with their first use: torch and transformers take seconds, which `namm --help` need not wait for."""
+    if name in _HOME:
+        return getattr(import_module(f"namm.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"namm.{name}")
     raise AttributeError(f"module 'namm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})

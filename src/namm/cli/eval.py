@@ -11,17 +11,14 @@ from rich.table import Table
 
 from namm.cli.shared import console, progress_bar, quiet, share_or_name
 from namm.errors import ConfigurationError
-from namm.evaluation.config import DEFAULT_POLICIES, EvaluationConfig
 
 if TYPE_CHECKING:
     from namm.report.summary import Summary
 
-_STANDARD = EvaluationConfig()
-
 
 def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder of rows and report. A run that is there goes on.")] = None,
-    model: Annotated[str, typer.Option(help="Known name, folder, GGUF file or hub id.")] = _STANDARD.model,
+    model: Annotated[str, typer.Option(help="Known name, folder, GGUF file or hub id.")] = "smollm2-135m-instruct",
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,21 +40,21 @@ def evaluate(
     tokens: Annotated[
         list[int] | None, typer.Option(help="Length of generated contexts, several times; 1,024 if left out.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples of each task and length; 0 for all.")] = _STANDARD.samples,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = _STANDARD.split,
+    samples: Annotated[int, typer.Option(help="Samples of each task and length; 0 for all.")] = 24,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     protocol: Annotated[
         str, typer.Option(help="context-first: decide before the question is known; whole: read all as one text.")
-    ] = _STANDARD.protocol,
-    template: Annotated[str, typer.Option(help="auto, chat or raw.")] = _STANDARD.template,
-    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = _STANDARD.update_interval,
+    ] = "context-first",
+    template: Annotated[str, typer.Option(help="auto, chat or raw.")] = "auto",
+    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 512,
     longest: Annotated[
         int, typer.Option(help="Cut loaded prompts in the middle to so many tokens; 0: the model's.")
     ] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of downloaded benchmarks; the hub if left out.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = _STANDARD.dtype,
-    batch: Annotated[int, typer.Option(help="Memories that read a text side by side; for GPUs.")] = _STANDARD.batch,
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = _STANDARD.threads,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = _STANDARD.seed,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Memories that read a text side by side; for GPUs.")] = 1,
+    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     list_: Annotated[bool, typer.Option("--list", help="List tasks and policies, and stop.")] = False,
     part: Annotated[str, typer.Option(help="k/n: every n-th text, for n processes that share --out.")] = "1/1",
     report: Annotated[bool, typer.Option("--report", help="Only write the report of --out again.")] = False,
@@ -68,18 +65,19 @@ def evaluate(
         return
     if out is None:
         raise ConfigurationError("a folder for the results", "none", "Give one: --out results/mine.")
+    from namm.evaluation import EvaluationConfig, write_report
     from namm.evaluation import Progress as Step
     from namm.evaluation import evaluate as run
-    from namm.evaluation import write_report
 
     if report:
         _show(write_report(out), out)
         return
     quiet()
+    standard = EvaluationConfig()
     config = EvaluationConfig(
-        model=model, policies=tuple(policy or DEFAULT_POLICIES) + tuple(memory or ()),
-        budgets=tuple(map(share_or_name, budget)) if budget else _STANDARD.budgets,
-        tasks=tuple(task or _STANDARD.tasks), tokens=tuple(tokens or _STANDARD.tokens), samples=samples, split=split,
+        model=model, policies=tuple(policy or standard.policies) + tuple(memory or ()),
+        budgets=tuple(map(share_or_name, budget)) if budget else standard.budgets,
+        tasks=tuple(task or standard.tasks), tokens=tuple(tokens or standard.tokens), samples=samples, split=split,
         seed=seed, protocol=protocol, template=template, update_interval=update_interval, longest=longest,
         data=str(data) if data else None, dtype=dtype, batch=batch, threads=threads,
     )  # fmt: skip
