@@ -23,7 +23,7 @@ from namm.evaluation.identity import read_identity
 from namm.evaluation.oracle import foresee, later_attention
 from namm.evaluation.reader import Contender, Group, Reader
 from namm.memory.cache import MemoryCache
-from namm.memory.sequence import Plan, Scaling
+from namm.memory.plan import Plan, Scaling
 from namm.policies import H2O
 from namm.selection import Budget
 from namm.tasks import Sample, encode

@@ -18,8 +18,8 @@ from namm.evolution import EvolutionConfig
 from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item
 from namm.memory.cache import MemoryCache
+from namm.memory.plan import Plan
 from namm.memory.rehearsal import rehearsing
-from namm.memory.sequence import Plan
 from namm.policies import KeepAll, NAMMPolicy
 from namm.spectrogram import Statistics
 from tests.letters import letters

@@ -12,8 +12,8 @@ import namm
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
+from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
-from namm.memory.sequence import Plan
 from namm.policies import H2O, KeepAll, KVzip, ObservedMax, StreamingLLM
 from tests.zoo import causal_model
 

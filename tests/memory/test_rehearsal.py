@@ -12,9 +12,9 @@ import namm
 from namm import NAMM, NAMMConfig
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.cache import MemoryCache
+from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
-from namm.memory.sequence import Plan
 from namm.policies import H2O, NAMMPolicy, View
 from namm.policies.base import MemoryPolicy, Rehearsal
 from tests.zoo import causal_model, ids

@@ -17,10 +17,10 @@ import namm
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError, RunError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, make_plan, memory_layers
+from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
 from namm.memory.saved import describe, fingerprint, pack, read_notes, unpack
-from namm.memory.sequence import Plan
 from namm.policies import H2O, KeepAll, Random, SnapKV, StreamingLLM
 from tests.memory.test_equivalence import random_namm
 from tests.memory.test_rehearsal import memory

@@ -11,6 +11,7 @@ import namm
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
 from namm.evaluation.reader import Contender
 from namm.files import locked
+from namm.memory.plan import Plan
 from namm.policies import DEFAULT_MEMORY, resolve
 from namm.vision.clips import choose, make_clip
 from namm.vision.evaluation import VideoConfig, evaluate_video
@@ -142,9 +143,7 @@ def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: i
     watcher = Watcher(model, 64, 16)
     whole = watcher.whole(showing)
     _, held = watcher.watch(showing, whole, Contender(name, 0.5, resolve(name)))
-    assert (
-        held.bytes_full == whole.footprint(namm.memory.sequence.Plan(resolve("full"), None, 64)).full * showing.tokens
-    )
+    assert held.bytes_full == whole.footprint(Plan(resolve("full"), None, 64)).full * showing.tokens
     assert 0.5 * held.bytes_full - held.bytes_per_slot <= held.bytes_held <= 0.5 * held.bytes_full
 
 

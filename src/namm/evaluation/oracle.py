@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from namm import kernels
 from namm.compat import passing
 from namm.memory.cache import MemoryCache
-from namm.memory.layer import MemoryLayer
-from namm.memory.sequence import Plan, Scaling
+from namm.memory.plan import Plan, Probe, Read, Scaling
 from namm.policies import KeepAll, MemoryPolicy, View
 
 Future = tuple[Float[Tensor, "kv_head token"], ...]
@@ -53,27 +52,22 @@ def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> Or
         ids: `[1, token]`.
         updates: tokens read at each update, ascending.
     """
-    cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Witness)
-    witnesses = [layer for layer in cache.layers if isinstance(layer, _Witness)]
-    for layer in witnesses:
-        layer.updates = updates
+    witness = _Witness(updates)
+    cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=witness),))
     model(ids, **passing(model, cache), logits_to_keep=1)
-    for layer in witnesses:
-        layer.check_served()
-    return Oracle(updates, {layer.index: layer.future for layer in witnesses})
+    cache.memory()  # raises if a layer was not asked
+    return Oracle(updates, witness.future)
 
 
-class _Witness(MemoryLayer):
-    """Keeps everything, and notes for each token the largest attention it receives after each update."""
+class _Witness(Probe):
+    """Notes for each token the largest attention it receives after each update."""
 
-    updates: tuple[int, ...]
-    future: Future
+    def __init__(self, updates: tuple[int, ...]) -> None:
+        self.updates = updates
+        self.future: dict[int, Future] = {}
 
-    def attend(self, query: Tensor, scaling: Scaling, mask: Tensor | None) -> Tensor:
-        assert self._pending is not None
-        keys, values = self._pending
-        self.future = later_attention(query[0], keys[0], values[0], scaling, self.updates)
-        return super().attend(query, scaling, mask)
+    def on_attend(self, layer: int, read: Read) -> None:
+        self.future[layer] = later_attention(read.query[0], read.key[0], read.value[0], read.scaling, self.updates)
 
 
 def later_attention(

@@ -24,9 +24,9 @@ from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, tensors_in
 from namm.memory.layer import MemoryLayer
 from namm.memory.pieces import check_pieces
+from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
-from namm.memory.sequence import Plan
 from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
 from namm.selection import Budget
 from namm.tasks.base import Encoded

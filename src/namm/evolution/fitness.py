@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 
@@ -29,10 +29,9 @@ from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Group, Reader, text_before
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.problem import Item, Outcome
-from namm.memory.layer import Read
+from namm.memory.plan import Plan, Probe, Read
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
-from namm.memory.sequence import Plan
 from namm.models import context_length, load_model
 from namm.network import NAMM, NAMMConfig
 from namm.policies import MemoryPolicy, NAMMPolicy, View
@@ -225,12 +224,12 @@ class ModelProblem:
     @torch.no_grad()
     def bar(self, item: Item, network: NAMM) -> float:
         """See `Problem.bar`; over all layers and heads together."""
-        noting = Noting(network)
-        ready = self.ready(item, noting)
-        self.read(ready.group, noting, item.budget, ready.prefix)
+        policy, noted = NAMMPolicy(network), _Scores()
+        ready = self.ready(item, policy)
+        self.read(ready.group, policy, noted, item.budget, ready.prefix)
         length = len(ready.group.text)
-        scores = torch.cat([s.flatten() for seen, s in noting.noted if seen == length]).float().cpu()
-        plan = self.reader.plan(ready.group, ready.prefix, Contender("bar", item.budget, noting))
+        scores = torch.cat([s.flatten() for seen, s in noted.scores if seen == length]).float().cpu()
+        plan = self.reader.plan(ready.group, ready.prefix, Contender("bar", item.budget, policy))
         assert plan.selection is not None
         heads = sum(len(read.key[0]) for read in ready.prefix.reads if isinstance(read, Read))
         room = heads * (plan.selection.target(length) or 0)
@@ -253,21 +252,26 @@ class ModelProblem:
     @torch.no_grad()
     def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """Of the signals of all tokens at each update of a memory of zeros, which forgets nothing (spec 5)."""
-        recorder = Recorder(NAMM.zeros(layout))
-        self.read(self.group(item), recorder)
-        return reduce(Statistics.merge, recorder.seen, Statistics.empty(layout.feature_set.signals))
+        policy, noted = NAMMPolicy(NAMM.zeros(layout)), _Signals(layout)
+        self.read(self.group(item), policy, noted)
+        return reduce(Statistics.merge, noted.seen, Statistics.empty(layout.feature_set.signals))
 
     @torch.no_grad()
     def read(
-        self, group: Group, policy: MemoryPolicy, budget: float | None = None, prefix: Prefix | None = None
+        self,
+        group: Group,
+        policy: MemoryPolicy,
+        probe: Probe,
+        budget: float | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
-        """Let a policy read a text, for what it notes on the way; under its own threshold if there is no budget."""
+        """Let a policy read a text under a probe; what scores below 0 is forgotten if there is no budget."""
         prefix = prefix or self.reader.prefix(group, [policy])
         if budget is None:
             plan = Plan(policy, Threshold(0.0), self.reader.interval, last=len(group.text))
         else:
             plan = self.reader.plan(group, prefix, Contender("reader", budget, policy))
-        cache = prefix.start((plan,))
+        cache = prefix.start((replace(plan, probe=probe),))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.reader.decoder):
                 self.model(
@@ -285,25 +289,21 @@ def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> N
         )  # fmt: skip
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Noting(NAMMPolicy):
-    """A memory that notes its scores, with the tokens read."""
+class _Scores(Probe):
+    """Notes the scores of each update, with the tokens read."""
 
-    noted: list[tuple[int, Tensor]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.scores: list[tuple[int, Tensor]] = []
 
-    def score(self, view: View) -> Tensor:
-        scores = super().score(view)
-        self.noted.append((view.seen, scores))
-        return scores
+    def on_update(self, view: View, scores: Tensor) -> None:
+        self.scores.append((view.seen, scores))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Recorder(NAMMPolicy):
-    """A memory of zeros, which keeps everything under a threshold, and the statistics of each update it saw."""
+class _Signals(Probe):
+    """Notes the statistics of what a memory sees at each update."""
 
-    seen: list[Statistics] = field(default_factory=list)
+    def __init__(self, layout: NAMMConfig) -> None:
+        self.features, self.seen = layout.feature_set, list[Statistics]()
 
-    def score(self, view: View) -> Tensor:
-        signals = self.network.feature_set.read(view.state)
-        self.seen.append(Statistics.of(signals.flatten(0, -2).cpu()))
-        return super().score(view)
+    def on_update(self, view: View, scores: Tensor) -> None:
+        self.seen.append(Statistics.of(self.features.read(view.state).flatten(0, -2).cpu()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import cycle
 
@@ -28,6 +28,7 @@ from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
 from namm.features import FAINT
+from namm.memory.plan import Probe
 from namm.network import NAMM, NAMMConfig
 from namm.policies import KVzip, NAMMPolicy, View
 from namm.spectrogram import Statistics
@@ -55,29 +56,15 @@ Layer = list[Seen]
 """All heads of a layer at an update."""
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Witness(NAMMPolicy):
-    """A memory that notes what it is shown, by layer and update."""
+class _Shown(Probe):
+    """Notes what a memory is shown, by layer and tokens read: states, positions and heads."""
 
-    noted: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.views: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
-    def score(self, view: View) -> Tensor:
-        signals = self.network.feature_set.read(view.state)[0].float().cpu()
-        shown = (signals, view.positions[0].cpu(), view.heads.cpu())
-        self.noted.setdefault((view.layer, view.seen), []).append(shown)
-        return super().score(view)
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Echoes(KVzip):
-    """Keeps everything, and notes what rehearsals attend to."""
-
-    absolute = True
-    noted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def score(self, view: View) -> Tensor:
-        self.noted[view.layer, view.seen] = view.state[0, :, 0].cpu()
-        return torch.zeros_like(view.positions, dtype=torch.float32)
+    def on_update(self, view: View, scores: Tensor) -> None:
+        shown = (view.state[0].float().cpu(), view.positions[0].cpu(), view.heads.cpu())
+        self.views.setdefault((view.layer, view.seen), []).append(shown)
 
 
 def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], config: WarmStart) -> NAMM:
@@ -118,15 +105,16 @@ class Worth:
         updates = (*range(interval, length, interval), length)
         ids = torch.tensor([[*sample.prompt, *sample.answer]], device=here.model.device)
         future = foresee(here.model, ids, updates).future
-        echoes = Echoes()
+        echoes = _Shown()
         if config.rehearsal:
-            here.read(group, echoes)
+            here.read(group, KVzip(), echoes)
         found = {}
         for layer, later in future.items():
             for seen, after in zip(updates, later, strict=True):
                 asked = [after, later[-1][:, :seen] * config.question_weight]
                 if config.rehearsal:
-                    asked.append(echoes.noted[layer, seen].to(after.device))
+                    ((state, _, _),) = echoes.views[layer, seen]  # nothing scores below 0, so nothing is forgotten
+                    asked.append(state[:, 0].to(after.device))
                 found[layer, seen] = torch.log1p(torch.stack(asked).amax(0) / FAINT).cpu()
         return cls(found)
 
@@ -136,16 +124,16 @@ def observe(
     problem: LanguageProblem, item: Item, worth: Worth, network: NAMM | None, layout: NAMMConfig
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
-    witness = Witness(network or NAMM.zeros(layout))
-    here = problem.of(item)
-    here.read(here.group(item), witness, item.budget if network else None)
+    shown, here = _Shown(), problem.of(item)
+    here.read(here.group(item), NAMMPolicy(network or NAMM.zeros(layout)), shown, item.budget if network else None)
+    read = layout.feature_set.read
     return [
         [
-            Seen(signals, seen - 1 - positions, worth.of_layer[layer, seen][heads].gather(1, positions.long()))
-            for signals, positions, heads in shown
+            Seen(read(state), seen - 1 - positions, worth.of_layer[layer, seen][heads].gather(1, positions.long()))
+            for state, positions, heads in views
         ]
-        for (layer, seen), shown in witness.noted.items()
-    ]  # fmt: skip
+        for (layer, seen), views in shown.views.items()
+    ]
 
 
 @torch.enable_grad()

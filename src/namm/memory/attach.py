@@ -19,10 +19,10 @@ from namm.errors import ModelError
 from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
 from namm.memory.layer import MemoryLayer, is_overlay
 from namm.memory.pieces import check_pieces
+from namm.memory.plan import Plan
 from namm.memory.rehearsal import rehearsing
 from namm.memory.rotation import asks_moved, check_rotation
 from namm.memory.routing import PACKED, check_mask, route, unroute
-from namm.memory.sequence import Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy
 from namm.selection import Selection

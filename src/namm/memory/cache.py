@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from namm.compat import untraced, warn_if_untested
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer
+from namm.memory.plan import Plan
 from namm.memory.routing import check_routed, route, unroute
-from namm.memory.sequence import Meter, Plan
+from namm.memory.sequence import Meter
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.selection import Budget, Selection
@@ -137,12 +138,10 @@ class MemoryCache(Cache):
         self._start(memory_layers(config, (plan,)))
 
     @classmethod
-    def planned(
-        cls, config: PreTrainedConfig, plans: tuple[Plan, ...], kind: type[MemoryLayer] = MemoryLayer
-    ) -> MemoryCache:
-        """A cache whose rows follow a plan each; one plan serves all rows. `kind` makes its memory layers."""
+    def planned(cls, config: PreTrainedConfig, plans: tuple[Plan, ...]) -> MemoryCache:
+        """A cache whose rows follow a plan each; one plan serves all rows."""
         cache = cls.__new__(cls)
-        cache._start(memory_layers(config, plans, kind))
+        cache._start(memory_layers(config, plans))
         return cache
 
     @classmethod
@@ -286,13 +285,13 @@ def _introduced(layers: list[Any]) -> list[Any]:
     return layers
 
 
-def memory_layers(
-    config: PreTrainedConfig, plans: tuple[Plan, ...], kind: type[MemoryLayer] = MemoryLayer
-) -> list[Any]:
-    """The layers of a cache for `config`: a memory layer of a `kind` wherever transformers would keep every token."""
+def memory_layers(config: PreTrainedConfig, plans: tuple[Plan, ...]) -> list[Any]:
+    """The layers of a cache for `config`: a memory layer wherever transformers would keep every token."""
     config, meter = config.get_text_config(decoder=True), Meter()
     layers = DynamicCache(config=config).layers
-    chosen = [kind(plans, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)]
+    chosen = [
+        MemoryLayer(plans, i, meter, config) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)
+    ]
     if not any(isinstance(layer, MemoryLayer) for layer in chosen):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")

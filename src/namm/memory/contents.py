@@ -20,7 +20,8 @@ from namm.errors import ModelError
 from namm.memory import others
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.layer import MemoryLayer
-from namm.memory.sequence import Plan, Sequence
+from namm.memory.plan import Plan
+from namm.memory.sequence import Sequence
 from namm.memory.slots import Block, Tail
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from namm.memory.sequence import Plan
+from namm.memory.plan import Plan
 from namm.policies import MemoryPolicy, NAMMPolicy
 
 _CHANGING = {  # keys of a config that say nothing about what a model computes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,25 +20,11 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.compat import untested, untraced
 from namm.errors import ModelError
+from namm.memory.plan import Plan, Read, Scaling
 from namm.memory.rotation import asks_moved, rotation_of
-from namm.memory.sequence import Meter, Plan, Scaling, Sequence, update_together
+from namm.memory.sequence import Meter, Sequence, update_together
 
 _ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
-
-
-@dataclass(frozen=True)
-class Read:
-    """What one layer's attention was given: `[1, head, token, dim]` each."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: Scaling
-
-    def without_tokens(self) -> Read:
-        """Its shapes and dtypes alone."""
-        query, key, value = (t[:, :, :0].clone() for t in (self.query, self.key, self.value))
-        return Read(query, key, value, self.scaling)
 
 
 class SeenLength(int):
@@ -196,6 +182,7 @@ class MemoryLayer(CacheLayerMixin):
                 "Models that share keys between layers cannot be given a memory.",
             )
         (keys, values), self._pending = self._pending, None
+        delattr(keys, _ATTRIBUTE)  # or whoever keeps them would keep this layer alive, and it them
         batch, heads, tokens, _ = query.shape
         real, overlay = self._real_tokens(mask, tokens)
         scaling = replace(scaling, rotation=self.rotation)
@@ -205,6 +192,8 @@ class MemoryLayer(CacheLayerMixin):
             q, k, v = query[row][:, here], keys[row][:, here], values[row][:, here]
             if k.shape[1] == 0:
                 continue
+            if sequence.plan.probe is not None:
+                sequence.plan.probe.on_attend(self.index, Read(q[None], k[None], v[None], scaling))
             if tokens == 1 and sequence.seen == 0 and self.columns > 1:
                 raise ModelError(
                     "a real token in each row of the batch", f"row {row} of padding only", "Drop the empty row."
@@ -217,7 +206,7 @@ class MemoryLayer(CacheLayerMixin):
                 mixed = sequence.read(q, k, v, scaling, visible)
             elif self.rehearsing[row]:
                 mixed = sequence.rehearse(q, k, v, scaling)
-                if not sequence.plan.jointly:
+                if sequence.plan.policy.evicts and not sequence.plan.jointly:
                     sequence.update()
             else:
                 continue
@@ -344,11 +333,6 @@ class MemoryLayer(CacheLayerMixin):
 def layer_of(key: Tensor) -> MemoryLayer | None:
     """The memory layer that handed these keys to the model, if any."""
     return getattr(key, _ATTRIBUTE, None)
-
-
-def forget_layer(key: Tensor) -> None:
-    """Take the layer away from keys that were served."""
-    delattr(key, _ATTRIBUTE)
 
 
 def overlay(mask: Tensor, shown: Bool[Tensor, "batch column"] | None) -> Tensor:

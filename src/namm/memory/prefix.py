@@ -20,28 +20,28 @@ from namm.compat import passing
 from namm.errors import ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, storage_bytes
-from namm.memory.layer import MemoryLayer, Read, forget_layer
+from namm.memory.layer import MemoryLayer
+from namm.memory.plan import Plan, Probe, Read
 from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.rotation import asks_moved, rotation_of
-from namm.memory.sequence import Meter, Plan, Scaling, Sequence
+from namm.memory.sequence import Meter, Sequence
 from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
 
 
-class _Recorder(MemoryLayer):
-    """Keeps everything but rehearsals, and remembers what attention was asked last."""
+class _Recorder(Probe):
+    """Remembers what each layer was given last."""
 
-    read: Read | None = None
+    def __init__(self) -> None:
+        self.reads: dict[int, Read] = {}
 
-    def attend(self, query: Tensor, scaling: Scaling, mask: Tensor | None) -> Tensor:
-        assert self._pending is not None
-        keys, values = self._pending
-        forget_layer(keys)  # or what is kept of them would keep this layer alive, and it them
-        self.read = Read(query, keys, values, scaling)
-        if self.rehearsing is None:
-            return super().attend(query, scaling, mask)
-        self._pending = None
-        return self.sequences[0].rehearse(query[0], keys[0], values[0], scaling).transpose(0, 1)[None]
+    def on_attend(self, layer: int, read: Read) -> None:
+        self.reads[layer] = read
+
+    def taken(self, cache: MemoryCache) -> tuple[Any, ...]:
+        """For each layer what it was given, or the layer itself where it has a cache of its own kind."""
+        cache.memory()  # raises if a layer was not asked
+        return tuple(self.reads.get(i, layer) for i, layer in enumerate(cache.layers))
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,15 @@ class Prefix:
         Args:
             images: what the model takes beside the ids, such as `pixel_values`; these cannot be rehearsed here.
         """
-        cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1),), _Recorder)
+        recorder = _Recorder()
+        cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=recorder),))
         model(ids, **passing(model, cache), logits_to_keep=1, **images)
-        prefix, decoder = cls(model.config, ids.shape[1], _reads(cache)), find_decoder(model)
+        prefix, decoder = cls(model.config, ids.shape[1], recorder.taken(cache)), find_decoder(model)
         for rehearsal in rehearsals:
             again = rehearsed(rehearsal, ids[0])[None]
             everything = torch.ones_like(again, dtype=torch.bool)
-            rehearse(decoder, decoder.forward, cache, (False,), again, everything)
-            prefix.rehearsed[rehearsal] = _reads(cache)
+            rehearse(decoder, decoder.forward, cache, (True,), again, everything)
+            prefix.rehearsed[rehearsal] = recorder.taken(cache)
         return prefix
 
     @torch.no_grad()
@@ -177,17 +178,6 @@ class Prefix:
                 again = self.rehearsed[policy.rehearsal][index]
                 bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
         return bases[index]
-
-
-def _reads(cache: MemoryCache) -> tuple[Any, ...]:
-    """What the layers were asked last."""
-    reads: list[Any] = []
-    for layer in cache.layers:
-        if isinstance(layer, _Recorder):
-            layer.check_served()
-            assert layer.read is not None
-        reads.append(layer.read if isinstance(layer, _Recorder) else layer)
-    return tuple(reads)
 
 
 def _repeated(layer: Any, rows: int) -> Any:

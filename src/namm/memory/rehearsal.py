@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from namm.compat import cache_given, passing, untraced
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer
-from namm.memory.sequence import Plan
+from namm.memory.plan import Plan
 from namm.policies.base import Rehearsal
 
 _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids")

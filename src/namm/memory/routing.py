@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from namm.compat import untraced
 from namm.errors import ModelError
 from namm.memory.layer import MemoryLayer, SeenLength, is_overlay, layer_of, overlay
-from namm.memory.sequence import Scaling
+from namm.memory.plan import Scaling
 
 _PREFIX = "namm:"  # of the attention implementation of a routed config
 _HARMLESS = {  # keyword arguments of attention functions that a memory needs not look at

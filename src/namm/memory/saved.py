@@ -27,7 +27,7 @@ from namm.memory.contents import Contents, fill, taken
 from namm.memory.identity import describe, fingerprint
 from namm.memory.layer import MemoryLayer
 from namm.memory.others import flat
-from namm.memory.sequence import Plan
+from namm.memory.plan import Plan
 
 __all__ = ["describe", "fingerprint", "pack", "read_notes", "unpack"]
 

@@ -6,9 +6,7 @@ bit, as that row alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,67 +15,10 @@ from torch import Tensor
 
 from namm import kernels
 from namm.errors import ModelError, ScoreError
-from namm.memory.rotation import Rotation
+from namm.memory.plan import Plan, Scaling
 from namm.memory.slots import Block, Tail, aligned, compact
-from namm.policies.base import MemoryPolicy, Rehearsal, View
+from namm.policies.base import Rehearsal, View
 from namm.selection import Selection
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a memory does, the same for all layers.
-
-    Attributes:
-        update_interval: tokens between two updates.
-        last: if set, one update falls here and none after it: a text is read, and what follows is kept.
-    """
-
-    policy: MemoryPolicy
-    selection: Selection | None
-    update_interval: int
-    last: int | None = None
-
-    def next_update(self, seen: int) -> int | None:
-        """Tokens read when the next update falls due; None if there will be none."""
-        if not self.policy.evicts or (self.last is not None and seen >= self.last):
-            return None
-        due = (seen // self.update_interval + 1) * self.update_interval
-        return due if self.last is None else min(due, self.last)
-
-    @property
-    def jointly(self) -> bool:
-        """Whether all layers of a model decide together."""
-        return self.policy.evicts and getattr(self.selection, "per", None) == "model"
-
-    @property
-    def in_pieces(self) -> bool:
-        """Whether a model must be called piece by piece, each ending at an update."""
-        return self.jointly or (self.policy.evicts and self.policy.reads_again)
-
-    def updates(self, seen: int) -> int:
-        """Updates that have fallen due after `seen` tokens."""
-        if not self.policy.evicts:
-            return 0
-        if self.last is None or seen < self.last:
-            return seen // self.update_interval
-        return math.ceil(self.last / self.update_interval)
-
-    def state_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        half = model_dtype in (torch.float16, torch.bfloat16) and self.policy.half_scale is not None
-        return torch.float16 if half else torch.float32
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How a model's attention makes logits of query and key: times `scale`, then soft-capped if `softcap` is set.
-
-    Attributes:
-        rotation: of the layer, where queries ask from another position than their own.
-    """
-
-    scale: float
-    softcap: float | None = None
-    rotation: Rotation | None = None
 
 
 class Meter:
@@ -396,7 +337,10 @@ class Sequence:
             layer=self.layer,
             heads=torch.arange(block.heads.start, block.heads.stop, device=keys.device),
         )
-        return self.plan.policy.score(view)[0]
+        scores = self.plan.policy.score(view)
+        if self.plan.probe is not None:
+            self.plan.probe.on_update(view, scores)
+        return scores[0]
 
     # -- accounting --------------------------------------------------------------------------------------------
 

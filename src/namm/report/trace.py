@@ -36,7 +36,7 @@ from namm.errors import ConfigurationError
 from namm.memory.attach import attach, find_decoder
 from namm.memory.cache import MemoryCache, make_plan, memory_layers
 from namm.memory.layer import MemoryLayer
-from namm.memory.sequence import Plan
+from namm.memory.plan import Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.report.forgetting import to_read

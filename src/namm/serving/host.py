@@ -16,8 +16,8 @@ from namm.memory.attach import find_decoder
 from namm.memory.cache import make_plan
 from namm.memory.identity import fingerprint
 from namm.memory.pieces import check_pieces
+from namm.memory.plan import Plan
 from namm.memory.prefix import Footprint, Prefix
-from namm.memory.sequence import Plan
 from namm.memory.slots import SLACK
 from namm.models import context_length
 from namm.policies import own_interval, resolve

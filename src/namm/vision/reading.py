@@ -19,9 +19,9 @@ from namm.evaluation.reader import Contender, Held, check_bytes, held_by, plan_f
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
 from namm.memory.pieces import check_pieces
+from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
-from namm.memory.sequence import Plan
 from namm.policies import KeepAll
 
 Inputs = Mapping[str, Tensor]
