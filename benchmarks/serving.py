@@ -46,8 +46,8 @@ QUESTIONS = (
 MEMORIES: dict[str, tuple[str, list[str]]] = {  # as shown, and how to serve it
     "full": ("full", []),
     "h2o": ("h2o", []),
-    "once": ("builtin:universal", []),
-    "once, update each 128": ("builtin:universal", ["--update-interval", "128"]),
+    "universal": ("builtin:universal", []),
+    "universal, update each 128": ("builtin:universal", ["--update-interval", "128"]),
 }
 Message = dict[str, str]
 console = Console()
