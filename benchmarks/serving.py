@@ -356,7 +356,7 @@ def known(options: argparse.Namespace) -> list[dict[str, Any]]:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--memory", default="once", choices=MEMORIES, help="of sooner, fair and batch")
+    parser.add_argument("--memory", default="universal", choices=MEMORIES, help="of sooner, fair and batch")
     parser.add_argument("--measures", nargs="*", default=["load", "sooner", "fair", "batch"])
     parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--conversations", type=int, default=10)
