@@ -8,7 +8,10 @@ from jaxtyping import install_import_hook
 from tests import checker  # noqa: F401  (the hook looks it up by name)
 
 with install_import_hook("namm", "tests.checker.check"):
-    import namm  # noqa: F401
+    import namm.memory
+    import namm.models
+    import namm.network
+    import namm.policies  # noqa: F401
 
 import torch
 

@@ -339,7 +339,7 @@ def test_a_version_that_was_never_tried_is_named(monkeypatch: pytest.MonkeyPatch
     model = causal_model("llama")
     with warnings.catch_warnings(), namm.attach(model, "full"):
         warnings.simplefilter("error")
-    monkeypatch.setattr(tf, "__version__", "5.99.1")
+    monkeypatch.setattr(compat.transformers, "__version__", "5.99.1")
     assert compat.untested().startswith("transformers 5.99.1 was not tried with this namm, 5.17 to 5.24 were.")
     with pytest.warns(UserWarning, match=r"^transformers 5\.99\.1 was not tried") as told, namm.attach(model, "full"):
         pass

@@ -60,7 +60,10 @@ def demo(
         f"Speeds are against the full cache: {full.prefill:.0f} tokens/s reading, {full.decode:.1f} answering."
     )
     file = stage.picture(outcomes, story, out / "kept.png")
-    console.print(f"What was kept: {file}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)")
+    console.print(
+        f"What was kept: {file}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)",
+        soft_wrap=True,
+    )
 
 
 def _demo_table(outcomes: list[Outcome]) -> Table:

@@ -110,7 +110,8 @@ def _show(summary: Summary, out: Path) -> None:
         console.print()
     console.print(
         "normalised: 1 is the full cache, 0 its first tokens only, with 95 % intervals. "
-        f"All figures: {out}/summary.md; the page: {out}/report.html; the rows: {out}/rows*.jsonl"
+        f"All figures: {out}/summary.md; the page: {out}/report.html; the rows: {out}/rows*.jsonl",
+        soft_wrap=True,
     )
 
 

@@ -74,7 +74,7 @@ def evolve(
     finally:
         if not console.is_terminal:
             console.print()  # into a file, rich ends its last line with no line break
-    console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing)")
+    console.print(f"The memory: {out / 'memory'}   (1.0 is as good as forgetting nothing)", soft_wrap=True)
 
 
 def describe(g: Generation) -> str:

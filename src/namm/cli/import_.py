@@ -24,5 +24,5 @@ def import_(
         raise ConfigurationError("an empty or new folder for --out", f"{out}, which holds files", "Choose another one.")
     network = import_checkpoint(checkpoint)
     network.save_pretrained(out)
-    console.print(f"Saved {network.config.size:,} parameters: {out}")
+    console.print(f"Saved {network.config.size:,} parameters: {out}", soft_wrap=True)
     console.print("It was evolved with head fill-up: attach it with namm.Threshold(0.0, fill_heads=True).")

@@ -47,7 +47,7 @@ def train(
                 console.print(f"{p.step:,} of {p.steps:,} steps, {told}", highlight=False)
 
         run(config, (_images("train", images), _images("validation", images)), out, show)
-    console.print(f"The model: {out}")
+    console.print(f"The model: {out}", soft_wrap=True)
 
 
 @vision.command("eval")
@@ -114,7 +114,7 @@ def evaluate(
             table.add_row(*(cells[found.headings.index(heading)] for heading in shown))
         console.print(table)
         console.print()
-    console.print(f"Each kind of question: {out}/summary.md; the rows: {out}/rows.jsonl")
+    console.print(f"Each kind of question: {out}/summary.md; the rows: {out}/rows.jsonl", soft_wrap=True)
 
 
 @vision.command()
@@ -146,7 +146,7 @@ def show(
             loaded(**inputs, logits_to_keep=1)
             reports[name] = kept(memory.cache, layout(loaded.config, inputs))
         console.print(f"[bold]{name}[/]\n{reports[name]}", highlight=False)
-    console.print(f"The picture: {film_strip(clip, reports, out)}")
+    console.print(f"The picture: {film_strip(clip, reports, out)}", soft_wrap=True)
 
 
 def _images(split: str, folder: Path | None) -> Any:
