@@ -54,8 +54,8 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/bytes.py
 	$(BIN)/python benchmarks/tables.py
 
-# The tables of docs/results.md on the embedded model: two and a half hours on two quiet cores. Stopped, the same command
-# goes on. The other models: benchmarks/evidence.sh.
+# The tables of docs/results.md on the embedded model: hours on two cores. Stopped, the same command goes on. The other
+# models: benchmarks/evidence.sh.
 results: $(DEV)
 	benchmarks/evidence.sh smollm2 smollm2-135m-instruct $(BIN)/namm
 	$(BIN)/python benchmarks/evidence.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The runs behind builtin:universal: its preset with several seeds, one after another, each about an hour and a half on two
-# quiet cores. Stopped, the same command goes on.
+# The runs behind builtin:universal: its preset with several seeds, one after another, each some hours on two
+# cores. Stopped, the same command goes on.
 #   benchmarks/evolution.sh GEMMA [namm] [folder]
 # GEMMA: a folder or GGUF file of Gemma-3-270M. The curves are copied to benchmarks/results at the end, and drawn.
 set -euo pipefail

@@ -138,7 +138,7 @@ def _ten(columns: tuple[tuple[str, int, float], ...]) -> str:
 
 def in_a_minute() -> str:
     return (
-        "![Score over bytes](results.png)\n\nTest split, tasks that hide what will be asked in novels, essays and code; every "
+        "![Score over bytes](results.png)\n\nTest split, tasks that hide what will be asked in novels and code; every "
         "memory on the same samples with the same share of the cache's *bytes*, its own state included; an update each 512 "
         "tokens; the question is not known when the memory decides. Score: 1 is the full cache, 0 its first four tokens. "
         "Unseen: used in no evolution. How to read this: [evaluate.md](evaluate.md).\n\n" + _ten(COLUMNS)
@@ -234,7 +234,7 @@ def _curve() -> str:
                 lines.append(
                     [
                         row["run"], row["stage"], f"{spent:,}" if spent else "-", f"{found['fitness']:.3f}",
-                        *(f"{score:.3f}" for score in found["models"]), "-" if found["scores"] is start else gain(found["scores"], start),
+                        *(f"{score:.3f}" for score in found["models"]), "-" if kind == "start" else gain(found["scores"], start),
                     ]
                 )  # fmt: skip
     headings = [

@@ -1,5 +1,6 @@
 """Fixtures: random two-layer models of many architectures. Shapes in annotations are enforced while testing."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,8 @@ from jaxtyping import install_import_hook
 from tests import checker  # noqa: F401  (the hook looks it up by name)
 
 with install_import_hook("namm", "tests.checker.check"):
-    import namm.memory
-    import namm.models
-    import namm.network
-    import namm.policies  # noqa: F401
+    for room in ("memory", "models", "network", "policies"):  # `import namm` alone brings none of them
+        import_module(f"namm.{room}")
 
 import torch
 

@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,11 @@ import torch
 
 import namm
 from namm.cli import main
+from namm.cli.demo import demo
+from namm.cli.eval import evaluate as eval_command
+from namm.cli.inspect import inspect as inspect_command
+from namm.evaluation import EvaluationConfig
+from namm.policies import DEFAULT_MEMORY
 from tests.test_network import reference_checkpoint
 
 
@@ -27,6 +33,16 @@ def test_help_waits_for_nothing_heavy() -> None:
     code = f"import sys, namm, namm.cli; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
     assert set(namm.__all__) < set(dir(namm))
+
+
+def test_what_a_command_takes_if_nothing_is_said_is_what_python_takes() -> None:
+    config = EvaluationConfig()
+    said = {name: p.default for name, p in inspect.signature(eval_command).parameters.items() if p.default is not None}
+    for name in ("model", "samples", "split", "protocol", "template", "update_interval", "longest", "dtype", "batch"):
+        assert said[name] == getattr(config, name), name
+    assert (said["threads"], said["seed"]) == (config.threads, config.seed)
+    memories = [inspect.signature(f).parameters["memory"].default for f in (demo, inspect_command)]
+    assert memories == [DEFAULT_MEMORY] * 2
 
 
 def test_import(tmp_path: Path) -> None:

@@ -80,6 +80,12 @@ def test_one_query_attends_to_heads_of_unequal_length(
         out = out[len(part) :]
 
 
+def test_a_cache_of_another_precision_is_not_misread(backend: str) -> None:
+    keys = [torch.randn(2, 5, 8)]
+    with pytest.raises(RuntimeError, match="dtype"):
+        kernels.attend_one(torch.randn(2, 3, 8).bfloat16(), keys, keys, 0.3)
+
+
 def test_queries_looked_at_later_saw_what_they_saw(backend: str) -> None:
     q, k, v = example(queries=20, slots=60)
     probabilities, _, sums = plain_attention(q, k, v, 0.3)

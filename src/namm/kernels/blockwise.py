@@ -64,7 +64,8 @@ def attend_one(
     Args:
         keys, values: `[head, slot, dim]` of consecutive heads, those that hold equally many together.
     """
-    if native.serves(query, torch.bfloat16):
+    alike = {t.dtype for t in (query, *keys, *values)} == {query.dtype}  # else torch says so
+    if alike and native.serves(query, torch.bfloat16):
         return native.attend_one(query, keys, values, scale)
     parts = query.split([len(key) for key in keys])  # the group takes the place of the queries: no key is repeated
     out = [F.scaled_dot_product_attention(*each, scale=scale) for each in zip(parts, keys, values, strict=True)]

@@ -1,5 +1,6 @@
 /* The inner loops of attention and its observation on a CPU: softmax with the mean over a query group, the moving
-   average of spectrogram magnitudes, and attention of single queries to heads of unequal length. Plain C with GCC/Clang vector extensions; compiled by native.py.
+   average of spectrogram magnitudes, and attention of single queries to heads of unequal length. Plain C with GCC/Clang
+   vector extensions; compiled by native.py.
    Arrays are float32 unless called half, which is bfloat16; strides are in elements. */
 
 #include <math.h>
