@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import random
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,11 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
     cases.append((tmp_path / "f.pt", "truncated"))
     torch.save([1, 2], tmp_path / "g.pt")
     cases.append((tmp_path / "g.pt", "evolution_state"))
+    packed = tmp_path / "i.pt"
+    with zipfile.ZipFile(tmp_path / "a.pt") as records, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as smaller:
+        for name in records.namelist():
+            smaller.writestr(name, records.read(name))
+    cases.append((packed, "is compressed"))
     for file, match in cases:
         with pytest.raises(namm.ArtefactError, match=match):
             import_checkpoint(file)
@@ -286,6 +292,20 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "h.pt")
     with pytest.raises(namm.NotFoundError, match=r"Did you mean 'g\.pt'"):
         import_checkpoint(tmp_path / "gg.pt")
+
+
+def test_a_record_that_torch_would_skip_is_read(tmp_path: Path) -> None:
+    """The directory's attributes have no checksum: one that is said to be a folder came back as it was in memory."""
+    file = reference_checkpoint(tmp_path / "ckpt.pt")
+    expected, data = import_checkpoint(file), bytearray(file.read_bytes())
+    entry = data.index(b"PK\1\2")
+    while entry >= 0:
+        data[entry + 38] |= 0x10
+        entry = data.find(b"PK\1\2", entry + 1)
+    file.write_bytes(data)
+    network = import_checkpoint(file)
+    assert torch.equal(network.theta, expected.theta)
+    assert torch.equal(network.mean, expected.mean)
 
 
 def test_where_a_token_stands_in_its_head() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as tensors_to_bytes
 
 from namm import files
-from namm.errors import ArtefactError, NotFoundError
+from namm.errors import ArtefactError, NotFoundError, reason
 from namm.json_files import read_json, write_json
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
 from namm.selection import WAYS
@@ -157,9 +157,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NotFoundError(
-            "a folder, or a hub id that can be reached", f"{repo_id!r} ({reason})",
+            "a folder, or a hub id that can be reached", f"{repo_id!r} ({reason(error)})",
             "Check the spelling and the network, or give the path of a saved memory.",
         ) from error  # fmt: skip
 

@@ -52,6 +52,11 @@ class NotFoundError(NammError):
     """A name, file or optional package that is not there."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what `error` says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The way out for an unknown `name`: the nearest known one, then all of them."""
     known = sorted(known)

@@ -46,7 +46,7 @@ class NAMMConfig:
     per: Per = "head"
     rehearsal: float = 1.0
     rehearses: Literal["model", "queries"] = "model"
-    window: int = 128
+    window: int = 512
     rotated: bool | Literal["auto"] = "auto"
     trained_on: str = ""
     format_version: int = FORMAT_VERSION

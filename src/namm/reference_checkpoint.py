@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from namm.errors import ArtefactError, NotFoundError, nearest
+from namm.errors import ArtefactError, NotFoundError, nearest, reason
 from namm.files import read
 from namm.network import NAMM, NAMMConfig
 from namm.spectrogram import BINS
@@ -56,18 +56,20 @@ def import_checkpoint(file: str | Path) -> NAMM:
 def _load(path: Path) -> Any:
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     safe = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
-    data = io.BytesIO(read(path, "Give the ckpt.pt, latest.pt or iter_N.pt of a run."))
+    written = io.BytesIO(read(path, "Give the ckpt.pt, latest.pt or iter_N.pt of a run."))
+    data = io.BytesIO()  # torch compares no checksums and trusts the directory: it is given what was compared
     try:
-        with zipfile.ZipFile(data) as records:  # torch compares no checksums, and trips over what is damaged
-            if (damaged := records.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        with zipfile.ZipFile(written) as records, zipfile.ZipFile(data, "w") as compared:
+            for record in records.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise zipfile.BadZipFile(f"{record.filename} is compressed")
+                compared.writestr(record.filename, records.read(record))
         data.seek(0)
         with torch.serialization.safe_globals(safe):
             return torch.load(data, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0]
         raise ArtefactError(
-            "a torch checkpoint of tensors", f"{path.name} ({reason})",
+            "a torch checkpoint of tensors", f"{path.name} ({reason(error)})",
             "The file is truncated or altered, or holds code, which is not run.",
         ) from error  # fmt: skip
 

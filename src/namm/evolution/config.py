@@ -74,7 +74,7 @@ class Memory(Section):
     """Tokens between two updates while reading. Evolve where you will deploy."""
     rehearses: Literal["queries", "model"] = "queries"
     """Who asks again, for feature sets that watch rehearsals: the layers' own queries in place, or the model."""
-    window: int = Field(default=128, ge=1)
+    window: int = Field(default=512, ge=1)
     """Queries that are held until they ask in place, a number of tokens."""
     rotated: bool | Literal["auto"] = "auto"
     """Whether these are moved on first; "auto": where a model has rotary positions."""

@@ -44,14 +44,14 @@ class Rehearsal:
     share: float = 1.0
     every: int = 1
     how: Literal["model", "queries"] = "model"
-    window: int = 128
+    window: int = 512
     rotated: Rotated = "auto"
 
     def __post_init__(self) -> None:
         if self.how not in ("model", "queries"):
             raise ConfigurationError('a rehearsal by the "model" or by its "queries"', repr(self.how), "Choose one.")
         if not isinstance(self.window, int) or self.window < 1:
-            raise ConfigurationError("a window of at least one query", repr(self.window), "Try window=128.")
+            raise ConfigurationError("a window of at least one query", repr(self.window), "Try window=512.")
         if self.rotated not in (True, False, "auto"):
             raise ConfigurationError('rotated=True, False or "auto"', repr(self.rotated), 'Try rotated="auto".')
 

@@ -19,7 +19,7 @@ class Requery(MemoryPolicy):
     half_scale = 2.0**11
     per = "layer"
 
-    def __init__(self, rotated: Rotated = "auto", window: int = 128) -> None:
+    def __init__(self, rotated: Rotated = "auto", window: int = 512) -> None:
         self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window)
 
     @property

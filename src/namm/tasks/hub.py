@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from namm.errors import ArtefactError, ConfigurationError, NotFoundError
+from namm.errors import ArtefactError, ConfigurationError, NotFoundError, reason
 from namm.json_files import json_lines
 from namm.packages import package
 from namm.tasks.base import Request, Sample, Task
@@ -175,9 +175,9 @@ def download(published: Published, task: str) -> Path:
     try:
         return snapshot(cached=False)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0].removeprefix("Got: ")
         raise NotFoundError(
-            f"the data set {published.repository} at {published.revision} from the hub", reason,
+            f"the data set {published.repository} at {published.revision} from the hub",
+            reason(error).removeprefix("Got: "),
             "Check the network, or download the files elsewhere and give their folder.",
         ) from error  # fmt: skip
 
@@ -250,4 +250,4 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                     yield fields, f"row {number} of {path}"
     except (arrow.ArrowException, OSError, ValueError) as error:
         again = "The file may have been cut short: download it again."
-        raise ConfigurationError(f"a Parquet file in {path}", str(error).splitlines()[0], again) from error
+        raise ConfigurationError(f"a Parquet file in {path}", reason(error), again) from error
