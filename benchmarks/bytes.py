@@ -1,4 +1,4 @@
-"""Bytes that a memory really holds, on the embedded model.
+"""Bytes that the shipped memory really holds, on the embedded model.
 
     python benchmarks/bytes.py
 
@@ -17,7 +17,7 @@ from rich.console import Console
 
 import namm
 from namm.memory.cache import storage_bytes
-from namm.policies import NAMMPolicy
+from namm.policies import DEFAULT_MEMORY, resolve
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,18 @@ def main() -> None:
     written = []
     for dtype in (torch.float32, torch.bfloat16):
         model, _ = namm.models.load_model(dtype=dtype)
-        memory = NAMMPolicy(namm.NAMM.from_vector(torch.randn(4172) * 0.1))
-        tokens = (
-            4096 if dtype == torch.float32 else 1024
-        )  # bfloat16 is slow on most CPUs; bytes do not depend on length
+        memory = resolve(DEFAULT_MEMORY)
+        tokens = 4096 if dtype == torch.float32 else 1024  # bfloat16 is slow on most CPUs
         ids = torch.randint(0, model.config.vocab_size, (1, tokens))
         with namm.attach(model, memory, Uneven()) as handle:
             model(ids, logits_to_keep=1)
         cache, report = handle.cache, handle.memory()
-        block = cache.layers[0].sequences[0].blocks[0]
+        sequences = [sequence for layer in cache.layers for sequence in layer.sequences]
+        block = sequences[0].blocks[0]
         kv = 2 * block.keys.shape[-1] * block.keys.element_size()
         state = block.state.shape[1] * block.state.element_size() + block.positions.element_size()
-        tail = storage_bytes([t for layer in cache.layers for s in layer.sequences for t in (s.tail.query, s.tail.lse)])
-        ratio = (report.bytes_held - tail) / (report.slots * (kv + state))
+        blocks = storage_bytes([t for sequence in sequences for block in sequence.blocks for t in block.tensors()])
+        tail, ratio = report.bytes_held - blocks, blocks / (report.slots * (kv + state))
         counts = [count for layer in report.kept for row in layer for count in row]
         written.append(
             {
@@ -71,7 +70,7 @@ def main() -> None:
         Console().print(
             f"{dtype}: heads keep {min(counts) / tokens:.0%} to {max(counts) / tokens:.0%}; "
             f"bytes held {ratio:.3f} x the bytes of kept slots (target <= 1.10); a slot's state is {state / kv:.1%} of its key and value "
-            f"(target <= 15 %); constant tail {tail / 1e6:.2f} MB"
+            f"(target <= 15 %); queries held {tail / 1e6:.2f} MB"
         )
     model, _ = namm.models.load_model()
     ids = torch.randint(0, model.config.vocab_size, (1, 8192))

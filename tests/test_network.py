@@ -294,6 +294,12 @@ def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
         import_checkpoint(tmp_path / "gg.pt")
 
 
+def test_shipped_memories_are_loaded_by_name() -> None:
+    assert NAMM.from_pretrained("builtin:universal").config.rehearses == "queries"
+    with pytest.raises(namm.NotFoundError, match="Did you mean 'builtin:universal'"):
+        NAMM.from_pretrained("builtin:univrsal")
+
+
 def test_a_record_that_torch_would_skip_is_read(tmp_path: Path) -> None:
     """The directory's attributes have no checksum: one that is said to be a folder came back as it was in memory."""
     file = reference_checkpoint(tmp_path / "ckpt.pt")

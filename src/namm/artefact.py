@@ -20,7 +20,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as tensors_to_bytes
 
 from namm import files
-from namm.errors import ArtefactError, NotFoundError, reason
+from namm.errors import ArtefactError, NotFoundError, nearest, reason
 from namm.json_files import read_json, write_json
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
 from namm.selection import WAYS
@@ -36,6 +36,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),
     "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
 }
+_BUILTIN = Path(__file__).with_name("data") / "memories"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _AGAIN = "Fetch or save the memory again."
 
@@ -83,11 +84,19 @@ def save(network: NAMM, path: Path) -> Path:
     return path
 
 
+def builtin_memories() -> dict[str, Path]:
+    """Memories shipped with the package: name to folder."""
+    return {f"builtin:{path.name}": path for path in sorted(_BUILTIN.glob("*")) if (path / CONFIG).exists()}
+
+
 def load(path_or_id: str | Path, revision: str | None = None) -> NAMM:
     """Read a memory from a folder or the hub; see `NAMM.from_pretrained`."""
-    path = Path(path_or_id)
+    name, builtin = str(path_or_id), builtin_memories()
+    if name.startswith("builtin:") and name not in builtin:
+        raise NotFoundError("a memory shipped with this version", repr(name), nearest(name, builtin))
+    path = builtin.get(name, Path(path_or_id))
     if not path.is_dir():
-        path = _download(str(path_or_id), revision)
+        path = _download(name, revision)
     config, checksum = _read_config(path)
     try:
         weights = files.read(path / WEIGHTS, _AGAIN)

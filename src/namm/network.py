@@ -225,10 +225,10 @@ class NAMM:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, revision: str | None = None) -> NAMM:
-        """Read a memory from a folder, or from the hub by its id.
+        """Read a memory: a folder, `builtin:NAME`, or from the hub by its id.
 
         Raises:
-            NotFoundError: there is no such folder or id.
+            NotFoundError: there is no such folder, name or id.
             ArtefactError: the files are truncated, altered, or of a layout this version does not know.
         """
         from namm.artefact import load

@@ -21,6 +21,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
+from namm.artefact import builtin_memories
 from namm.errors import NotFoundError, nearest
 from namm.network import NAMM
 from namm.policies.base import MemoryPolicy, View
@@ -65,12 +66,6 @@ BASELINES: dict[str, type[MemoryPolicy]] = {
     for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, KVzipWhole, Requery, Random)
 }
 DEFAULT_MEMORY = "builtin:universal"
-_BUILTIN = Path(__file__).parents[1] / "data" / "memories"
-
-
-def builtin_memories() -> dict[str, Path]:
-    """Memories shipped with the package: name to folder."""
-    return {f"builtin:{path.name}": path for path in sorted(_BUILTIN.glob("*")) if (path / "config.json").exists()}
 
 
 def own_interval(policy: MemoryPolicy) -> int:
@@ -100,13 +95,11 @@ def resolve(memory: NAMM | MemoryPolicy | str | Path) -> MemoryPolicy:
     name = str(memory)
     if name in BASELINES:
         return BASELINES[name]()
-    builtin = builtin_memories()
-    if name in builtin:
-        return NAMMPolicy(NAMM.from_pretrained(builtin[name]))
-    if Path(name).is_dir() or (name.count("/") == 1 and not name.startswith((".", "/")) and ":" not in name):
+    hub_id = name.count("/") == 1 and not name.startswith((".", "/")) and ":" not in name
+    if name in builtin_memories() or Path(name).is_dir() or hub_id:
         return NAMMPolicy(NAMM.from_pretrained(name))
     raise NotFoundError(
         "a policy name, builtin memory, folder or hub id (owner/name)",
         repr(name),
-        nearest(name, [*BASELINES, *builtin]),
+        nearest(name, [*BASELINES, *builtin_memories()]),
     )
