@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def test_import(tmp_path: Path) -> None:
     [
         (["demo", "--memory", "builtin:smolm2"], "Did you mean 'builtin:universal'"),
         (["demo", "--budget", "1.5"], "a fraction in (0, 1]"),
+        (["demo", "--file", "README.md"], "--file and --question together"),
+        (["demo", "--file", "none.txt", "--question", "Why?"], "none.txt"),
+        (["demo", "--file", "docs/evolution.png", "--question", "Why?"], "a text file in UTF-8"),
+        (["demo", "--file", "README.md", "--question", " "], "a text and a question about it"),
         (["demo", "--model", "smollm2-135m"], "Did you mean 'smollm2-135m-instruct'"),
         (["eval", "--out", "x", "--policy", "h20"], "Did you mean 'h2o'"),
         (["eval", "--out", "x", "--task", "longbench/hotpot"], "Did you mean 'longbench/hotpotqa'"),
@@ -103,6 +108,18 @@ def test_the_demo_measures_what_it_prints(tmp_path: Path) -> None:
     for name in ("StreamingLLM", "H2O", "NAMM"):
         assert name in done.stdout
     assert (tmp_path / "kept.png").stat().st_size > 10_000
+    assert re.search(r"NAMM +\w+ .* 5[0-5]%", done.stdout), done.stdout  # the budget, when the text has been read
+
+
+@pytest.mark.model
+def test_the_demo_of_a_text_of_ones_own(tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("The key to the red door hangs behind the clock. " * 12, encoding="utf-8")
+    options = ["--file", str(text), "--question", "Where is the key [to the door]?", "--out", str(tmp_path)]
+    done = command("demo", *options, "--budget", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "Where is the key [to the door]?" in done.stdout
+    assert re.search(r"full cache +the same .* 100%", done.stdout), done.stdout
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""`namm demo`: a language model reads a novel with a fact hidden in it, under several memories of the same size.
+"""`namm demo`: a language model reads a long text and is asked about it, under several memories of the same size.
 
 Everything in the table is measured in the run that prints it.
 """
@@ -17,36 +17,45 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from namm.compat import cache_in, passing
+from namm.errors import ConfigurationError
 from namm.memory import MemoryCache, MemoryReport, attach
 from namm.memory.cache import storage_bytes
+from namm.models import context_length
 from namm.policies import MemoryPolicy
 from namm.selection import Budget
-from namm.tasks import Sample, encode, paragraphs
+from namm.tasks import Encoded, Sample, encode, paragraphs
 
 BOOK = "persuasion"
 FACT = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key?"
 REPLY = "The pass key is"
+NEW_TOKENS = 12
+NEW_TOKENS_OF_OWN = 40
 
 Contender = tuple[MemoryPolicy | str, Budget, int]
 
 
 @dataclass(frozen=True)
 class Story:
-    """A prompt of a novel with a fact in it, and what must come out."""
+    """A text that is read, what is asked about it then, and what must come out if that is known.
 
-    ids: torch.Tensor
-    answer: str
-    fact: tuple[int, int]
+    Attributes:
+        fact: first and last token of the place where the answer stands.
+    """
+
+    text: torch.Tensor
+    question: torch.Tensor
+    answer: str | None = None
+    fact: tuple[int, int] | None = None
+    new_tokens: int = NEW_TOKENS
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one memory did with the story. Speeds in tokens per second."""
+    """What one memory did with the story, as it was when the text had been read. Speeds in tokens per second."""
 
     name: str
     reply: str
-    right: bool
     report: MemoryReport
     kept: list[list[list[int]]]
     prefill: float
@@ -54,7 +63,7 @@ class Outcome:
 
 
 def tell(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int) -> Story:
-    """A story of about `tokens` tokens with its fact at `depth` (0 start, 1 end) of the text."""
+    """A story of about `tokens` tokens of a novel with its fact at `depth` (0 start, 1 end) of the text."""
     rng = random.Random(seed)
     key = str(rng.randint(10000, 99999))
     book, length, chosen = paragraphs(BOOK), 0, []
@@ -65,13 +74,34 @@ def tell(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: in
         chosen.append(paragraph)
     fact = FACT.format(key=key)
     chosen.insert(round(depth * len(chosen)), fact)
-    sample = Sample("demo", str(seed), "\n\n".join(chosen), f"\n\n{QUESTION}", (key,), REPLY)
-    prompt = encode(sample, tokenizer).prompt
-    text = tokenizer.decode(prompt)
+    encoded = encode(Sample("demo", str(seed), "\n\n".join(chosen), f"\n\n{QUESTION}", (key,), REPLY), tokenizer)
+    text = tokenizer.decode(encoded.prompt)
     before = text[: text.index(fact)]
     start = len(tokenizer.encode(before, add_special_tokens=False))
     stop = len(tokenizer.encode(before + fact, add_special_tokens=False))
-    return Story(torch.tensor([list(prompt)]), key, (start, stop))
+    return Story(*_tensors(encoded), key, (start, stop))
+
+
+def tell_own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, question: str) -> Story:
+    """A text of the user's and their question.
+
+    Raises:
+        ConfigurationError: an empty text or question, or more tokens than the model can read.
+    """
+    if not text.strip() or not question.strip():
+        raise ConfigurationError("a text and a question about it", "an empty one", "Give --file and --question.")
+    encoded = encode(Sample("demo", "own", text, f"\n\n{question}", ("-",)), tokenizer)
+    longest, asked = context_length(model), len(encoded.prompt) + NEW_TOKENS_OF_OWN
+    if longest is not None and asked > longest:
+        raise ConfigurationError(
+            f"a text that leaves room for the answer within {longest:,} tokens", f"{asked:,} with it",
+            "Shorten it, or choose a --model with a longer context.",
+        )  # fmt: skip
+    return Story(*_tensors(encoded), new_tokens=NEW_TOKENS_OF_OWN)
+
+
+def _tensors(encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([encoded.context]), torch.tensor([encoded.question])
 
 
 def contenders(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str, Contender | None]:
@@ -92,25 +122,26 @@ def perform(
     tokenizer: PreTrainedTokenizerBase,
     story: Story,
     contender: Contender | None,
-    new_tokens: int = 12,
 ) -> Outcome:
-    """Read the story and answer, under one memory; None is the untouched model with its own cache."""
-    ids = story.ids.to(model.device)
+    """Read the text and answer, under one memory; None is the untouched model with its own cache."""
+    text, question = story.text.to(model.device), story.question.to(model.device)
     with attach(model, *contender) if contender else nullcontext():
         start = time.perf_counter()
-        out = model(ids, logits_to_keep=1)
-        reply = [int(out.logits[0, -1].argmax())]
-        prefill = ids.shape[1] / (time.perf_counter() - start)
-        cache = cache_in(out)
+        cache = cache_in(model(text, logits_to_keep=1))
+        if isinstance(cache, MemoryCache):
+            cache.forget()
         report = _report(cache)
         kept = _kept(cache, report)
+        out = model(question, **passing(model, cache), logits_to_keep=1)
+        reply = [int(out.logits[0, -1].argmax())]
+        prefill = (text.shape[1] + question.shape[1]) / (time.perf_counter() - start)
         start = time.perf_counter()
-        for _ in range(new_tokens - 1):
+        while len(reply) < story.new_tokens and reply[-1] != tokenizer.eos_token_id:
             out = model(torch.tensor([reply[-1:]], device=model.device), **passing(model, cache))
             reply.append(int(out.logits[0, -1].argmax()))
-        decode = (new_tokens - 1) / (time.perf_counter() - start)
-    text = tokenizer.decode(reply, skip_special_tokens=True).strip().split("\n")[0]
-    return Outcome(name, text, text.startswith(story.answer), report, kept, prefill, decode)
+        decode = (len(reply) - 1) / (time.perf_counter() - start)
+    answer = tokenizer.decode(reply, skip_special_tokens=True).strip()
+    return Outcome(name, answer.split("\n")[0] if story.answer else answer, report, kept, prefill, decode)
 
 
 def _report(cache: Cache) -> MemoryReport:
@@ -134,13 +165,20 @@ def run(
 ) -> Iterator[Outcome]:  # fmt: skip
     """Outcomes one by one, after a short warm-up that no row pays for."""
     with torch.inference_mode():
-        model(story.ids[:, :64].to(model.device), logits_to_keep=1)
+        model(story.text[:, :64].to(model.device), logits_to_keep=1)
     for name, contender in rows.items():
         yield perform(name, model, tokenizer, story, contender)
+
+
+def verdict(outcome: Outcome, full: Outcome, story: Story) -> str:
+    """ "right" or "wrong" where the answer is known, else whether it is that of the full cache."""
+    if story.answer is not None:
+        return "right" if outcome.reply.startswith(story.answer) else "wrong"
+    return "the same" if outcome.reply == full.reply else "another"
 
 
 def picture(outcomes: list[Outcome], story: Story, file: Path) -> Path:
     """The heat map of what each memory kept after reading."""
     from namm.report import kept_heatmap
 
-    return kept_heatmap({o.name: o.kept for o in outcomes}, story.ids.shape[1], file, story.fact)
+    return kept_heatmap({o.name: o.kept for o in outcomes}, story.text.shape[1], file, story.fact)

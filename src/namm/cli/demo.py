@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from namm.cli.shared import console, quiet
+from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from namm.demo import Outcome
+    from namm.demo import Outcome, Story
 
 
 def demo(
@@ -21,62 +22,99 @@ def demo(
     budget: Annotated[float, typer.Option(help="Share of the tokens that each memory may keep.")] = 0.25,
     depth: Annotated[float, typer.Option(min=0.0, max=1.0, help="Where the fact is hidden: 0 start, 1 end.")] = 0.4,
     seed: Annotated[int, typer.Option(help="Chooses the chapter and the hidden number.")] = 0,
+    file: Annotated[Path | None, typer.Option(help="A text of yours in place of the novel.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
     model: Annotated[str, typer.Option(help="Model to read with.")] = "smollm2-135m-instruct",
     memory: Annotated[str, typer.Option(help="The learned memory.")] = "builtin:universal",
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
-    """A language model reads a novel with a hidden fact, under several memories of the same size."""
+    """A language model reads a novel with a hidden fact, or a text of yours, under several memories of one size."""
     from namm import demo as stage
+    from namm.files import read
     from namm.models import load_model
     from namm.policies import own_interval, resolve
 
     quiet()
+    if (file is None) != (question is None):
+        raise ConfigurationError("--file and --question together", "one of them", "Give both, or neither.")
     learned = resolve(memory)
     interval = own_interval(learned)
     rows = stage.contenders(budget, learned, interval)
+    own = None if file is None else _decoded(read(file, "Give a text file in UTF-8."), file)
     started = time.perf_counter()
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model)
-    story = stage.tell(tokenizer, tokens, depth, seed)
+    if own is None or question is None:
+        story = stage.tell(tokenizer, tokens, depth, seed)
+        assert story.fact is not None
+        about = (
+            f"of Jane Austen's [italic]{stage.BOOK.title()}[/]; tokens {story.fact[0]:,}-{story.fact[1]:,} say "
+            f"that the pass key is {story.answer}.\nThen it is asked: {stage.QUESTION}"
+        )
+    else:
+        story = stage.tell_own(lm, tokenizer, own, question)
+        about = f"of {escape(str(file))}.\nThen it is asked: {escape(question)}"
     console.print(
-        f"[bold]{model}[/] reads {story.ids.shape[1]:,} tokens of Jane Austen's [italic]{stage.BOOK.title()}[/]; "
-        f"tokens {story.fact[0]:,}-{story.fact[1]:,} say that the pass key is {story.answer}.\n"
-        f"Then it is asked: {stage.QUESTION} Each memory may keep {budget:.0%} of what was read, and decides every "
-        f"{interval} tokens.\n"
+        f"[bold]{escape(model)}[/] reads {story.text.shape[1]:,} tokens {about} Each memory may keep {budget:.0%} of "
+        f"what was read, and decides every {interval} tokens and when the text has been read.\n",
+        highlight=False,
     )
-    outcomes: list[stage.Outcome] = []
+    outcomes: list[Outcome] = []
     with console.status("") as status:
         status.update(f"reading with {next(iter(rows))}")
         waiting = [*rows, ""]
         for outcome in stage.run(lm, tokenizer, story, rows):
             outcomes.append(outcome)
-            console.print(f"  {outcome.name:<14} {stage.REPLY} {escape(outcome.reply)}", highlight=False)
+            begun = f"{stage.REPLY} " if story.answer else ""
+            console.print(f"  {outcome.name:<14} {begun}{escape(outcome.reply)}", highlight=False)
             status.update(f"reading with {waiting[len(outcomes)]}")
     console.print()
-    console.print(_demo_table(outcomes))
-    full = outcomes[0]
+    console.print(_demo_table(outcomes, story))
+    picture = stage.picture(outcomes, story, out / "kept.png")
+    console.print(f"\n{_in_words(outcomes, story)}", highlight=False)
     console.print(
-        "\nslots: after reading, all layers and heads. held: keys, values and the memory's own state. "
-        f"Speeds are against the full cache: {full.prefill:.0f} tokens/s reading, {full.decode:.1f} answering."
-    )
-    file = stage.picture(outcomes, story, out / "kept.png")
-    console.print(
-        f"What was kept: {file}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)",
+        f"What was kept: {picture}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)",
         soft_wrap=True,
     )
 
 
-def _demo_table(outcomes: list[Outcome]) -> Table:
+def _decoded(text: bytes, file: Path) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError("a text file in UTF-8", str(file), f"It has other bytes: {error.reason}.") from error
+
+
+def _demo_table(outcomes: list[Outcome], story: Story) -> Table:
+    from namm.demo import verdict
+
     full = outcomes[0]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    left = ("memory", "answer", "")
+    left = ("memory", "answer")
     for heading in (*left, "slots", "held MB", "of full", "peak MB", "prefill", "decode"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     for o in outcomes:
-        r = o.report
+        r, said = o.report, verdict(o, full, story)
+        color = {"right": "green", "wrong": "red"}.get(said, "none")
         table.add_row(
-            o.name, escape(o.reply[:10]), "[green]right[/]" if o.right else "[red]wrong[/]", f"{r.slots:,}",
-            f"{r.bytes_held / 1e6:.1f}", f"{r.bytes_held / full.report.bytes_held:.0%}", f"{r.peak_bytes / 1e6:.1f}",
+            o.name, f"[{color}]{said}[/]", f"{r.slots:,}", f"{r.bytes_held / 1e6:.1f}",
+            f"{r.bytes_held / full.report.bytes_held:.0%}", f"{r.peak_bytes / 1e6:.1f}",
             f"{o.prefill / full.prefill:.2f}x", f"{o.decode / full.decode:.2f}x",
         )  # fmt: skip
     return table
+
+
+def _in_words(outcomes: list[Outcome], story: Story) -> str:
+    """What the table says of the learned memory, for whoever does not read tables."""
+    from namm.demo import verdict
+
+    full, ours = outcomes[0], outcomes[-1]
+    replies = {"right": "answered right", "wrong": "answered wrong", "the same": "gave the same answer"}
+    said, theirs = (replies.get(verdict(o, full, story), "gave another answer") for o in (ours, full))
+    return (
+        f"After reading, the full cache held {full.report.bytes_held / 1e6:.0f} MB"
+        + (f" and {theirs}" if story.answer else "")
+        + f"; the {ours.name} held {ours.report.bytes_held / 1e6:.0f} MB, its own state included, and {said}. It read "
+        f"{ours.prefill / full.prefill:.2f} and answered {ours.decode / full.decode:.2f} times as fast as the full "
+        f"cache ({full.prefill:.0f} and {full.decode:.1f} tokens a second)."
+    )

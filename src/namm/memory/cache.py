@@ -17,7 +17,7 @@ from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan
 from namm.memory.routing import check_routed, route, unroute
-from namm.memory.sequence import Meter
+from namm.memory.sequence import Meter, update_together
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.selection import Budget, Selection
@@ -217,6 +217,33 @@ class MemoryCache(Cache):
                 f"Memory layers: {[i for i, known in enumerate(self.layers) if isinstance(known, MemoryLayer)]}.",
             )  # fmt: skip
         return [sequence.kept_positions() for sequence in chosen.sequences]
+
+    def forget(self) -> None:
+        """Decide here and now: a text that ends between two updates is held at its budget, too.
+
+        The next update falls due where it would have.
+
+        Raises:
+            ModelError: a memory for which the model reads again, or a cache in the middle of a call.
+        """
+        layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+        for layer in layers:
+            layer.check_served()
+            for sequence in layer.sequences:
+                if sequence.plan.policy.evicts and sequence.plan.policy.reads_again:
+                    raise ModelError(
+                        "a memory that reads once, to decide between two updates", repr(sequence.plan.policy),
+                        "Choose an update_interval that divides the text's length.",
+                    )  # fmt: skip
+        for row in range(len(layers[0].sequences)):
+            sequences = [layer.sequences[row] for layer in layers]
+            if not sequences[0].seen or not sequences[0].plan.policy.evicts:
+                continue
+            if sequences[0].plan.jointly:
+                update_together(sequences)
+            else:
+                for sequence in sequences:
+                    sequence.update()
 
     def trim(self) -> None:
         """Give back the free slots that appended tokens leave; they come again with the next token."""

@@ -296,6 +296,8 @@ class Sequence:
         selection = self.plan.selection
         assert selection is not None
         self.ask_rest()
+        if self.tail is not None and self.tail.lse.shape[2] < (held := self.tail.query.shape[2]):
+            self._carried(0, held, self.scaling)  # while the slots that these queries saw are all there
         width = max(block.count for block in self.blocks)
         positions = aligned((b.used()[2] for b in self.blocks), width, -1)
         scores = aligned((self._score(b, selection) for b in self.blocks), width, -torch.inf)
