@@ -2,7 +2,7 @@
 
     python benchmarks/control_plain.py [folder] [--seeds 3]
 
-The folder is that of benchmarks/control.sh. In float64 both must agree; in float32 the simulator makes much of little.
+The folder is that of experiments/control/run.sh. In float64 both must agree; in float32 the simulator makes much of little.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import rows
 import torch
 from rich.console import Console
 
-from namm.rl.decision import Decision
-from namm.rl.rollout import Window, rollout
-from namm.rl.simulators import make
+from namm.rl import Decision, Window, rollout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.rl.plain import plain
@@ -37,9 +36,9 @@ def main() -> None:
             decision = Decision.load(folder)
             decision.model.to(dtype)
             env_id = decision.about.env_id
-            episodes = rollout(decision, lambda env_id=env_id: make(env_id), range(options.seeds), Window())
+            episodes = rollout(decision, lambda env_id=env_id: gymnasium.make(env_id), range(options.seeds), Window())
             for episode in episodes:
-                actions, total = plain(decision, make(env_id), episode.seed)
+                actions, total = plain(decision, gymnasium.make(env_id), episode.seed)
                 steps = min(len(actions), len(episode))
                 apart = np.abs(actions[:steps] - episode.actions[:steps]).max(1)
                 row = {

@@ -22,9 +22,8 @@ from rich.table import Table
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from namm.policies import resolve
-from namm.rl.decision import About, Decision
-from namm.rl.rollout import Context, Growing, Remembered, Window, acting, at_bytes_of
-from namm.rl.simulators import D4RL
+from namm.rl import About, Context, Decision, Growing, Remembered, Scale, Window, at_bytes_of
+from namm.rl.rollout import acting
 
 WINDOW = 20
 MEMORIES = ("streaming", "h2o", "builtin:universal")
@@ -36,8 +35,7 @@ def untrained(width: int, steps: int) -> Decision:
         state_dim=11, act_dim=3, hidden_size=width, n_layer=3, n_head=1, max_ep_len=steps, n_positions=1,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    scale = D4RL["Hopper"]
-    about = About("Hopper-v5", "none", 0, 0, 0.0, WINDOW, 1.0, 1.0, [0.0] * 11, [1.0] * 11, scale)
+    about = About("Hopper-v5", "none", 0, 0, 0.0, WINDOW, 1.0, 1.0, [0.0] * 11, [1.0] * 11, Scale(0.0, 1.0, "none"))
     return Decision(DecisionTransformerModel(config), about)
 
 

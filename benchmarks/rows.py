@@ -59,6 +59,15 @@ def read(name: str) -> list[dict[str, Any]]:
         return [row for row, _ in json_lines(lines, str(packed), "Check the file out again.")]
 
 
+def made_by(rows: list[dict[str, Any]]) -> str:
+    """By what the rows of one script were measured, on what and at which commit."""
+    r = rows[0]
+    return (
+        f"`python {r['script']}` at commit {r['commit']}; {r['hardware']}; torch {r['torch']}, transformers "
+        f"{r['transformers']}, {r['kernels']} kernels.\n"
+    )
+
+
 def _with_origin(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     common = {
         "script": f"benchmarks/{name}.py", "commit": commit(), "hardware": hardware(), "kernels": kernels.backend(),

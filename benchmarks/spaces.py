@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from planted import Planted
 from rows import write
 
 from namm.evolution import EvolutionConfig, evolve
 from namm.evolution.checkpoint import read_log
-from namm.evolution.planted import Planted
 from namm.evolution.space import make_space
 from namm.network import NAMM
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from evidence import MODELS, RULE, TARGETS, TWICE, complete
-from rows import RESULTS, read
+from rows import RESULTS, made_by, read
 
 from namm.json_files import read_json
 from namm.policies import DEFAULT_MEMORY, builtin_memories
@@ -20,14 +20,6 @@ from namm.report.summary import label, to_markdown
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-
-
-def made_by(rows: list[dict[str, Any]]) -> str:
-    r = rows[0]
-    return (
-        f"`python {r['script']}` at commit {r['commit']}; {r['hardware']}; torch {r['torch']}, transformers "
-        f"{r['transformers']}, {r['kernels']} kernels.\n"
-    )
 
 
 def table(headings: list[str], lines: list[list[str]]) -> str:

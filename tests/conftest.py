@@ -8,7 +8,7 @@ from jaxtyping import install_import_hook
 
 from tests import checker  # noqa: F401  (the hook looks it up by name)
 
-with install_import_hook("namm", "tests.checker.check"):
+with install_import_hook(["namm", "experiments", "benchmarks"], "tests.checker.check"):
     for room in ("memory", "models", "network", "policies"):  # `import namm` alone brings none of them
         import_module(f"namm.{room}")
 

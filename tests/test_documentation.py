@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
 MORE = ["docs/lm-evaluation-harness.md", "docs/vision.md", "docs/control.md"]
 SERVING = ["docs/serve.md", "docs/serve-replicas.md"]
-LINKED = [*PAGES, *MORE, *SERVING, "CONTRIBUTING.md", "CHANGELOG.md"]
+EXPERIMENTS = ["experiments/control/README.md", "experiments/video/README.md"]
+LINKED = [*PAGES, *MORE, *SERVING, *EXPERIMENTS, "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
 @pytest.mark.model

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.planted import Planted
 from namm.evolution import EvolutionConfig, evolve
-from namm.evolution.planted import Planted
 from tests.evolution.planted import small
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import namm
+from benchmarks.planted import Planted
 from namm.evolution import EvolutionConfig, Item, Outcome
-from namm.evolution.planted import Planted
 from namm.network import NAMM
 
 

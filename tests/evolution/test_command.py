@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 import namm
+from benchmarks.planted import Planted
 from namm.evolution import evolve
-from namm.evolution.planted import Planted
 from tests.evolution.planted import small
 
 # the command, on the planted problem
 SCRIPT = """
 import sys
 from namm.evolution import run
-from namm.evolution.planted import Planted
+from benchmarks.planted import Planted
 run._language_problem = lambda config, model: Planted
 from namm.cli import main
 main()
@@ -31,8 +31,8 @@ HARD = ('stages.1.tasks=["slow", "quick", "march"]', "stages.1.tokens=[256]")
 
 
 def start(*words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SCRIPT, "evolve", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command, root = [sys.executable, "-c", SCRIPT, "evolve", *words], Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
 
 
 @pytest.fixture

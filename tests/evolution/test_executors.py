@@ -12,11 +12,11 @@ import pytest
 import ray
 
 import namm
+from benchmarks.planted import Planted
 from namm.errors import RunError
 from namm.evolution import evolve
 from namm.evolution.config import Workers
 from namm.evolution.executors import InProcess, Processes
-from namm.evolution.planted import Planted
 from tests.evolution.planted import ModelLess, mortal, pid_of, same, small, work
 from tests.evolution.test_run import rows
 
@@ -82,7 +82,7 @@ def test_a_worker_outlives_its_driver_by_a_moment_only() -> None:
 import os, time
 from namm.evolution.config import Workers
 from namm.evolution.executors import Processes
-from namm.evolution.planted import Planted
+from benchmarks.planted import Planted
 from tests.evolution.planted import pid_of
 if __name__ == "__main__":
     with Processes(Workers(count=1), Planted) as workers:

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 import namm
+from benchmarks.planted import Planted
 from namm.evolution import EvolutionConfig, Progress, evolve
 from namm.evolution.checkpoint import CHECKPOINT, PREVIOUS, read_log
-from namm.evolution.planted import Planted
 from namm.evolution.strategy import Strategy
 from tests.evolution import killed
 from tests.evolution.planted import Broken, same, small
@@ -410,7 +410,7 @@ import sys
 from pathlib import Path
 from namm.errors import NammError
 from namm.evolution import evolve
-from namm.evolution.planted import Planted
+from benchmarks.planted import Planted
 from tests.evolution import killed
 print("ready", flush=True)
 sys.stdin.readline()

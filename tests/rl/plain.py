@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from namm.rl.decision import Decision
+from namm.rl import Decision
 
 
 @torch.no_grad()

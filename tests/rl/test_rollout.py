@@ -16,9 +16,9 @@ import namm
 from namm.errors import ConfigurationError, ModelError
 from namm.policies import DEFAULT_MEMORY, H2O, KeepAll, StreamingLLM, View, resolve
 from namm.policies.base import MemoryPolicy, Rehearsal
-from namm.rl.decision import TOKENS, Decision
-from namm.rl.rollout import Context, Episode, Growing, Remembered, Window, at_bytes_of, rollout, token_bytes
-from namm.rl.simulators import make
+from namm.rl import Context, Decision, Episode, Growing, Remembered, Window, at_bytes_of, rollout
+from namm.rl.decision import TOKENS
+from namm.rl.rollout import token_bytes
 from tests.rl.plain import plain
 from tests.rl.toy import ACTION, LIMIT, STATE, toy_decision
 from tests.zoo import decision_model
@@ -28,7 +28,7 @@ OURS = DEFAULT_MEMORY
 
 
 def play(decision: Decision, context: Context, env: str = "Toy-v0", seeds=SEEDS) -> list[Episode]:
-    return rollout(decision, lambda: make(env), seeds, context)
+    return rollout(decision, lambda: gym.make(env), seeds, context)
 
 
 def assert_same(ours: list[Episode], theirs: list[Episode], steps: int | None = None, **tolerance: float) -> None:
@@ -62,7 +62,7 @@ def test_who_forgets_nothing_acts_as_the_untouched_model(policy: MemoryPolicy) -
 def test_a_window_is_the_plain_implementation() -> None:
     decision = toy_decision()
     for episode in play(decision, Window()):
-        actions, total = plain(decision, make("Toy-v0"), episode.seed)
+        actions, total = plain(decision, gym.make("Toy-v0"), episode.seed)
         np.testing.assert_allclose(episode.actions, actions, atol=1e-4)
         assert episode.total == pytest.approx(total, abs=1e-3)
 
@@ -191,9 +191,11 @@ def test_a_simulator_acts_the_same_with_and_without_a_cache(tmp_path: Path, monk
     about = replace(toy_decision(50).about, env_id="Hopper-v5", mean=[0.0] * 11, deviation=[1.0] * 11)
     decision = Decision(DecisionTransformerModel(config).double(), about)
     window, cached = (
-        rollout(decision, lambda: make("Hopper-v5", max_episode_steps=50), SEEDS, context)
+        rollout(decision, lambda: gym.make("Hopper-v5", max_episode_steps=50), SEEDS, context)
         for context in (Window(), Growing())
     )
     assert_same(cached, window, atol=1e-8)
     for episode in window:
-        assert plain(decision, make("Hopper-v5", max_episode_steps=50), episode.seed)[1] == pytest.approx(episode.total)
+        assert plain(decision, gym.make("Hopper-v5", max_episode_steps=50), episode.seed)[1] == pytest.approx(
+            episode.total
+        )

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from namm.rl.decision import About, Decision
-from namm.rl.simulators import Scale
-from namm.rl.trajectories import Trajectory
+from namm.rl import About, Decision, Scale
 
 LIMIT = 40
 STATE, ACTION = 4, 2
@@ -64,14 +62,3 @@ def toy_decision(context: int = 5, heads: int = 2, dtype: torch.dtype = torch.fl
         unit=30.0, mean=[0.1] * STATE, deviation=[1.5] * STATE, scale=Scale(-10.0, 40.0, "the tests"),
     )  # fmt: skip
     return Decision(model.to(dtype), about)
-
-
-def trajectories(lengths: tuple[int, ...] = (30, 12, 1, 40), seed: int = 0) -> list[Trajectory]:
-    rng = np.random.default_rng(seed)
-    return [
-        Trajectory(
-            rng.normal(size=(n + 1, STATE)).astype(np.float32), rng.uniform(-1, 1, (n, ACTION)).astype(np.float32),
-            rng.normal(size=n).astype(np.float32), n < LIMIT,
-        )
-        for n in lengths
-    ]  # fmt: skip

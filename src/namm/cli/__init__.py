@@ -1,4 +1,4 @@
-"""The command line: `namm demo | eval | inspect | evolve | import | serve | rl | vision`."""
+"""The command line: `namm demo | eval | inspect | evolve | import | serve | vision`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from namm.cli.eval import evaluate
 from namm.cli.evolve import evolve
 from namm.cli.import_ import import_
 from namm.cli.inspect import inspect
-from namm.cli.rl import rl
 from namm.cli.serve import serve
 from namm.cli.shared import console, one_message
 from namm.cli.vision import vision
@@ -50,5 +49,4 @@ app.command()(inspect)
 app.command()(evolve)
 app.command("import")(import_)
 app.command()(serve)
-app.add_typer(rl, name="rl")
 app.add_typer(vision, name="vision")

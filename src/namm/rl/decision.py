@@ -16,10 +16,22 @@ from namm.errors import ArtefactError, NotFoundError
 from namm.files import sync_tree
 from namm.json_files import read_json, write_json
 from namm.models import UNREADABLE
-from namm.rl.simulators import Scale
 
 TOKENS = 3  # of a step: return to go, state, action
 FILE = "decision.json"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What counts as 0 and as 100; `source` says who measured that."""
+
+    random: float
+    expert: float
+    source: str
+
+    def normalised(self, total: float) -> float:
+        """A return as D4RL reports it: 0 for random actions, 100 for the expert."""
+        return 100 * (total - self.random) / (self.expert - self.random)
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class Decision:
         """
         file = Path(folder) / FILE
         if not file.exists():
-            raise NotFoundError("a folder with a Decision Transformer", folder, "Train one with `namm rl train`.")
+            raise NotFoundError("a folder with a Decision Transformer", folder, "Give one that `Decision.save` wrote.")
         try:
             saved = read_json(file, "Train it again.")
             about = About(**saved | {"scale": Scale(**saved["scale"])})

@@ -25,7 +25,6 @@ from namm.memory.cache import storage_bytes
 from namm.memory.layer import MemoryLayer
 from namm.policies import MemoryPolicy
 from namm.rl.decision import TOKENS, Decision
-from namm.rl.simulators import longest_episode
 from namm.selection import Budget, Selection
 
 
@@ -286,6 +285,21 @@ def _check(decision: Decision, env: Any) -> None:
             f"episodes of at most {config.max_ep_len} steps, which the model has embeddings for", limit,
             "Train it for longer episodes.",
         )  # fmt: skip
+
+
+def longest_episode(env: Any) -> int:
+    """The time limit of an environment.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    if not limit:
+        raise ConfigurationError(
+            "an environment with a time limit", f"{env.spec and env.spec.id} without one",
+            "Give it max_episode_steps where it is registered.",
+        )  # fmt: skip
+    return int(limit)
 
 
 def token_bytes(decision: Decision) -> int:

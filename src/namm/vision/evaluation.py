@@ -1,4 +1,4 @@
-"""Video evaluation: memories and budgets on clips become rows in a file, one for each question.
+"""Video evaluation: memories and budgets on videos become rows in a file, one for each question.
 
 The folder is that of a text evaluation: `run.json`, `rows.jsonl`, `summary.md`. A run that was stopped goes on.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +18,7 @@ from namm.evaluation.config import OWN, alignment, check_budgets
 from namm.evaluation.folder import check_folder, open_folder
 from namm.evaluation.identity import identity
 from namm.evaluation.reader import Contender, contenders
-from namm.evaluation.rows import provenance, read_rows
+from namm.evaluation.rows import Row, provenance, read_rows
 from namm.files import write
 from namm.policies import DEFAULT_MEMORY, MemoryPolicy, resolve
 from namm.vision.reading import Listing, Watcher
@@ -33,40 +33,38 @@ class VideoConfig:
     """One video evaluation, complete.
 
     Attributes:
-        model: folder of the small model, or a hub id for published benchmarks.
+        model: folder or hub id.
         policies: what is compared, by name; the full cache, the first four tokens and fewer frames are there besides.
         budgets: shares of the full cache's bytes, or "own" for a NAMM's own threshold.
-        tasks: "clips", "longvideobench" or "mlvu".
-        tokens: for clips their lengths in seconds; for published benchmarks the frames shown of each video.
-        samples: clips of each length, or first questions of a benchmark, of which 0 are all.
-        asked: questions about each clip.
+        tasks: "longvideobench" or "mlvu".
+        tokens: lengths of videos, in `unit`.
+        samples: first questions of a benchmark, of which 0 are all.
         update_interval: tokens between two updates.
         data: folder of a published benchmark, in its own layout.
-        images: checksum of the photographs that clips are made from.
+        unit: what the length of a video counts.
     """
+
+    unit: ClassVar[str] = "frames"
 
     model: str
     policies: tuple[str, ...] = (*BASELINES, DEFAULT_MEMORY)
     budgets: tuple[float | str, ...] = (0.5, 0.25, 0.125)
-    tasks: tuple[str, ...] = ("clips",)
-    tokens: tuple[int, ...] = (48,)
-    samples: int = 40
-    asked: int = 10
-    split: str = "test"
-    seed: int = 0
+    tasks: tuple[str, ...] = ("longvideobench",)
+    tokens: tuple[int, ...] = (32,)
+    samples: int = 0
     update_interval: int = 512
     data: str | None = None
-    images: str | None = None
     dtype: str = "auto"
     threads: int = 0
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        if self.split not in ("validation", "test"):
-            raise ConfigurationError("a split that the model has not seen", repr(self.split), "validation or test.")
-        for name, least in (("samples", 1 if "clips" in self.tasks else 0), ("asked", 1)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"{name} >= {least}", getattr(self, name), "See the help for what it means.")
+        if self.samples < 0:
+            raise ConfigurationError("samples >= 0", self.samples, "See the help for what it means.")
+
+    def row(self) -> Row:
+        """What every row says of it."""
+        return {"model": self.model, "update_interval": self.update_interval}
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ def evaluate_video(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
     chosen = _contenders(config, policies)
-    common = provenance(model) | {
-        "model": config.model, "split": config.split, "seed": config.seed, "update_interval": config.update_interval,
-    }  # fmt: skip
+    common = provenance(model) | config.row()
     with open_folder(out, now=identity(config, policies, model, {})) as file:
         for number, listing in enumerate(listings):
             missing = [c for c in chosen if not _keys(listing, c) <= file.known]
@@ -132,7 +128,7 @@ def evaluate_video(
                 ])  # fmt: skip
     if on_progress:
         on_progress(VideoProgress(len(listings), len(listings), "done"))
-    text = to_markdown(read_rows(out))
+    text = to_markdown(read_rows(out), config.unit)
     write(out / "summary.md", text)
     return text
 

@@ -1,7 +1,7 @@
 """Watching under a memory, and asking afterwards: the pictures are read before the memory knows the question.
 
 Every memory decides for the last time at the end of the pictures, where its bytes are measured; the question follows
-and is kept. An answer is one token: a word of the small model's, or the letter of a choice.
+and is kept. An answer is one token, such as the letter of a choice.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Showing:
     """A clip as a model is given it, with what is asked about it.
 
     Attributes:
-        length: for the table, such as seconds.
+        length: for the table, such as frames.
         inputs: `input_ids` `[1, token]` up to the question, with the pixel values.
         thinned: the same with fewer frames, about the given share of its tokens.
     """

@@ -1,4 +1,4 @@
-"""Clips and videos as a model is given them."""
+"""Videos as a model is given them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,8 @@ from transformers import PreTrainedModel
 
 from namm.errors import ArtefactError, ModelError, NotFoundError
 from namm.packages import package
-from namm.vision.clips import Clip, choose, make_clip
-from namm.vision.images import Images
 from namm.vision.published import Choice, check_frames
 from namm.vision.reading import Inputs, Listing, Query, Showing
-from namm.vision.small import clip_inputs, text_ids
-
-
-def clip_listings(images: Images, seconds: int, clips: int, asked: int, seed: int = 0) -> Iterator[Listing]:
-    """Made clips for the small model, with `asked` questions about each."""
-    for number in range(clips):
-        clip = make_clip(images, seconds, (seed, 2, number))
-        queries = tuple(
-            Query(q.kind, f"{number}: {q.text}", tuple(text_ids(q.text)), text_ids(q.answer)[0])
-            for q in choose(clip, asked, (seed, 2, number, 1))
-        )
-        asks = tuple((query.kind, query.name) for query in queries)
-        showing = partial(_clip_showing, clip, f"clip {number}", queries)
-        yield Listing(f"clip {number}", seconds, asks, showing)
-
-
-def _clip_showing(clip: Clip, name: str, queries: tuple[Query, ...]) -> Showing:
-    return Showing(name, clip.seconds, clip_inputs(clip), queries, partial(thinned, clip))
-
-
-def thinned(clip: Clip, share: float) -> Inputs:
-    """The clip with evenly chosen seconds only, which keep their numbers."""
-    count = max(1, int(share * clip.seconds))
-    return clip_inputs(clip, evenly(clip.seconds, count))
 
 
 def evenly(total: int, count: int) -> list[int]:

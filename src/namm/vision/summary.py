@@ -11,7 +11,6 @@ import numpy as np
 from namm.report.bootstrap import interval, resample
 from namm.report.statistics import kind
 from namm.report.summary import Estimate, estimate, label, number, share, table
-from namm.vision.clips import KINDS
 
 Row = dict[str, Any]
 _NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens and the last"}
@@ -29,10 +28,13 @@ class Table:
     learned: list[str]
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[Row], unit: str = "frames") -> list[Table]:
     """For each length and budget a table: accuracy, paired difference to the full cache, accuracy of each kind.
 
     Intervals are 95 %, from a bootstrap over clips; the questions about one clip are drawn together.
+
+    Args:
+        unit: what a length counts.
     """
     found = []
     for length in sorted({row["tokens"] for row in rows}):
@@ -40,14 +42,14 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         budgets = dict.fromkeys(row["budget"] for row in here if row["budget"] is not None)
         for budget in sorted(budgets, key=lambda b: (isinstance(b, str), -b if isinstance(b, float) else 0)):
             mine = [row for row in here if row["budget"] in (None, budget)]
-            found.append(_table(_title(here, length, budget), mine))
+            found.append(_table(_title(here, length, unit, budget), mine))
     return found
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[Row], unit: str = "frames") -> str:
     """All `tables`, one below the other."""
     parts = []
-    for t in tables(rows):
+    for t in tables(rows, unit):
         parts.append(f"### {t.title}\n\n{table(t.headings, t.lines)}")
         if t.above:
             parts.append("Accuracy above each at equal bytes, paired:\n\n" + table(["", *t.learned], t.above))
@@ -61,11 +63,10 @@ def mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
     return Estimate(float(drawn.mean[0]), *(None if np.isnan(end) else float(end) for end in (low, high)))
 
 
-def _title(rows: Sequence[Row], length: int, budget: float | str) -> str:
+def _title(rows: Sequence[Row], length: int, unit: str, budget: float | str) -> str:
     clips = len({row["clip"] for row in rows})
     tokens = round(float(np.mean([row["clip_tokens"] for row in rows])))
     allowed = "own thresholds" if isinstance(budget, str) else f"{share(budget)} of the bytes"
-    unit = "seconds" if all(row["task"] in KINDS for row in rows) else "frames"
     return f"{clips} clips of {length} {unit} ({tokens} tokens), {allowed}"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from namm.vision.images import CLASSES, Images
+from experiments.video.images import CLASSES, Images
 
 
 def images(count: int = 120, seed: int = 0) -> Images:

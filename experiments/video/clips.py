@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import UInt8
 
+from experiments.video.images import CLASSES, SIZE, Images
 from namm.errors import ConfigurationError
-from namm.vision.images import CLASSES, SIZE, Images
 
 FRAMES = 1  # in each second
 SHORTEST, LONGEST = 12, 192  # seconds of a clip

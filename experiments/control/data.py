@@ -1,20 +1,29 @@
-"""Data sets in D4RL's sense, made from a behaviour run: expert, medium and medium-replay."""
+"""Data sets in D4RL's sense, made from a behaviour run: expert, medium and medium-replay.
+
+python experiments/control/data.py --help
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from namm.cli.shared import console, one_message, prepare, progress_bar
 from namm.errors import ConfigurationError
-from namm.rl.behaviour import ENVIRONMENTS, Recorder, log, snapshot
-from namm.rl.offline import save
-from namm.rl.simulators import make
-from namm.rl.trajectories import Trajectory, load_shard
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
+
+from experiments.control.behaviour import ENVIRONMENTS, Recorder, behaviour_for, latest, log, snapshot, train
+from experiments.control.offline import save
+from experiments.control.simulators import make
+from experiments.control.trajectories import Trajectory, load_shard
 
 KINDS = ("medium", "medium-replay", "expert")
 RANDOM_EPISODES = 100
@@ -106,3 +115,37 @@ def record(
             f"PPO after {step:,} steps"
         )
     return made
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    env: Annotated[str, typer.Option(help="Environment of Gymnasium: Hopper-v5, HalfCheetah-v5, Walker2d-v5, ...")],
+    out: Annotated[Path, typer.Option(help="Folder of data sets; MINARI_DATASETS_PATH=OUT lets Minari find them.")],
+    steps: Annotated[int, typer.Option(help="Training steps of the behaviour policy; 0 for our own choice.")] = 0,
+    size: Annotated[int, typer.Option(help="Steps of the medium and of the expert data set.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="Of the behaviour policy and its episodes.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Torch threads, of which so small a model needs no more; 0: torch's choice.")
+    ] = 1,
+) -> None:
+    """Train a behaviour policy by PPO and record medium, medium-replay and expert data. Stopped, it goes on."""
+    prepare(threads)
+    behaviour = behaviour_for(env, steps)
+    run = out / "behaviour" / env.rpartition("-v")[0].lower()
+    with progress_bar() as bar:
+        line = bar.add_task(env, total=behaviour.steps, completed=latest(run))
+
+        def show(entry: dict[str, float]) -> None:
+            told = f"{env}: return {entry['return']:.0f} of {entry['episodes']:.0f} episodes"
+            bar.update(line, completed=entry["step"], description=told)
+
+        train(env, run, behaviour, seed, report=show)
+    record(run, env, out, size, seed, lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+if __name__ == "__main__":
+    with one_message():
+        app()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
+from experiments.control.offline import load, save
+from experiments.control.simulators import make, scale_of
+from experiments.control.trajectories import load_shard, save_shard
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError
-from namm.rl.offline import load, save
-from namm.rl.simulators import make, scale_of
-from namm.rl.trajectories import load_shard, save_shard
-from tests.rl.toy import trajectories
+from tests.experiments.control.made import trajectories
 
 KNOWN = {"random_return": -5.0, "expert_return": 15.0}
 
@@ -113,28 +113,14 @@ def test_environments_without_vectors() -> None:
         make("CartPole-v1")
 
 
-@pytest.mark.parametrize("missing", ["gymnasium", "minari", "h5py"])
-def test_a_missing_package_names_the_extra(folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
-    real = importlib.import_module
-
-    def without(name: str, *args: object):
-        if name.split(".", maxsplit=1)[0] == missing:
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-        return real(name, *args)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(NotFoundError, match=r"Run: pip install 'namm\[rl\]'"):
-        make("Toy-v0") if missing == "gymnasium" else load(folder / "toy" / "medium-v0", "Toy-v0")
-
-
-def test_a_missing_simulator_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_simulator_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import gymnasium
 
     def without(*args: object, **options: object) -> None:
         raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
 
     monkeypatch.setattr(gymnasium, "make", without)
-    with pytest.raises(NotFoundError, match=r"the simulator of Hopper-v5; got MuJoCo is .* pip install 'namm\[rl\]'"):
+    with pytest.raises(
+        NotFoundError, match=r"the simulator of Hopper-v5; got MuJoCo is .* pip install 'gymnasium\[mujoco\]'"
+    ):
         make("Hopper-v5")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from namm.checkpoints import save_checkpoint
-from namm.errors import ArtefactError, ConfigurationError, NotFoundError, RunError
+from experiments.checkpoints import save_checkpoint
+from experiments.control.behaviour import Behaviour, latest, log, snapshot
+from experiments.control.behaviour import train as train_behaviour
+from experiments.control.data import KINDS, choose, record
+from experiments.control.offline import Offline, load
+from experiments.control.simulators import make
+from experiments.control.train import Recipe, Sampler, describe, train
+from namm.errors import ArtefactError, ConfigurationError, RunError
 from namm.files import locked
-from namm.rl.behaviour import Behaviour, latest, log, snapshot
-from namm.rl.behaviour import train as train_behaviour
-from namm.rl.decision import Decision
-from namm.rl.offline import Offline, load
-from namm.rl.recording import KINDS, choose, record
-from namm.rl.rollout import Growing, rollout
-from namm.rl.simulators import Scale, make
-from namm.rl.training import Recipe, Sampler, describe, train
+from namm.rl import Decision, Growing, Scale, rollout
+from tests.experiments.control.made import trajectories
 from tests.harm import HARM, contents, flipped, harmed
-from tests.rl.toy import trajectories
 
 RECIPE = Recipe(context=5, width=16, layers=2, updates=30, batch=8, warmup=5)
 BEHAVIOUR = Behaviour(steps=1_500, rollout=256, batch=64, epochs=1, width=8)
@@ -87,15 +84,6 @@ def test_a_saved_model_acts_as_it_did(data: Offline, tmp_path: Path) -> None:
     np.testing.assert_array_equal(a.actions, b.actions)
 
 
-def test_what_is_no_model(data: Offline, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="Train one with `namm rl train`"):
-        Decision.load(tmp_path)
-    train(data, tmp_path, replace(RECIPE, updates=1))
-    (tmp_path / "decision.json").write_text("{")
-    with pytest.raises(ArtefactError, match="a readable Decision Transformer"):
-        Decision.load(tmp_path)
-
-
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("name", ["checkpoint.pt", "run.json"])
 def test_what_is_damaged_is_told_and_stays(data: Offline, tmp_path: Path, name: str, harm: str) -> None:
@@ -121,17 +109,6 @@ def test_a_checkpoint_of_another_kind(data: Offline, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint.pt", {"config": "{}", "step": 3})
     with pytest.raises(ArtefactError, match="a checkpoint with done, model, optimizer, random, schedule"):
         train(data, tmp_path, RECIPE)
-
-
-@pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_model_is_told(data: Offline, tmp_path: Path, harm: str) -> None:
-    train(data, tmp_path / "whole", replace(RECIPE, updates=1))
-    for attempt, name in enumerate(["decision.json", "config.json", "model.safetensors"] * 3):
-        folder = tmp_path / str(attempt)
-        shutil.copytree(tmp_path / "whole", folder)
-        harmed(folder / name, harm, random.Random(attempt))
-        with suppress(ArtefactError):  # or it was of no account
-            Decision.load(folder)
 
 
 def test_one_process_trains_in_a_folder(data: Offline, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small video language model of the LLaVA-OneVision architecture, for clips of `namm.vision.clips`.
+"""A small video language model of the LLaVA-OneVision architecture, for clips of `experiments.video.clips`.
 
 SigLIP tower, projector and pooling, a Llama-like decoder: every part is transformers' own, only small. A second of
 video is written as its number and its frames, `17 <video>`, as recent video models write time stamps.
@@ -24,11 +24,11 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from experiments.video.clips import FRAMES, LONGEST, Clip
+from experiments.video.images import CLASSES, SIZE
 from namm.errors import ArtefactError, NotFoundError
 from namm.json_files import write_json
 from namm.models import UNREADABLE
-from namm.vision.clips import FRAMES, LONGEST, Clip
-from namm.vision.images import CLASSES, SIZE
 
 PATCH = 7
 VIDEO = "<video>"
@@ -69,8 +69,9 @@ def load_small(folder: str | Path) -> LlavaOnevisionForConditionalGeneration:
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise NotFoundError(
-            "a folder with the small video model", str(folder), f"Train it: namm vision train --out {folder}"
-        )
+            "a folder with the small video model", str(folder),
+            f"Train it: python experiments/video/train.py --out {folder}",
+        )  # fmt: skip
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
     except UNREADABLE as error:
@@ -78,7 +79,7 @@ def load_small(folder: str | Path) -> LlavaOnevisionForConditionalGeneration:
     if model.config.text_config.vocab_size != len(vocabulary()):
         raise ArtefactError(
             f"a model of {len(vocabulary())} words", f"{model.config.text_config.vocab_size} in {folder}",
-            "Train it again with this version: namm vision train.",
+            "Train it again with this version: experiments/video/train.py.",
         )  # fmt: skip
     return model
 

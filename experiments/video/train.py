@@ -2,30 +2,38 @@
 
 A clip is asked many questions at once, each of which sees the clip and itself only, so that one pass over the frames
 teaches as much as many. Everything is drawn from the step's number: a run that was stopped goes on as if it had not.
+
+python experiments/video/train.py --help
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from namm.checkpoints import check_same, read_checkpoint, save_checkpoint
+from namm.cli.shared import console, one_message, prepare, progress_bar
 from namm.files import locked
-from namm.vision.clips import Clip, Question, choose, make_clip, shaken
-from namm.vision.images import CLASSES, Images
-from namm.vision.small import clip_ids, pixel_values, save_processor, small_model, text_ids
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
+
+from experiments.checkpoints import check_same, read_checkpoint, save_checkpoint
+from experiments.video.clips import Clip, Question, choose, make_clip, shaken
+from experiments.video.images import CLASSES, SYSTEM, Images, load_images
+from experiments.video.small import clip_ids, pixel_values, save_processor, small_model, text_ids
 
 IGNORED = -100
 _CHECKPOINT = "checkpoint.pt"
@@ -282,3 +290,36 @@ def _restore(out: Path, config: TrainingConfig, *parts: Any) -> int:
 def _save(out: Path, config: TrainingConfig, step: int, *parts: Any) -> None:
     state = {"config": json.dumps(asdict(config)), "step": step, "parts": [part.state_dict() for part in parts]}
     save_checkpoint(out / _CHECKPOINT, state)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the model, and of checkpoints until it is done.")],
+    images: Annotated[
+        Path, typer.Option(help="Folder of the Fashion-MNIST files (Debian: apt install dataset-fashion-mnist).")
+    ] = SYSTEM,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = 0,
+) -> None:
+    """Train the small video model, in about half an hour. Stopped, the same command goes on."""
+    prepare(threads)
+    config = TrainingConfig(seed=seed)
+    with progress_bar() as bar:
+        line = bar.add_task("starting", total=config.steps, completed=steps_done(out))
+
+        def show(p: TrainingProgress) -> None:
+            told = f"{p.doing}: {p.accuracy:.2f} right, loss {p.loss:.2f}"
+            bar.update(line, completed=p.step, description=told)
+            if not console.is_terminal:
+                console.print(f"{p.step:,} of {p.steps:,} steps, {told}", highlight=False)
+
+        train(config, (load_images("train", images), load_images("validation", images)), out, show)
+    console.print(f"The model: {out}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with one_message():
+        app()

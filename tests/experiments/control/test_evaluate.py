@@ -1,17 +1,15 @@
-"""Rows of an evaluation, their summary, and the commands."""
+"""Rows of an evaluation, and their summary."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from namm.cli import app
+from experiments.control.evaluate import contenders, evaluate, summarise, to_markdown
 from namm.errors import ConfigurationError, NotFoundError
 from namm.evaluation.rows import read_rows
 from namm.policies import DEFAULT_MEMORY
-from namm.rl.evaluation import contenders, evaluate, summarise, to_markdown
 from tests.rl.toy import toy_decision
 
 SEEDS = (1, 2, 3)
@@ -94,23 +92,3 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
         chosen(**options)
     with pytest.raises(NotFoundError):
         chosen(("no-such-memory",))
-
-
-def test_the_commands(tmp_path: Path) -> None:
-    def run(*words: object) -> str:
-        result = CliRunner().invoke(app, ["rl", *map(str, words), "--threads", "0"], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    assert "toy/expert-v0" in run("data", "--env", "Toy-v0", "--out", tmp_path / "data", "--steps", 2048, "--size", 100)
-    model = tmp_path / "model"
-    of = ("--data", tmp_path / "data" / "toy" / "medium-v0", "--env", "Toy-v0")
-    small = ("--context", 5, "--width", 16, "--layers", 1, "--updates", 5, "--batch", 4)
-    assert "5 updates on" in run("train", *of, "--out", model, *small)
-    evaluated = ("eval", "--model", model, "--out", tmp_path / "rows", "--memory", "h2o", "--budget", 4, "--seeds", 2)
-    table = run(*evaluated)
-    assert "| h2o | 4 | 2 |" in table
-    assert "| window | 5 | 2 |" in table
-    assert len(read_rows(tmp_path / "rows")) == 8
-    assert run(*evaluated)
-    assert len(read_rows(tmp_path / "rows")) == 8

@@ -8,22 +8,19 @@ import pytest
 import torch
 
 import namm
-from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
-from namm.evaluation.reader import Contender
+from experiments.video.clips import choose, make_clip
+from experiments.video.evaluate import ClipConfig, clip_listings
+from experiments.video.show import film_strip
+from experiments.video.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
+from experiments.video.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
+from namm.errors import ArtefactError, ConfigurationError, NotFoundError
 from namm.files import locked
-from namm.memory.plan import Plan
-from namm.policies import DEFAULT_MEMORY, resolve
-from namm.vision.clips import choose, make_clip
-from namm.vision.evaluation import VideoConfig, evaluate_video
-from namm.vision.layout import FRAME, layout
-from namm.vision.picture import film_strip
+from namm.vision import kept, layout
+from namm.vision.evaluation import evaluate_video
+from namm.vision.layout import FRAME
 from namm.vision.reading import Showing, Watcher
-from namm.vision.showing import clip_listings, evenly
-from namm.vision.small import clip_inputs, load_small, small_model, small_tokenizer, text_ids
-from namm.vision.summary import tables
-from namm.vision.train import IGNORED, Stage, TrainingConfig, TrainingProgress, make_batch, train
+from tests.experiments.video.made import images
 from tests.harm import flipped
-from tests.vision.made import images
 
 TINY = TrainingConfig(eyes=2, stages=(Stage(12, 2, 2), Stage(24, 1, 2)), polish=1, asked=6, width=32, layers=2)
 
@@ -106,7 +103,7 @@ def test_training_refuses_another_run_and_a_damaged_one(tmp_path: Path) -> None:
 
 
 def test_no_model_and_another_one(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="namm vision train --out"):
+    with pytest.raises(NotFoundError, match=r"python experiments/video/train\.py --out"):
         load_small(tmp_path / "nothing")
     other = small_model(32, 2)
     other.resize_token_embeddings(300)
@@ -119,37 +116,7 @@ def test_no_model_and_another_one(tmp_path: Path) -> None:
             load_small(tmp_path)
 
 
-def test_full_cache_answers_as_the_model_does(model) -> None:
-    showing = clip_showing(24, 6)
-    watcher = Watcher(model, 64, 16)
-    cache, held = watcher.watch(showing, watcher.whole(showing), Contender("full", None))
-    replies = watcher.ask(cache, showing.queries)
-    assert held.bytes_held == held.bytes_full
-    for reply in replies:
-        ids = torch.cat([showing.inputs["input_ids"], torch.tensor([reply.query.ids])], dim=1)
-        with torch.no_grad():
-            logits = model(**{**showing.inputs, "input_ids": ids}).logits[0, -1]
-        assert reply.nll == pytest.approx(-float(torch.log_softmax(logits, 0)[reply.query.answer]), abs=1e-4)
-        assert reply.right == (int(logits.argmax()) == reply.query.answer)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["streaming", "h2o", "kvzip", "kvzip-whole", DEFAULT_MEMORY],
-)
-@pytest.mark.parametrize("seconds", [24, 29])  # 145 and 175 tokens: one and fifteen follow the last update
-def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, seconds: int) -> None:
-    showing = clip_showing(seconds, 2)
-    watcher = Watcher(model, 64, 16)
-    whole = watcher.whole(showing)
-    _, held = watcher.watch(showing, whole, Contender(name, 0.5, resolve(name)))
-    assert held.bytes_full == whole.footprint(Plan(resolve("full"), None, 64)).full * showing.tokens
-    assert 0.5 * held.bytes_full - held.bytes_per_slot <= held.bytes_held <= 0.5 * held.bytes_full
-
-
 def test_fewer_frames_are_evenly_chosen(model) -> None:
-    assert evenly(96, 3) == [0, 48, 95]
-    assert evenly(5, 5) == [0, 1, 2, 3, 4]
     showing = clip_showing(24, 2)
     few = showing.thinned(0.25)
     assert few["pixel_values_videos"].shape[0] == 6
@@ -160,7 +127,7 @@ def test_fewer_frames_are_evenly_chosen(model) -> None:
 
 
 def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> None:
-    config = VideoConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
+    config = ClipConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
     listings = list(clip_listings(images(), 24, 2, 3))
     seen: list[str] = []
     evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
@@ -177,48 +144,23 @@ def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> Non
     with pytest.raises(ConfigurationError, match="another images"):
         evaluate_video(replace(config, images="of other photographs"), listings, model, tmp_path)
     with pytest.raises(ConfigurationError, match="update_interval"):
-        evaluate_video(VideoConfig(**{**config.__dict__, "update_interval": 128}), listings, model, tmp_path)
+        evaluate_video(replace(config, update_interval=128), listings, model, tmp_path)
 
 
-def test_what_cannot_be_watched(model) -> None:
-    showing = clip_showing(12, 1)
-    watcher = Watcher(model, 64, 64)
-    with pytest.raises(ConfigurationError, match="at least 128 tokens; got 73 in clip 0"):
-        watcher.boundary(showing)
-    with pytest.raises(ConfigurationError, match=r"above 0 and below 1.*got 1\.5"):
-        VideoConfig("tiny", budgets=(1.5,))
-    with pytest.raises(ModelError, match="attention layers"):
-        Watcher(torch.nn.Linear(2, 2), 64, 16)  # type: ignore[arg-type]
-
-
-def test_memories_are_compared_question_by_question() -> None:
-    def row(policy: str, clip: int, exact: int, budget: float | None = 0.5) -> dict[str, object]:
-        return {
-            "task": "last", "sample": f"{clip}", "clip": f"clip {clip}", "tokens": 24, "policy": policy, "exact": exact,
-            "budget": budget, "bytes_held": 1, "bytes_full": 2, "slots": 1, "slots_full": 2, "clip_tokens": 145,
-        }  # fmt: skip
-
-    right = {"full": (1, 1, 1, 1), "h2o": (1, 0, 0, 1), "builtin:mine": (1, 1, 0, 1)}
-    rows = [
-        row(policy, clip, exact, None if policy == "full" else 0.5)
-        for policy, exacts in right.items() for clip, exact in enumerate(exacts)
-    ]  # fmt: skip
-    (found,) = tables(rows)
-    assert [line[3][:5] for line in found.lines] == ["-", "-0.50", "-0.25"]
-    assert found.learned == ["NAMM mine"]
-    assert [line[0] for line in found.above] == ["h2o"]  # the full cache held other bytes
-    assert found.above[0][1].startswith("+0.25 [+0.00, +0.75]")
-
-
-@pytest.mark.parametrize(("change", "told"), [({"samples": 0}, "samples >= 1; got 0"), ({"asked": 0}, "asked >= 1")])
-def test_nothing_to_ask(change: dict[str, int], told: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"samples": 0}, "samples >= 1; got 0"),
+        ({"asked": 0}, "asked >= 1"),
+        ({"split": "train"}, "has not seen; got 'train'"),
+    ],
+)
+def test_nothing_to_ask(change: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        VideoConfig("tiny", **change)
+        ClipConfig("tiny", **change)
 
 
 def test_the_picture_is_drawn(model, tmp_path: Path) -> None:
-    from namm.vision.layout import kept
-
     clip = make_clip(images(), 24, (0,))
     with namm.attach(model, "h2o", namm.Budget(fraction=0.5), 64) as memory:
         model(**clip_inputs(clip))

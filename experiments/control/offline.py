@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import minari
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
+from minari.data_collector.episode_buffer import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
 
+from experiments.control.simulators import make, scale_of
+from experiments.control.trajectories import Trajectory
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError
-from namm.packages import package
-from namm.rl.simulators import Scale, make, scale_of
-from namm.rl.trajectories import Trajectory
+from namm.rl import Scale
 
 # the base of the hub's own error is that of its HTTP library, which Minari lets through
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, KeyError, ValueError, *HfHubHTTPError.__bases__)
-
-
 _NAME = re.compile(r".+-v\d+")
 
 
@@ -55,7 +56,7 @@ def load(source: str | Path, env_id: str) -> Offline:
     """The data set in a folder, or one that Minari knows by that name (and downloads, if it has to).
 
     Raises:
-        NotFoundError: nothing is there under that name, or Minari is not installed.
+        NotFoundError: nothing is there under that name.
         ArtefactError: it is there and cannot be read, or holds no step.
         ConfigurationError: it was recorded in another environment.
     """
@@ -71,7 +72,7 @@ def load(source: str | Path, env_id: str) -> Offline:
         if "expert_return" not in saved:
             raise ConfigurationError(
                 "a data set that says what random actions and an expert return", f"none in {source}, nor D4RL's",
-                "Record one with `namm rl data`.",
+                "Record one with experiments/control/data.py.",
             )  # fmt: skip
         scale = Scale(saved["random_return"], saved["expert_return"], "measured with this data")
     return Offline(str(saved.get("dataset_id", source)), env_id, trajectories, scale)
@@ -85,18 +86,15 @@ def save(
     Args:
         more: what else its metadata shall say.
     """
-    package("h5py", "rl")
-    storages = package("minari.dataset.minari_storage", "rl")
-    buffers = package("minari.data_collector.episode_buffer", "rl")
     env = make(env_id)
     place = folder.resolve() / name / "data"  # Minari cannot measure the size of a relative one
     place.mkdir(parents=True, exist_ok=True)
     for old in place.iterdir():
         old.unlink()
-    storage = storages.MinariStorage.new(place, env.observation_space, env.action_space, env.spec)
-    storage.update_metadata({"dataset_id": name, "minari_version": package("minari", "rl").__version__} | (more or {}))
+    storage = MinariStorage.new(place, env.observation_space, env.action_space, env.spec)
+    storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__} | (more or {}))
     storage.update_episodes(
-        buffers.EpisodeBuffer(
+        EpisodeBuffer(
             observations=episode.observations, actions=episode.actions, rewards=episode.rewards,
             terminations=_last(len(episode), episode.terminated),
             truncations=_last(len(episode), not episode.terminated),
@@ -114,13 +112,11 @@ def _last(steps: int, value: bool) -> np.ndarray:
 
 def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ...]]:
     """Environment, metadata and episodes of a data set; episodes without a step are left out."""
-    minari = package("minari", "rl")
-    package("h5py", "rl")
     folder = Path(source)
     if not folder.is_dir() and not _NAME.fullmatch(str(source)):
         raise NotFoundError(
             "a folder with a Minari data set, or the name of one such as mujoco/hopper/medium-v0", source,
-            "Check the path, or record one with `namm rl data`.",
+            "Check the path, or record one with experiments/control/data.py.",
         )  # fmt: skip
     folder = folder / "data" if (folder / "data").is_dir() else folder
     try:
@@ -130,7 +126,7 @@ def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ..
         kind = ArtefactError if folder.is_dir() else NotFoundError
         raise kind(
             "a folder with a Minari data set, or the name of one", f"{source} ({error})",
-            "Check the name and, for published ones, the network; or record one with `namm rl data`.",
+            "Check the name and, for published ones, the network; or record one with experiments/control/data.py.",
         ) from error  # fmt: skip
     return data.spec.env_spec, data.storage.metadata, trajectories
 

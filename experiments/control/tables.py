@@ -1,23 +1,26 @@
 """Write the tables and the picture of docs/control.md from the row files.
 
-python benchmarks/control_tables.py
+python experiments/control/tables.py
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import read
-from tables import made_by, table
 
 from namm.report.bootstrap import interval, resample
-from namm.report.summary import label
-from namm.rl.evaluation import FULL, OWN, WINDOW, Line, summarise, to_markdown
-from namm.rl.simulators import scale_of
+from namm.report.summary import label, table
 
-DOCS = Path(__file__).parents[1] / "docs"
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: all of these are found there
+
+from benchmarks.rows import made_by, read
+from experiments.control.evaluate import FULL, OWN, WINDOW, Line, summarise, to_markdown
+from experiments.control.simulators import scale_of
+
+DOCS = Path(__file__).parents[2] / "docs"
 WINDOW_STEPS = 20  # of training, in the paper and in all models but one
 
 
@@ -59,7 +62,7 @@ def returns(rows: list[dict[str, Any]]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     return to_markdown(rows) + (
-        f"\nSeeds {seeds[0]} to {seeds[-1]}, {len(rows):,} episodes; `benchmarks/control.sh` at commit {commits}; "
+        f"\nSeeds {seeds[0]} to {seeds[-1]}, {len(rows):,} episodes; `experiments/control/run.sh` at commit {commits}; "
         f"{r['hardware']}; torch {r['torch']}, transformers {r['transformers']}, gymnasium {r['gymnasium']}, "
         f"MuJoCo {r['mujoco']}, {r['dtype']}.\n"
     )
@@ -105,8 +108,8 @@ def speed() -> str:
     rows = read("control_speed")
     lines = [
         [
-            label(r["context"]), str(r["width"]), str(r["beside"]), f"{r['steps_per_second']:,.0f}", f"{r['ratio']:.2f}",
-            " ".join(f"{x:.2f}" for x in r["ratio_of_each_half"]),
+            label(r["context"]), str(r["width"]), str(r["beside"]), f"{r['steps_per_second']:,.0f}",
+            f"{r['ratio']:.2f}", " ".join(f"{x:.2f}" for x in r["ratio_of_each_half"]),
             "-" if r["context"] == WINDOW else f"{r['bytes_held'] / r['bytes_full']:.1%}",
         ]
         for r in rows
@@ -132,7 +135,8 @@ def plain() -> str:
         lines.append(
             [
                 dtype, str(len({r["model"] for r in mine})), str(len(mine)),
-                f"{max(r['largest_difference_first_20'] for r in mine):.0e}", f"{max(r['largest_difference'] for r in mine):.0e}",
+                f"{max(r['largest_difference_first_20'] for r in mine):.0e}",
+                f"{max(r['largest_difference'] for r in mine):.0e}",
                 f"{max(abs(r['return'] - r['plain_return']) for r in mine):.2g}",
             ]
         )  # fmt: skip
@@ -189,7 +193,8 @@ def main() -> None:
     rows = measured()
     text = (DOCS / "control.md").read_text()
     for name, part in (
-        ("data", data(rows)), ("overall", overall(rows)), ("returns", returns(rows)), ("speed", speed()), ("plain", plain()),
+        ("data", data(rows)), ("overall", overall(rows)), ("returns", returns(rows)), ("speed", speed()),
+        ("plain", plain()),
     ):  # fmt: skip
         before, _, after = text.split(f"<!-- {name} -->\n")
         text = f"<!-- {name} -->\n".join([before, part, after])

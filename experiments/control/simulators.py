@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
+
 from namm.errors import ConfigurationError, NotFoundError, nearest
-from namm.packages import package
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What counts as 0 and as 100; `source` says who measured that."""
-
-    random: float
-    expert: float
-    source: str
-
-    def normalised(self, total: float) -> float:
-        """A return as D4RL reports it: 0 for random actions, 100 for the expert."""
-        return 100 * (total - self.random) / (self.expert - self.random)
-
+from namm.rl import Scale
 
 # https://github.com/Farama-Foundation/D4RL, infos.py; measured on the -v2 environments, which had older simulators
 D4RL = {
@@ -42,11 +29,10 @@ def make(env_id: str, **options: Any) -> Any:
         NotFoundError: no environment has that name, or its simulator is not installed.
         ConfigurationError: its observations or actions are no vectors.
     """
-    gymnasium = package("gymnasium", "rl")
     try:
         env = gymnasium.make(env_id, **options)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise NotFoundError(f"the simulator of {env_id}", error, "Run: pip install 'namm[rl]'") from error
+        raise NotFoundError(f"the simulator of {env_id}", error, "Run: pip install 'gymnasium[mujoco]'") from error
     except gymnasium.error.Error as error:
         raise NotFoundError("an environment of Gymnasium", env_id, nearest(env_id, gymnasium.registry)) from error
     if env.spec is not None and env.spec.id != env_id:  # a name without a version is filled up, with another each year
@@ -58,18 +44,3 @@ def make(env_id: str, **options: Any) -> Any:
             f"{env_id} with {spaces[0]} and {spaces[1]}", "Hopper-v5, HalfCheetah-v5 and Walker2d-v5 are such.",
         )  # fmt: skip
     return env
-
-
-def longest_episode(env: Any) -> int:
-    """The time limit of an environment.
-
-    Raises:
-        ConfigurationError: it has none.
-    """
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    if not limit:
-        raise ConfigurationError(
-            "an environment with a time limit", f"{env.spec and env.spec.id} without one",
-            "Give it max_episode_steps where it is registered.",
-        )  # fmt: skip
-    return int(limit)

@@ -1,24 +1,35 @@
-"""Training of a Decision Transformer on offline data (Chen et al. 2021, arXiv 2106.01345), with checkpoints."""
+"""Training of a Decision Transformer on offline data (Chen et al. 2021, arXiv 2106.01345), with checkpoints.
+
+python experiments/control/train.py --help
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from namm.checkpoints import open_run, read_checkpoint, save_checkpoint
+from namm.cli.shared import console, one_message, prepare, progress_bar
 from namm.errors import ConfigurationError, RunError
-from namm.rl.decision import FILE, About, Decision
-from namm.rl.offline import Offline
-from namm.rl.simulators import longest_episode, make
+from namm.rl import About, Decision
+from namm.rl.decision import FILE
+from namm.rl.rollout import longest_episode
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
+
+from experiments.checkpoints import open_run, read_checkpoint, save_checkpoint
+from experiments.control.offline import Offline, load
+from experiments.control.simulators import make
 
 _CHECKPOINT = "checkpoint.pt"
 
@@ -208,3 +219,48 @@ def _resume(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"])
     return int(state["done"])
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    data: Annotated[str, typer.Option(help="Folder of a Minari data set, or a name that Minari knows.")],
+    env: Annotated[str, typer.Option(help="Its environment.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model, and of checkpoints until it is done.")],
+    context: Annotated[int, typer.Option(help="Steps of a training window, K in the paper.")] = 20,
+    updates: Annotated[int, typer.Option(help="Updates of the model.")] = 2_000,
+    batch: Annotated[int, typer.Option(help="Windows in an update.")] = 64,
+    width: Annotated[int, typer.Option(help="Width of the model.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers of the model.")] = 3,
+    heads: Annotated[int, typer.Option(help="Attention heads of a layer.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Torch threads, of which so small a model needs no more; 0: torch's choice.")
+    ] = 1,
+) -> None:
+    """Train a Decision Transformer on offline data. Stopped, the same command goes on."""
+    prepare(threads)
+    recipe = Recipe(
+        context=context, updates=updates, batch=batch, width=width, layers=layers, heads=heads,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+    with progress_bar() as bar:
+        line = bar.add_task(str(data), total=updates)
+
+        def show(done: int, loss: float) -> None:
+            bar.update(line, completed=done, description=f"{data}: loss {loss:.4f}")
+
+        about = train(load(data, env), out, recipe, report=show).about
+    console.print(
+        f"{out}: {about.updates:,} updates on {about.steps:,} steps of {about.data}, loss {about.loss:.4f}, "
+        f"asked for a return of {about.target:.0f}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with one_message():
+        app()

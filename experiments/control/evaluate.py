@@ -1,26 +1,36 @@
-"""Returns under contexts of equal bytes: a row for each episode, in a file that goes on where it was."""
+"""Returns under contexts of equal bytes: a row for each episode, in a file that goes on where it was.
+
+python experiments/control/evaluate.py --help
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import gymnasium
+import mujoco
 import numpy as np
+import typer
 
+from namm.cli.shared import console, one_message, prepare, progress_bar
 from namm.errors import ConfigurationError
 from namm.evaluation.folder import open_folder
 from namm.evaluation.rows import Row, provenance, read_rows
 from namm.files import write
-from namm.packages import package
 from namm.policies import BASELINES, MemoryPolicy, NAMMPolicy, builtin_memories, own_interval, resolve
 from namm.report.bootstrap import interval, resample
 from namm.report.summary import label
-from namm.rl.decision import TOKENS, Decision
-from namm.rl.rollout import Context, Episode, Growing, Remembered, Window, at_bytes_of, rollout
-from namm.rl.simulators import make
+from namm.rl import Context, Decision, Episode, Growing, Remembered, Window, at_bytes_of, rollout
+from namm.rl.decision import TOKENS
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
+
+from experiments.control.simulators import make
 
 log = logging.getLogger(__name__)
 OWN = "own"
@@ -173,8 +183,8 @@ def _common(decision: Decision, env_id: str, target: float) -> Row:
         "env": env_id, "target": target, "context": about.context, "scale": about.scale.source,
         "data_return": about.data_return, "data_steps": about.steps, "data_episodes": about.episodes,
         "training_seed": about.seed, "updates": about.updates, "loss": about.loss, "width": config.hidden_size,
-        "layers": config.n_layer, "heads": config.n_head, "gymnasium": package("gymnasium", "rl").__version__,
-        "mujoco": package("mujoco", "rl").__version__, **provenance(decision.model),
+        "layers": config.n_layer, "heads": config.n_head, "gymnasium": gymnasium.__version__,
+        "mujoco": mujoco.__version__, **provenance(decision.model),
     }  # fmt: skip
 
 
@@ -260,3 +270,51 @@ def _table(lines: list[Line]) -> str:
             f"{x.tokens_held:.0f} | {x.tokens_most:.0f} |"
         )
     return "\n".join(text) + "\n"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="Folder of a trained Decision Transformer.")],
+    out: Annotated[Path, typer.Option(help="Folder of rows and summary; what is there is not played again.")],
+    env: Annotated[str | None, typer.Option(help="Environment; the model's own if left out.")] = None,
+    memory: Annotated[
+        list[str] | None, typer.Option(help="Memory, several times; all baselines and shipped ones if left out.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Bytes as a full cache of so many steps takes, several times; own: a NAMM's own threshold. "
+            "The training window if left out."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Episodes of each.")] = 10,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 1000,
+    update_interval: Annotated[int, typer.Option(help="Tokens between two updates; a step is three.")] = 48,
+    target: Annotated[float | None, typer.Option(help="Return asked for; the best of the data if left out.")] = None,
+    beside: Annotated[int, typer.Option(help="Episodes that are played side by side.")] = 10,
+    threads: Annotated[
+        int, typer.Option(help="Torch threads, of which so small a model needs no more; 0: torch's choice.")
+    ] = 1,
+) -> None:
+    """Returns under window, full cache and memories at equal bytes. Stopped, the same command goes on."""
+    prepare(threads)
+    decision = Decision.load(model)
+    budgets = [int(text) if text.isdecimal() else text for text in budget or [str(decision.about.context)]]
+    chosen = contenders(decision, memory or MEMORIES, budgets, update_interval)
+    with progress_bar() as bar:
+        line = bar.add_task(str(model), total=None)
+
+        def show(step: Progress) -> None:
+            bar.update(line, completed=step.done, total=step.total, description=step.playing)
+
+        rows = evaluate(decision, out, chosen, range(first_seed, first_seed + seeds), env, target, beside, show)
+    mine = [row for row in rows if row["task"] == decision.about.name and row["context"] == decision.about.context]
+    console.print(to_markdown(mine), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with one_message():
+        app()

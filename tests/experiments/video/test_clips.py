@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.video.clips import KINDS, Question, Scene, choose, make_clip, questions
+from experiments.video.images import CLASSES, load_images
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError
-from namm.vision.clips import KINDS, Question, Scene, choose, make_clip, questions
-from namm.vision.images import CLASSES, load_images
-from tests.vision.made import images, write_idx
+from tests.experiments.video.made import images, write_idx
 
 
 def test_the_same_seed_gives_the_same_clip() -> None:

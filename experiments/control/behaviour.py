@@ -20,12 +20,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from namm.checkpoints import open_run
+from experiments.checkpoints import open_run
+from experiments.control.simulators import make
+from experiments.control.trajectories import Trajectory, save_shard
 from namm.errors import ArtefactError
 from namm.files import read, sync_tree
 from namm.json_files import add_rows, read_rows
-from namm.rl.simulators import make
-from namm.rl.trajectories import Trajectory, save_shard
 
 ENVIRONMENTS = 8
 
