@@ -55,10 +55,15 @@ def test_attention_and_its_sums(backend: str, queries: int, slots: int, softcap:
 def test_queries_that_ask_again_see_everything(backend: str, queries: int, slots: int, softcap: float | None) -> None:
     q, k, v = example(queries=queries, slots=slots)
     everything = torch.ones(2, queries, slots, dtype=torch.bool)
-    probabilities, _, _ = plain_attention(q, k, v, 0.3, softcap, everything)
+    probabilities, _, sums = plain_attention(q, k, v, 0.3, softcap, everything)
     seen: list[torch.Tensor] = []
     kernels.ask(q, k, 0.3, softcap, lambda attention: seen.append(attention.clone()))
     torch.testing.assert_close(torch.cat(seen, dim=1), probabilities.mean(1), atol=2e-6, rtol=1e-5)
+    rival = torch.randn(sums.shape) + sums
+    left: list[torch.Tensor] = []
+    kernels.ask(q, k, 0.3, softcap, lambda attention: left.append(attention.clone()), rival)
+    part = sums.exp() / (sums.exp() + rival.exp())
+    torch.testing.assert_close(torch.cat(left, dim=1), (probabilities * part[..., None]).mean(1), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,8 +114,12 @@ def test_in_bfloat16_logits_are_as_exact_as_bfloat16(fast: bool, monkeypatch: py
     asked: list[torch.Tensor] = []
     kernels.ask(q, k, 0.3, None, lambda attention: asked.append(attention.clone()))
     everything = torch.ones(2, 200, 260, dtype=torch.bool)
-    probabilities, _, _ = plain_attention(q.float(), k.float(), v.float(), 0.3, None, everything)
+    probabilities, _, sums = plain_attention(q.float(), k.float(), v.float(), 0.3, None, everything)
     torch.testing.assert_close(torch.cat(asked, dim=1), probabilities.mean(1), atol=1e-3, rtol=3e-2)
+    left: list[torch.Tensor] = []
+    kernels.ask(q, k, 0.3, None, lambda attention: left.append(attention.clone()), sums + 1)
+    part = 1 / (1 + torch.tensor(1.0).exp())
+    torch.testing.assert_close(torch.cat(left, dim=1), probabilities.mean(1) * part, atol=1e-3, rtol=3e-2)
 
 
 def test_attention_with_more_than_causality(backend: str) -> None:

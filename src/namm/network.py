@@ -36,7 +36,7 @@ class NAMMConfig:
             "layer" or the whole "model" on whichever heads score highest.
         rehearses: who asks again, for feature sets that watch rehearsals: the "model", or its "queries" in place.
         rehearsal: part of each block that the model reads again.
-        window, rotated: of a rehearsal in place, see `policies.base.Rehearsal`.
+        window, rotated, competes: of a rehearsal in place, see `policies.base.Rehearsal`.
         trained_on: free text for the model card: model, tasks, evaluations.
     """
 
@@ -48,6 +48,7 @@ class NAMMConfig:
     rehearses: Literal["model", "queries"] = "model"
     window: int = 512
     rotated: bool | Literal["auto"] = "auto"
+    competes: bool = False
     trained_on: str = ""
     format_version: int = FORMAT_VERSION
 

@@ -86,28 +86,32 @@ def asked(model: tf.PreTrainedModel, text: Tensor, start: int) -> dict[int, tupl
 
 
 @pytest.mark.parametrize("name", sorted(CAUSAL))
-@pytest.mark.parametrize("rotated", [True, False])
-def test_what_is_observed_is_the_formula(name: str, rotated: bool) -> None:
+@pytest.mark.parametrize(("rotated", "competes"), [(True, False), (False, False), (True, True)])
+def test_what_is_observed_is_the_formula(name: str, rotated: bool, competes: bool) -> None:
     """Queries that the model itself makes at the later positions ask all keys up to the end of their window."""
     if rotated and name not in ROTARY:
         pytest.skip("no rotary positions")
     model, text = causal_model(name), ids(1, INTERVAL + 7)
-    policy = Noted(
-        rehearsal=Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated)
-    )  # the last window is not full
+    how = Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated, competes=competes)
+    policy = Noted(rehearsal=how)  # the last window is not full
     with torch.no_grad(), namm.attach(model, policy, namm.Threshold(0.0), INTERVAL):
         model(text)
     keys, queries = asked(model, text, 0), asked(model, text, (WINDOW + 2) * rotated)
     assert policy.noted
     for (layer, seen), noted in policy.noted.items():
-        (_, key, scale, cap), (query, *_) = keys[layer], queries[layer]
+        (first_look, key, scale, cap), (query, *_) = keys[layer], queries[layer]
         expected = torch.zeros(len(key), seen)
         for first in range(0, seen, WINDOW + 2):
             end = min(first + WINDOW + 2, seen)
             grouped = query[:, first:end].unflatten(0, (len(key), -1))
             logits = grouped @ key[:, None, :end].transpose(2, 3) * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
-            most = logits.softmax(-1).mean(1).amax(1)
+            if competes:  # what each saw when it was read, as one more logit
+                own = first_look[:, first:end].unflatten(0, (len(key), -1)) @ key[:, None, :end].transpose(2, 3) * scale
+                own = own if cap is None else cap * torch.tanh(own / cap)
+                own = own.masked_fill(torch.ones(own.shape[-2:], dtype=torch.bool).triu(first + 1), -torch.inf)
+                logits = torch.cat([logits, own.logsumexp(-1, keepdim=True)], -1)
+            most = logits.softmax(-1)[..., :end].mean(1).amax(1)
             expected[:, :end] = torch.maximum(expected[:, :end], most)
         torch.testing.assert_close(noted, expected, atol=1e-4, rtol=1e-3)
 
@@ -144,11 +148,12 @@ def read(model, policy, text: Tensor, *pieces: int, **options):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "qwen3", "smollm3"])
-@pytest.mark.parametrize("policy", ["requery", "learned"])
-@pytest.mark.parametrize("pieces", [(40, 80), (48, 1, 1, 70), (5,) * 24])
+@pytest.mark.parametrize("policy", ["requery", "learned", "competing", "learned, competing"])
+@pytest.mark.parametrize("pieces", [(40, 80), (48, 1, 1, 70), (5,) * 24, (50, 1, 1, 1, 9, 1, 57)])
 def test_pieces_are_the_whole(name: str, policy: str, pieces: tuple[int, ...]) -> None:
     model, text = causal_model(name), ids(1, 120)
-    memory = learned() if policy == "learned" else Requery(window=WINDOW)
+    competes = "competing" in policy
+    memory = learned(competes=competes) if "learned" in policy else Requery(window=WINDOW, competes=competes)
     whole, kept, report = read(model, memory, text)
     parts, kept_of_parts, report_of_parts = read(model, memory, text, *pieces)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
@@ -172,17 +177,18 @@ def test_a_padded_row_is_the_row_alone(name: str) -> None:
         assert [layer[i] for layer in together] == [layer[0] for layer in alone]
 
 
+@pytest.mark.parametrize("competes", [False, True])
 @torch.no_grad()
-def test_a_cache_by_hand_a_copy_and_a_file_go_on_alike(tmp_path) -> None:
+def test_a_cache_by_hand_a_copy_and_a_file_go_on_alike(tmp_path, competes: bool) -> None:
     """No second reading is needed, so a cache passed by hand can do it; copies and files hold queries that wait."""
-    model, text = causal_model("llama"), ids(1, 130)
-    _, expected, _ = read(model, learned(), text)
-    cache = MemoryCache(model.config, learned(), HALF, INTERVAL)
+    model, text, memory = causal_model("llama"), ids(1, 130), learned(competes=competes)
+    _, expected, _ = read(model, memory, text)
+    cache = MemoryCache(model.config, memory, HALF, INTERVAL)
     model(text[:, :70], **passing(model, cache))
-    assert cache.layers[0].sequences[0].asking.shape[2] == (70 - INTERVAL) % WINDOW
+    assert cache.layers[0].sequences[0].asking.query.shape[2] == (70 - INTERVAL) % WINDOW
     twin = copy.deepcopy(cache)
     cache.save(tmp_path / "held.safetensors", model)
-    again = MemoryCache.load(tmp_path / "held.safetensors", model, make_plan(learned(), HALF, INTERVAL))
+    again = MemoryCache.load(tmp_path / "held.safetensors", model, make_plan(memory, HALF, INTERVAL))
     for one in (cache, twin, again):
         model(text[:, 70:], **passing(model, one))
         assert state_of(one) == expected
@@ -220,7 +226,7 @@ def test_generating_reads_nothing_twice_and_bytes_are_counted() -> None:
     assert sum(calls) == 139
     assert report.updates == [139 // INTERVAL] * 2
     held = sum(t.untyped_storage().nbytes() for layer in handle.cache.layers for t in layer.tensors())
-    assert waiting.shape[2] == 139 % INTERVAL
+    assert waiting.query.shape[2] == 139 % INTERVAL
     assert report.bytes_held == held
 
 

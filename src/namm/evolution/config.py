@@ -78,6 +78,8 @@ class Memory(Section):
     """Queries that are held until they ask in place, a number of tokens."""
     rotated: bool | Literal["auto"] = "auto"
     """Whether these are moved on first; "auto": where a model has rotary positions."""
+    competes: bool = False
+    """Whether what they attended to when they were read takes part of their attention."""
     rehearsal: float = Field(default=1.0, gt=0, le=1)
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"

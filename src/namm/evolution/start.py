@@ -40,6 +40,7 @@ def layout(config: EvolutionConfig) -> NAMMConfig:
     return NAMMConfig(
         features=memory.features, width=memory.width, update_interval=memory.update_interval, per=memory.per,
         rehearses=memory.rehearses, rehearsal=memory.rehearsal, window=memory.window, rotated=memory.rotated,
+        competes=memory.competes,
         trained_on=description(config),
     )  # fmt: skip
 

@@ -133,13 +133,25 @@ def attend_and_observe(
     return out, lse
 
 
-def ask(query: Query, key: Key, scale: float, softcap: float | None, observe: Observe) -> None:
+def ask(
+    query: Query,
+    key: Key,
+    scale: float,
+    softcap: float | None,
+    observe: Observe,
+    rival: Float[Tensor, "head group query"] | None = None,
+) -> None:
     """Queries look at all slots, without causality and without values; `observe` is given a few of them at a time.
 
     Group-mean attention: the softmax over the slots of each query head, then its mean over the group.
+
+    Args:
+        rival: one more logit for each query, which takes its share of the softmax.
     """
     for start in range(0, query.shape[2], QUERY_BLOCK):
-        observe(_looking(query[:, :, start : start + QUERY_BLOCK], key, scale, softcap, key.shape[1])[0])
+        part = slice(start, start + QUERY_BLOCK)
+        against = None if rival is None else rival[:, :, part].contiguous()
+        observe(_looking(query[:, :, part], key, scale, softcap, key.shape[1], against)[0])
 
 
 def look_back(
@@ -150,15 +162,16 @@ def look_back(
 
 
 def _looking(
-    query: Query, key: Key, scale: float, softcap: float | None, causal_from: int
+    query: Query, key: Key, scale: float, softcap: float | None, causal_from: int, rival: Tensor | None = None
 ) -> tuple[Float[Tensor, "head query slot"], Float[Tensor, "head group query"]]:
     heads, group, queries, _ = query.shape
     attention = torch.empty(heads, queries, key.shape[1], device=query.device)
     lse = torch.empty(heads, group, queries, device=query.device)
     if _half(query, softcap):
-        _softmax_half(query, key.transpose(1, 2), scale, causal_from, attention, lse)
+        _softmax_half(query, key.transpose(1, 2), scale, causal_from, attention, lse, rival)
     else:
-        softmax_and_mean(_logits(query, key.float().transpose(1, 2), scale, softcap), causal_from, attention, lse)
+        logits = _logits(query, key.float().transpose(1, 2), scale, softcap)
+        softmax_and_mean(logits, causal_from, attention, lse, rival)
     return attention, lse
 
 
@@ -200,6 +213,7 @@ def _softmax_half(
     causal_from: int,
     mean: Float[Tensor, "head query slot"],
     lse: Float[Tensor, "head group query"],
+    rival: Float[Tensor, "head group query"] | None = None,
 ) -> None:
     """As `softmax_and_mean` of the logits, which come and go in bfloat16.
 
@@ -215,7 +229,7 @@ def _softmax_half(
     for head in range(heads):
         for tile, start in enumerate(starts):
             torch.mm(rows[head], key_t[head, :, start : start + width], out=tiles[head, tile])
-    native.softmax_and_mean_half(tiles, scale, causal_from, mean, lse)
+    native.softmax_and_mean_half(tiles, scale, causal_from, mean, lse, rival)
 
 
 def _products(a: Float[Tensor, "head m k"], b: Float[Tensor, "head k n"]) -> Float[Tensor, "head m n"]:
@@ -233,13 +247,15 @@ def softmax_and_mean(
     causal_from: int,
     mean: Float[Tensor, "head query slot"],
     lse: Float[Tensor, "head group query"],
+    rival: Float[Tensor, "head group query"] | None = None,
 ) -> None:
     """Softmax in place over the slots; its mean over the group into `mean`, its log-sum-exp into `lse`.
 
-    Query `i` sees the first `causal_from + i + 1` slots.
+    Query `i` sees the first `causal_from + i + 1` slots. A `rival`, contiguous, is one more logit of each query, which
+    takes its share of what the mean is of, and leaves the log-sum-exp as it is.
     """
     if native.serves(logits):
-        native.softmax_and_mean(logits, causal_from, mean, lse)
+        native.softmax_and_mean(logits, causal_from, mean, lse, rival)
         return
     queries, slots = logits.shape[-2:]
     if causal_from + 1 < slots:
@@ -247,4 +263,6 @@ def softmax_and_mean(
         logits[..., causal_from:].masked_fill_(future, -torch.inf)
     lse.copy_(torch.logsumexp(logits, dim=-1))
     torch.softmax(logits, dim=-1, out=logits)
+    if rival is not None:
+        logits *= torch.sigmoid(lse - rival)[..., None]
     torch.mean(logits, dim=1, out=mean) if mean.is_contiguous() else mean.copy_(logits.mean(1))

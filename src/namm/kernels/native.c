@@ -76,11 +76,15 @@ static float softmax_row(float *row, int64_t count) {
     return top + logf(sum);
 }
 
+/* What is left of a softmax with the log-sum-exp `value` beside one more logit. */
+static inline float against(float value, float rival) { return 1.0f / (1.0f + expf(rival - value)); }
+
 /* logits [heads, group, queries, slots] -> probabilities in place; query i sees causal_from + i + 1 slots.
-   mean [heads, queries, slots] may be NULL; lse [heads, group, queries] may be NULL. */
+   mean [heads, queries, slots] may be NULL; lse [heads, group, queries] may be NULL. rival [heads, group, queries], if not
+   NULL, is one more logit of each query: it takes its share of what the mean is of. */
 void softmax_and_mean(float *logits, int64_t heads, int64_t group, int64_t queries, int64_t slots,
                       int64_t causal_from, float *mean, int64_t mean_head, float *lse, int64_t lse_head,
-                      int64_t lse_group, int threads) {
+                      int64_t lse_group, const float *rival, int threads) {
     float share = 1.0f / (float)group;
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
     for (int64_t h = 0; h < heads; h++) {
@@ -93,9 +97,10 @@ void softmax_and_mean(float *logits, int64_t heads, int64_t group, int64_t queri
                 memset(row + count, 0, (size_t)(slots - count) * sizeof(float));
                 if (lse) lse[h * lse_head + g * lse_group + i] = value;
                 if (!out) continue;
+                float part = rival ? share * against(value, rival[(h * group + g) * queries + i]) : share;
                 int64_t j = 0;
-                if (g == 0) for (; j < slots; j++) out[j] = row[j] * share;
-                else for (; j < slots; j++) out[j] += row[j] * share;
+                if (g == 0) for (; j < slots; j++) out[j] = row[j] * part;
+                else for (; j < slots; j++) out[j] += row[j] * part;
             }
         }
     }
@@ -105,7 +110,7 @@ void softmax_and_mean(float *logits, int64_t heads, int64_t group, int64_t queri
    tile ends at the last slot and overlaps the one before. scratch [threads, slots]. */
 void softmax_and_mean_half(const uint16_t *logits, int64_t width, int64_t heads, int64_t group, int64_t queries, int64_t slots,
                            int64_t causal_from, float scale, float *mean, int64_t mean_head, float *lse,
-                           int64_t lse_head, int64_t lse_group, float *scratch, int threads) {
+                           int64_t lse_head, int64_t lse_group, const float *rival, float *scratch, int threads) {
     float share = 1.0f / (float)group;
     int64_t tiles = (slots + width - 1) / width;
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
@@ -121,8 +126,10 @@ void softmax_and_mean_half(const uint16_t *logits, int64_t width, int64_t heads,
                     for (; j + LANES <= width; j += LANES) store(row + first + j, widen(half + j) * scale);
                     for (; j < width; j++) row[first + j] = widen_one(half[j]) * scale;
                 }
-                lse[h * lse_head + g * lse_group + i] = softmax_row(row, count);
-                for (int64_t j = 0; j < count; j++) out[j] += row[j] * share;
+                float value = softmax_row(row, count);
+                float part = rival ? share * against(value, rival[(h * group + g) * queries + i]) : share;
+                lse[h * lse_head + g * lse_group + i] = value;
+                for (int64_t j = 0; j < count; j++) out[j] += row[j] * part;
             }
         }
     }

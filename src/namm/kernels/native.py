@@ -114,10 +114,10 @@ def _long(*values: int) -> list[ctypes.c_int64]:
     return [ctypes.c_int64(value) for value in values]
 
 
-def softmax_and_mean(logits: Tensor, causal_from: int, mean: Tensor, lse: Tensor) -> None:
-    """As `blockwise.softmax_and_mean`. `logits` is contiguous; rows of `mean` and `lse` are."""
+def softmax_and_mean(logits: Tensor, causal_from: int, mean: Tensor, lse: Tensor, rival: Tensor | None = None) -> None:
+    """As `blockwise.softmax_and_mean`. `logits` and `rival` are contiguous; rows of `mean` and `lse` are."""
     heads, group, queries, slots = logits.shape
-    assert logits.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in (logits, rival) if tensor is not None)
     assert (*mean.stride()[1:], lse.stride(2)) == (slots, 1, 1)
     lib = library()
     assert lib is not None
@@ -128,15 +128,18 @@ def softmax_and_mean(logits: Tensor, causal_from: int, mean: Tensor, lse: Tensor
         *_long(mean.stride(0)),
         _pointer(lse),
         *_long(lse.stride(0), lse.stride(1)),
+        None if rival is None else _pointer(rival),
         ctypes.c_int(torch.get_num_threads()),
     )
 
 
-def softmax_and_mean_half(tiles: Tensor, scale: float, causal_from: int, mean: Tensor, lse: Tensor) -> None:
+def softmax_and_mean_half(
+    tiles: Tensor, scale: float, causal_from: int, mean: Tensor, lse: Tensor, rival: Tensor | None = None
+) -> None:
     """The same of bfloat16 logits `[head, tile, group * query, slot]` that are to be scaled, see `blockwise`."""
     heads, group, queries = lse.shape
     slots = mean.shape[2]
-    assert tiles.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in (tiles, rival) if tensor is not None)
     assert (*mean.stride()[1:], lse.stride(2)) == (slots, 1, 1)
     lib, threads = library(), torch.get_num_threads()
     assert lib is not None
@@ -149,6 +152,7 @@ def softmax_and_mean_half(tiles: Tensor, scale: float, causal_from: int, mean: T
         *_long(mean.stride(0)),
         _pointer(lse),
         *_long(lse.stride(0), lse.stride(1)),
+        None if rival is None else _pointer(rival),
         _pointer(scratch),
         ctypes.c_int(threads),
     )

@@ -98,7 +98,7 @@ def _slots(sequence: Sequence) -> dict[str, Tensor]:
     if sequence.tail is not None and sequence.plan.next_update(sequence.seen) is not None:
         parts |= {"query": sequence.tail.query, "lse": sequence.tail.lse}
     if sequence.asking is not None:
-        parts["asking"] = sequence.asking
+        parts |= {"asking": sequence.asking.query, "looked": sequence.asking.lse}
     return parts
 
 
@@ -124,7 +124,7 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:
     layer.columns = held.columns
     for row, counts in enumerate(held.counts[str(layer.index)]):
-        names = ("keys", "values", "positions", "state", "query", "lse", "asking")
+        names = ("keys", "values", "positions", "state", "query", "lse", "asking", "looked")
         found = {name: held.tensors.get(f"{layer.index}.{row}.{name}") for name in names}
         parts = {name: tensor for name, tensor in found.items() if tensor is not None}
         sequence = Sequence(layer.plans[0], row, layer.index, layer.meter)
@@ -133,7 +133,9 @@ def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> Non
         if "query" in parts:
             sequence.tail = Tail(*(parts[name].to(device, copy=True) for name in ("query", "lse")))
         if "asking" in parts:
-            sequence.asking = parts["asking"].to(device, copy=True)
+            query = parts["asking"].to(device, copy=True)
+            looked = parts.get("looked", torch.empty(*query.shape[:2], 0))  # files of earlier versions have none
+            sequence.asking = Tail(query, looked.to(device, copy=True))
         layer.sequences.append(sequence)
         layer.meter.note(layer.index, row, sequence.nbytes())
         layer.dtype, layer.device, layer.is_initialized = parts["keys"].dtype, device, True

@@ -62,6 +62,6 @@ def _describe_policy(policy: MemoryPolicy) -> str:
         c = network.config
         kind = f"features={c.features!r}, width={c.width}, rehearsal={float(c.rehearsal)}"
         if c.rehearses != "model":
-            kind += f", rehearses={c.rehearses!r}, window={c.window}, rotated={c.rotated!r}"
+            kind += f", rehearses={c.rehearses!r}, window={c.window}, rotated={c.rotated!r}" + ", competes" * c.competes
         return f"{type(policy).__name__}({kind}, sha256={digest.hexdigest()})"
     return repr(policy) if dataclasses.is_dataclass(policy) else f"{policy!r} {vars(policy) or ''}".strip()

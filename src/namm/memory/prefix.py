@@ -130,7 +130,8 @@ class Prefix:
             if policy.channels:  # the queries between two hops, and their log-sum-exp
                 constant += policy.overlap * (query + read.query.shape[1] * torch.float32.itemsize)
             if rehearsal := policy.asks_in_place:
-                asking += min(rehearsal.window, plan.update_interval) * query
+                looked = rehearsal.competes * read.query.shape[1] * torch.float32.itemsize
+                asking += min(rehearsal.window, plan.update_interval) * (query + looked)
         return Footprint(token, constant, full, asking)
 
     @torch.no_grad()

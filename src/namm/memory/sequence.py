@@ -50,7 +50,7 @@ class Sequence:
         self.plan, self.row, self.layer, self._meter = plan, row, layer, meter
         self.blocks: list[Block] = []
         self.tail: Tail | None = None
-        self.asking: Float[Tensor, "kv_head group query dim"] | None = None  # in place, once their window is full
+        self.asking: Tail | None = None  # in place, once their window is full
         self.scaling = Scaling(1.0)  # of the last read
         self.seen = 0
         self.updates = 0
@@ -132,6 +132,7 @@ class Sequence:
         """Append a piece that crosses no update, attend it to everything held, and observe if an update will come."""
         policy, new = self.plan.policy, query.shape[2]
         due = self.plan.next_update(self.seen) is not None
+        rehearsal = policy.asks_in_place if due else None
         watching = policy.watches and due
         pending = self.seen % policy.hop
         full = watching and pending + new >= policy.hop  # a hop, which is to be observed
@@ -139,15 +140,16 @@ class Sequence:
         grown = [block.append(keys[block.heads], values[block.heads], self.seen) for block in self.blocks]
         if any(grown):
             self._meter.note(self.layer, self.row, self.nbytes())
-        if at_once or scaling.softcap is not None:
+        competes = rehearsal is not None and rehearsal.competes and new > 1
+        if at_once or competes or scaling.softcap is not None:
             carried = self._carried(new, policy.overlap + pending, scaling) if at_once else None
             out, lse = self._observed(query, scaling, visible, carried, full)
         else:
             out, lse = self._plain(query, scaling, visible), None
         self.seen += new
         self.scaling = scaling
-        if due and policy.asks_in_place:
-            self._hold(query, policy.asks_in_place)
+        if rehearsal is not None:
+            self._hold(query, lse, rehearsal)
         if not watching:
             self.tail = None
         elif at_once and lse is not None:
@@ -193,7 +195,10 @@ class Sequence:
         return _joined(outputs), _joined(sums)
 
     def _tail(self, query: Tensor) -> Tail:
-        return self.tail or Tail(query[:, :, :0], torch.empty(*query.shape[:2], 0, device=query.device))
+        return self.tail or self._no_tail(query)
+
+    def _no_tail(self, query: Tensor) -> Tail:
+        return Tail(query[:, :, :0], torch.empty(*query.shape[:2], 0, device=query.device))
 
     def _remember(self, query: Tensor, full: bool) -> None:
         """Keep queries that came in small numbers, and observe a hop of them together once it is full."""
@@ -208,32 +213,58 @@ class Sequence:
 
     # -- asking in place ---------------------------------------------------------------------------------------
 
-    def _hold(self, query: Tensor, rehearsal: Rehearsal) -> None:
+    def _hold(self, query: Tensor, lse: Tensor | None, rehearsal: Rehearsal) -> None:
         """Keep queries until their window is full, counted from the last update, and then let them ask."""
-        held = query if self.asking is None else torch.cat([self.asking, query], dim=2)
-        while held.shape[2] >= rehearsal.window:
-            self._ask(held[:, :, : rehearsal.window], rehearsal, self.seen - held.shape[2] + rehearsal.window)
-            held = held[:, :, rehearsal.window :]
-        self.asking = held.clone() if held.shape[2] else None
+        held, count = self.asking or self._no_tail(query), query.shape[2]
+        if lse is not None and rehearsal.competes:
+            known = self._looked_back(held, count)
+            held = Tail(torch.cat([held.query, query], 2), torch.cat([known, lse], 2))
+        else:
+            held = Tail(torch.cat([held.query, query], 2), held.lse)
+        while (count := held.query.shape[2]) >= rehearsal.window:
+            held = self._ask(held, rehearsal, min(count, rehearsal.window))
+        self.asking = held.clone() if count else None
 
     def ask_rest(self) -> None:
         """Let the held queries ask before their window is full, since an update is due."""
         rehearsal = self.plan.policy.asks_in_place
         if rehearsal is not None and self.asking is not None:
-            self._ask(self.asking, rehearsal, self.seen)
+            self._ask(self.asking, rehearsal, self.asking.query.shape[2])
         self.asking = None
 
-    def _ask(self, query: Tensor, rehearsal: Rehearsal, seen: int) -> None:
-        """The first `seen` tokens, as far as they are held, are shown to the policy as these queries attend to them."""
+    def _ask(self, held: Tail, rehearsal: Rehearsal, count: int) -> Tail:
+        """Show the tokens read so far, where they are held, to the policy as the first `count` queries attend to them.
+
+        Returns the other queries.
+        """
         rotation = self.scaling.rotation if rehearsal.rotated else None
+        query = held.query[:, :, :count]
         moved = query if rotation is None else rotation.move(query, rehearsal.window)
+        looked = self._looked_back(held, 0) if rehearsal.competes else None
+        later = held.query.shape[2] - count
         for block in self.blocks:
             keys, _, _, state = block.used()
-            slots = block.count - (self.seen - seen)  # the newest tokens are held by every head
+            slots = block.count - later  # the newest tokens are held by every head
             kernels.ask(
                 moved[block.heads], keys[:, :slots], self.scaling.scale, self.scaling.softcap,
                 partial(self._rehearse, state[..., :slots]),
+                None if looked is None else looked[block.heads, :, :count],
             )  # fmt: skip
+        return Tail(held.query[:, :, count:], held.lse[:, :, count:] if looked is None else looked[:, :, count:])
+
+    def _looked_back(self, held: Tail, new: int) -> Float[Tensor, "kv_head group query"]:
+        """The log-sum-exp of held queries, before `new` tokens that came after them; those of single ones are found."""
+        known = held.lse.shape[2]
+        if known == held.query.shape[2]:
+            return held.lse
+        found = []
+        for block in self.blocks:
+            keys = block.used()[0]
+            found.append(kernels.look_back(
+                held.query[block.heads, :, known:], keys[:, : block.count - new], self.scaling.scale,
+                self.scaling.softcap,
+            )[1])  # fmt: skip
+        return torch.cat([held.lse, _joined(found)], 2)
 
     def _rehearse(self, state: Tensor, attention: Tensor) -> None:
         seen = self.plan.policy.rehearse(self._decode(state), attention[..., : state.shape[-1]])
@@ -357,12 +388,10 @@ class Sequence:
     def tensors(self) -> list[Tensor]:
         """Every tensor this sequence holds on to."""
         held = [tensor for block in self.blocks for tensor in block.tensors()]
-        held += [self.tail.query, self.tail.lse] if self.tail else []
-        return held if self.asking is None else [*held, self.asking]
+        return held + [tensor for tail in (self.tail, self.asking) if tail for tensor in (tail.query, tail.lse)]
 
     def nbytes(self) -> int:
-        asking = 0 if self.asking is None else self.asking.untyped_storage().nbytes()
-        return sum(b.nbytes() for b in self.blocks) + (self.tail.nbytes() if self.tail else 0) + asking
+        return sum(held.nbytes() for held in (*self.blocks, self.tail, self.asking) if held)
 
     def trim(self) -> None:
         """Give back the free slots that appending leaves."""
@@ -376,7 +405,7 @@ class Sequence:
         twin = Sequence(plan or self.plan, row, self.layer, meter)
         twin.blocks = [block.clone() for block in self.blocks]
         twin.tail = self.tail.clone() if self.tail else None
-        twin.asking, twin.scaling = None if self.asking is None else self.asking.clone(), self.scaling
+        twin.asking, twin.scaling = self.asking.clone() if self.asking else None, self.scaling
         twin.seen, twin.updates = self.seen, self.updates
         meter.note(self.layer, row, twin.nbytes())
         return twin

@@ -36,6 +36,8 @@ class Rehearsal:
         window: queries that are held until they ask in place, a number of tokens.
         rotated: whether these are moved on by `window` positions first, to where those of a second reading would stand.
             True asks for a model with rotary positions; "auto" moves them where a model has such.
+        competes: whether what a query attended to when it was read takes part of its attention when it asks in place,
+            as the text's second copy does in a second reading: one more term of its softmax.
 
     Raises:
         ConfigurationError: another way, or a window without a query.
@@ -46,6 +48,7 @@ class Rehearsal:
     how: Literal["model", "queries"] = "model"
     window: int = 512
     rotated: Rotated = "auto"
+    competes: bool = False
 
     def __post_init__(self) -> None:
         if self.how not in ("model", "queries"):

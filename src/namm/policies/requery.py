@@ -19,8 +19,8 @@ class Requery(MemoryPolicy):
     half_scale = 2.0**11
     per = "layer"
 
-    def __init__(self, rotated: Rotated = "auto", window: int = 512) -> None:
-        self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window)
+    def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = False) -> None:
+        self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes)
 
     @property
     def observer(self) -> Rehearsal | None:
@@ -34,4 +34,5 @@ class Requery(MemoryPolicy):
 
     def __repr__(self) -> str:
         assert self.rehearsal is not None
-        return f"Requery(rotated={self.rehearsal.rotated!r}, window={self.rehearsal.window})"
+        r = self.rehearsal
+        return f"Requery(rotated={r.rotated!r}, window={r.window}, competes={r.competes!r})"
