@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 from rows import read
-from tables import made_by, table
+from tables import made_by
 
 from namm.report.bootstrap import interval, resample
+from namm.report.markdown import table
 from namm.report.summary import label
 from namm.rl.evaluation import FULL, OWN, WINDOW, Line, summarise, to_markdown
 from namm.rl.simulators import scale_of

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tables import against, made_by, read, table
+from tables import against, made_by, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 HELD, SOONER = 3.0, 5.0  # what a memory was aimed at: times the conversations, times sooner

@@ -15,8 +15,9 @@ from rows import RESULTS, read
 from namm.json_files import read_json
 from namm.policies import DEFAULT_MEMORY, builtin_memories
 from namm.report.bootstrap import interval, resample
+from namm.report.markdown import table, to_markdown
 from namm.report.statistics import summarise
-from namm.report.summary import label, to_markdown
+from namm.report.summary import label
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -28,12 +29,6 @@ def made_by(rows: list[dict[str, Any]]) -> str:
         f"`python {r['script']}` at commit {r['commit']}; {r['hardware']}; torch {r['torch']}, transformers "
         f"{r['transformers']}, {r['kernels']} kernels.\n"
     )
-
-
-def table(headings: list[str], lines: list[list[str]]) -> str:
-    rule = [" --- "] + [" ---: "] * (len(headings) - 1)
-    text = ["| " + " | ".join(headings) + " |", "|" + "|".join(rule) + "|"]
-    return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
 
 
 def against(target: float | None, value: float, better: str) -> str:
