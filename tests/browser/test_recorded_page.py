@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def shown(page: Any) -> list[list[str]]:
 
 def expected(run: Forgetting, layer: int | None = None) -> list[list[str]]:
     def words(ratio: float) -> str:
-        return "\u2013" if ratio != ratio else f"{ratio:.2f}"
+        return "\u2013" if math.isnan(ratio) else f"{ratio:.2f}"
 
     return [
         [row.name + "*" * (row.tokens < 20), str(row.tokens), f"{row.share:.0%}", words(row.ratio),
