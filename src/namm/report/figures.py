@@ -197,19 +197,3 @@ def _powers(run: Forgetting) -> np.ndarray[tuple[int, int], np.dtype[np.float64]
     layers = [by_class(run, layer=layer) for layer in run.layers]
     ratios = np.array([[row.ratio_among_neighbours for row in rows] for rows in layers]).T
     return np.log2(np.clip(ratios, 2**-_CLIPPED, 2**_CLIPPED))
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-def apart(wanted: list[float], gap: float, bottom: float, top: float) -> list[float]:
-    """Places near the wanted ones, which ascend, in the same order and `gap` apart; closer if there is no room."""
-    gap = min(gap, (top - bottom) / max(1, len(wanted) - 1))
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap if places else bottom))
-    limit = top
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - gap
-    return places

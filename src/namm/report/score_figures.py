@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from namm.report.figures import COLOURS, apart, drawing, svg
+from namm.report.figures import COLOURS, drawing, svg
 from namm.report.summary import Group, Scores, label, number, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKS = ("o", "s", "^", "v", "bar")
+_MARKS = ("o", "s", "^", "v", "P")
 _DASHES = {"oracle": (0, (4, 2.5)), "random": (0, (1, 1.8)), "truncated": (0, (5, 2, 1, 2))}
 _GAP = 15  # points between two labels
 _CHARACTER = 7.1  # points, about, of a letter of a label
@@ -247,19 +247,14 @@ def _curve(curve: Curve, axes: Axes, gid: str, labels: bool) -> dict[str, str]:
 
 
 def _mark(marker: str, own: bool) -> dict[str, Any]:
-    """Keywords for a marker: filled, with an edge of paper; hollow for a memory at its own threshold."""
+    """Keywords for a marker, of Matplotlib's or an arrow: filled, or hollow for a memory at its own threshold."""
     from matplotlib.path import Path
 
-    drawn: dict[str, Any] = {
-        "bar": Path([(-0.35, -1), (0.35, -1), (0.35, 1), (-0.35, 1), (-0.35, -1)]),
-        "down": Path([(0, -1.2), (1, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-1, 0), (0, -1.2)]),
-        "up": Path([(0, 1.2), (1, 0), (0.3, 0), (0.3, -1), (-0.3, -1), (-0.3, 0), (-1, 0), (0, 1.2)]),
-    }
-    size = {"down": 10, "up": 10, "bar": 9, "^": 8, "v": 8, "D": 6.6, "s": 6.6}.get(marker, 7)
-    look = {"markeredgewidth": 2.0} if own else {"markeredgewidth": 1.0, "markeredgecolor": COLOURS["paper"]}
-    return {"marker": drawn.get(marker, marker), "markersize": size, "linestyle": "none", **look} | (
-        {"markerfacecolor": COLOURS["paper"]} if own else {}
-    )
+    down = [(0, -1.2), (1, 0), (0.3, 0), (0.3, 1), (-0.3, 1), (-0.3, 0), (-1, 0), (0, -1.2)]
+    arrows = {"down": Path(down), "up": Path([(x, -y) for x, y in down])}
+    size = 10 if marker in arrows else 6.6 if marker in "Ds" else 7.6
+    paper = {"markerfacecolor" if own else "markeredgecolor": COLOURS["paper"], "markeredgewidth": 2 if own else 1}
+    return {"marker": arrows.get(marker, marker), "markersize": size, "linestyle": "none", **paper}
 
 
 def _label(chart: Chart, axes: Axes, width: int, height: int) -> None:
@@ -267,33 +262,31 @@ def _label(chart: Chart, axes: Axes, width: int, height: int) -> None:
     low, high = axes.get_ylim()
     ends = [(value, axes.get_xlim()[1], name, look) for name, look, value in chart.levels]
     ends += [(c.points[-1].value, c.points[-1].share, c.name, c.look) for c in chart.curves if not c.own]
-    ends = sorted(
-        ((min(max(value, low), high), at, name, look) for value, at, name, look in ends), key=itemgetter(0, 2)
-    )
+    ends = [(min(max(value, low), high), at, name, look) for value, at, name, look in ends]
+    ends.sort(key=itemgetter(0, 2))
     box = axes.get_position()
     wide, tall = box.width * width, box.height * height
-    heights = apart([(value - low) / (high - low) * tall for value, *_ in ends], _GAP, 0, tall)
+    heights = _apart([(value - low) / (high - low) * tall for value, *_ in ends], _GAP, 0, tall)
     for (value, at, name, look), y in zip(ends, heights, strict=True):
+        tie = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.8, "alpha": 0.5, "shrinkA": 2, "shrinkB": 0}
         axes.annotate(
-            name,
-            (at, value),
-            (1 + 14 / wide, y / tall),
-            textcoords="axes fraction",
-            va="center_baseline",
-            fontsize=12,
-            color=look.colour,
-            weight="bold" if look.width > 2 else "normal",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.colour,
-                "linewidth": 0.8,
-                "alpha": 0.5,
-                "shrinkA": 2,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
-        )
+            name, (at, value), (1 + 14 / wide, y / tall), textcoords="axes fraction", va="center_baseline", fontsize=12,
+            color=look.colour, weight="bold" if look.width > 2 else "normal", annotation_clip=False,
+            arrowprops={**tie, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _apart(wanted: list[float], gap: float, bottom: float, top: float) -> list[float]:
+    """Places near the wanted ones, which ascend, in the same order and `gap` apart; closer if there is no room."""
+    gap = min(gap, (top - bottom) / max(1, len(wanted) - 1))
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap if places else bottom))
+    limit = top
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], limit)
+        limit = places[i] - gap
+    return places
 
 
 # -- the legend --------------------------------------------------------------------------------------------------------
