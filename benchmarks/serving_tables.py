@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rows import made_by, read
-from tables import against, table
+from tables import against
 
 PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 HELD, SOONER = 3.0, 5.0  # what a memory was aimed at: times the conversations, times sooner

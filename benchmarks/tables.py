@@ -15,17 +15,12 @@ from rows import RESULTS, made_by, read
 from namm.json_files import read_json
 from namm.policies import DEFAULT_MEMORY, builtin_memories
 from namm.report.bootstrap import interval, resample
+from namm.report.markdown import table, to_markdown
 from namm.report.statistics import summarise
-from namm.report.summary import label, to_markdown
+from namm.report.summary import label
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-
-
-def table(headings: list[str], lines: list[list[str]]) -> str:
-    rule = [" --- "] + [" ---: "] * (len(headings) - 1)
-    text = ["| " + " | ".join(headings) + " |", "|" + "|".join(rule) + "|"]
-    return "\n".join(text + ["| " + " | ".join(line) + " |" for line in lines]) + "\n"
 
 
 def against(target: float | None, value: float, better: str) -> str:

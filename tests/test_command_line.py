@@ -30,10 +30,17 @@ def test_help_and_version() -> None:
 
 
 def test_help_waits_for_nothing_heavy() -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib'}"
+    heavy = "{'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib', 'jinja2', 'pygments'}"
     code = f"import sys, namm, namm.cli; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
     assert set(namm.__all__) < set(dir(namm))
+
+
+def test_figures_and_pages_are_waited_for_only_where_they_are_drawn() -> None:
+    drawing = "{'matplotlib', 'pygments'}"
+    imports = "namm.evaluation, namm.serving.app, namm.report.figures, namm.report.forgetting, namm.report.memory_page"
+    code = f"import sys, {imports}; print({drawing} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_what_a_command_takes_if_nothing_is_said_is_what_python_takes() -> None:

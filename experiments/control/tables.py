@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from namm.report.bootstrap import interval, resample
-from namm.report.summary import label, table
+from namm.report.markdown import table
+from namm.report.summary import label
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: all of these are found there
 

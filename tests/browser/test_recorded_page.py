@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import namm
+from namm.report.forgetting import Forgetting, by_class, forgetting
 from namm.report.memory_page import Recording, memory_page
 from namm.report.trace import Event, record, unpacked
 from tests.report.test_trace import character_tokenizer
@@ -180,6 +182,114 @@ def test_phone(open_page: Callable[..., Any], address: str, picture: Callable[..
     picture(page, "card")
     token.tap()
     assert page.locator("#card").is_hidden()
+
+
+# -- what is kept of each class ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Forgetting]:
+    texts = {"prose": TEXT, "code": "import os\n\ndef area(r):\n    return 3.14 * r  # a circle\n\n" * 5}
+    budget, tokenizer = namm.Budget(fraction=0.25), character_tokenizer()
+    return {
+        title: forgetting(causal_model("llama"), tokenizer, text, "h2o", budget, INTERVAL)
+        for title, text in texts.items()
+    }
+
+
+def inspected(folder: Path, runs: dict[str, Forgetting], layer: int | None = None) -> str:
+    recordings: list[Recording] = [
+        {"title": title, "traces": [run.events], "language": run.classes.language, "classes": list(run.classes.names)}
+        for title, run in runs.items()
+    ]
+    file = folder / "inspect.html"
+    file.write_text(memory_page(recordings, runs=runs, layer=layer), encoding="utf-8")
+    return file.as_uri()
+
+
+def shown(page: Any) -> list[list[str]]:
+    rows = page.locator(".panel .classes tbody tr")
+    return [row.locator("th, td").all_inner_texts() for row in rows.all()]
+
+
+def expected(run: Forgetting, layer: int | None = None) -> list[list[str]]:
+    def words(ratio: float) -> str:
+        return "\u2013" if math.isnan(ratio) else f"{ratio:.2f}"
+
+    return [
+        [row.name + "*" * (row.tokens < 20), str(row.tokens), f"{row.share:.0%}", words(row.ratio),
+         words(row.ratio_among_neighbours)]
+        for row in by_class(run, layer=layer)
+    ]  # fmt: skip
+
+
+def agree(found: list[list[str]], wanted: list[list[str]]) -> bool:
+    """Shares within a per cent: the page and Python round halves to another side."""
+    return len(found) == len(wanted) and all(
+        (a[0], a[1]) == (b[0], b[1])
+        and abs(float(a[2].rstrip(" %")) - float(b[2].rstrip("%"))) <= 1
+        and all(x == y or abs(float(x) - float(y)) < 0.011 for x, y in zip(a[3:], b[3:], strict=True))
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def test_classes_follow_text_heads_and_time(
+    open_page: Callable[..., Any], tmp_path: Path, runs: dict[str, Forgetting], picture: Callable[..., None]
+) -> None:
+    page = open_page(inspected(tmp_path, runs))
+    assert agree(shown(page), expected(runs["prose"])), shown(page)
+    page.get_by_title("layer 1", exact=True).click()
+    settle(page)
+    assert agree(shown(page), expected(runs["prose"], 1)), shown(page)
+    page.get_by_role("button", name="All heads", exact=True).click()
+    page.select_option("#text", label="code")
+    settle(page)
+    assert agree(shown(page), expected(runs["code"])), shown(page)
+    page.hover('[data-i="0"]')
+    assert "keywords, position 0" in page.locator("#card").inner_text()
+    picture(page)
+    set_time(page, 1)
+    assert sum(int(row[1]) for row in shown(page)) == INTERVAL
+    set_time(page, 0)
+    assert shown(page) == []
+
+
+def test_it_opens_on_a_layer(open_page: Callable[..., Any], tmp_path: Path, runs: dict[str, Forgetting]) -> None:
+    page = open_page(inspected(tmp_path, runs, layer=1))
+    settle(page)
+    assert agree(shown(page), expected(runs["prose"], 1)), shown(page)
+    pressed = page.locator('.grid [data-cell][aria-pressed="true"]')
+    assert [button.get_attribute("data-cell") for button in pressed.all()] == ["2", "3"]
+    chosen = [f"k{round(16 * share)}" for share in runs["prose"].kept[1][:40].tolist()]
+    assert [level(page, i) for i in range(40)] == chosen
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light")])
+def test_texts_are_compared(
+    open_page: Callable[..., Any],
+    tmp_path: Path,
+    runs: dict[str, Forgetting],
+    picture: Callable[..., None],
+    width: int,
+    scheme: str,
+) -> None:
+    page = open_page(inspected(tmp_path, runs), width, 844, color_scheme=scheme)
+    page.click("#open-classes")
+    dialog = page.locator("#classes")
+    assert "Does it adapt to what it reads?" in dialog.inner_text()
+    box = dialog.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    picture(page)
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert page.evaluate("getComputedStyle(document.querySelector('#classes svg text')).fill") == ink
+    dialog.locator("svg").scroll_into_view_if_needed()
+    picture(page, "figure")
+    page.keyboard.press("Escape")
+    assert dialog.is_hidden()
+
+
+# -- histories, and many tokens ----------------------------------------------------------------------------------------
 
 
 def test_a_text_that_goes_on_keeps_its_history(open_page: Callable[..., Any], address: str) -> None:

@@ -1,17 +1,19 @@
 """The page stands alone, is well formed, and says what each number is."""
 
+import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
-from namm.report.curves import Chart, Curve, Point, draw
-from namm.report.evaluation_page import to_html
-from namm.report.page_tables import COLUMNS
+from namm.report.evaluation_page import COLUMNS, to_html
+from namm.report.figures import COLOURS
+from namm.report.score_figures import Chart, Curve, Look, Point, drawn
 from namm.report.statistics import summarise
 from tests.report.made import NAMM, evaluation, row, samples
 
-ALONE = {"meta", "br", "path"}
+ALONE = {"meta", "br"}
+LOOK = Look(COLOURS["line-0"], "o")
 
 
 class Page(HTMLParser):
@@ -33,7 +35,7 @@ class Page(HTMLParser):
         self.ids += [found["id"]] if "id" in found else []
         self.links += [found["href"]] if "href" in found else []
         self.sources += [found["src"]] if "src" in found else []
-        if tag not in ALONE or (tag == "path" and found.get("transform")):
+        if tag not in ALONE:
             self.open.append(tag)
         if tag == "table":
             self.shapes.append([])
@@ -75,6 +77,8 @@ def test_the_page_fits_a_phone_and_the_dark(page: str) -> None:
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert "prefers-color-scheme: dark" in page
     assert page.count("<table") == page.count('<div class="box"')
+    assert f"var(--learned-0, {COLOURS['learned-0']})" in page
+    assert re.search(r"prefers-color-scheme: dark\) \{\s*:root \{[^}]*--learned-0: #[0-9a-f]{6};", page)
 
 
 def test_every_column_is_explained(page: str) -> None:
@@ -89,6 +93,7 @@ def test_every_column_is_explained(page: str) -> None:
 
 def test_every_policy_is_in_every_overall_chart(page: str) -> None:
     chart = page[page.index("<svg") : page.index("</svg>")]
+    assert chart.startswith('<svg viewBox="0 0 900 400" role="img"')
     for name in ("full cache", "oracle", "h2o", "random", "truncated prompt", "streaming (recency)", "NAMM universal"):
         assert f">{name}" in chart
     assert "own</text>" in chart
@@ -118,17 +123,28 @@ def test_names_are_escaped() -> None:
     assert "NAMM <i>/x" in found.text
 
 
+def test_names_are_no_formulas() -> None:
+    rows = [row(policy, nll, task="$x^2$") for policy, nll in (("full", 1.0), ("floor", 3.0), ("a/$y_1$", 2.0))]
+    page = to_html(summarise(rows), "t")
+    chart = page[page.index("<svg") : page.index("</svg>")]
+    assert ">NAMM a/$y_1$<" in chart
+
+
 def test_points_beyond_the_edge_are_arrows_with_their_value() -> None:
     points = (Point(0.25, -3.0, -3.5, -2.5), Point(0.5, 0.5))
-    chart = Chart("t", (Curve("h2o", "line-0", "circle", points),), (("full", "full", 1.0),), (0.25, 0.5), -0.5, 1.5)
-    drawn = draw(chart, 360, 250, labels=False)
-    assert drawn.count("M0 6L4.5 0") == 1
-    assert "h2o, 25 % of the bytes: -3.00 [-3.50, -2.50]" in drawn
+    chart = Chart("t", (Curve("h2o", LOOK, points),), (("full", LOOK, 1.0),), (0.25, 0.5), -0.5, 1.5)
+    figure = drawn(chart, 360, 250, False, "a")
+    found = re.findall(r'<defs><path id="(.*?)" d="(.*?)"', figure)
+    arrows = [name for name, outline in found if outline.count("L") > 5 and "C" not in outline]
+    assert len(arrows) == 1
+    assert figure.count(f'href="#{arrows[0]}"') == 1
+    assert "<title>h2o, 25 % of the bytes: -3.00 [-3.50, -2.50]</title>" in figure
+    assert "<title>h2o</title>" in figure
 
 
 def test_labels_do_not_overlap() -> None:
-    curves = tuple(Curve(f"p{i}", "line-0", "circle", (Point(0.5, 0.5),)) for i in range(12))
-    drawn = draw(Chart("t", curves, (), (0.5,), 0.0, 1.0), 900, 400, labels=True)
-    places = sorted(float(part.split('y="')[1].split('"')[0]) for part in drawn.split('class="label"')[1:])
+    curves = tuple(Curve(f"p{i}", LOOK, (Point(0.5, 0.5),)) for i in range(12))
+    figure = drawn(Chart("t", curves, (), (0.5,), 0.0, 1.0), 900, 400, True, "a")
+    places = sorted(float(y) for y in re.findall(r'<text [^>]*? y="([\d.]+)"[^>]*>p\d+<', figure))
     assert len(places) == 12
     assert min(b - a for a, b in pairwise(places)) >= 14.9

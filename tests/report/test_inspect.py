@@ -2,8 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,16 @@ from transformers import PreTrainedTokenizerFast
 
 import namm
 from namm.cli.inspect import inspect, read_budget, read_sources
-from namm.policies import resolve
-from namm.report.class_plot import class_heatmap
-from namm.report.forgetting import Forgetting, by_class, fitting_interval, forgetting, own_interval
-from namm.report.inspect_page import Setting, inspect_page
+from namm.policies import own_interval, resolve
+from namm.report.figures import class_heatmap, save
+from namm.report.forgetting import Forgetting, by_class, forgetting
+from namm.report.reading import fitting_interval
 from namm.report.samples import embedded_samples
 from namm.report.token_classes import Classes, classify, detect
+from namm.report.trace import unpacked
 from tests.zoo import causal_model
 
 TEXT = "It was the best of times, it was the worst of times; it was 1775. " * 2
-SETTING = Setting("a model", "a memory", "keep a quarter")
 PYTHON = '''"""Module."""
 import os
 
@@ -50,7 +48,7 @@ def made(kept: list[list[float]], names: list[str], judged: int, interval: int, 
     text = text or "x" * len(names)
     return Forgetting(
         text, tuple((i, i + 1) for i in range(len(names))), Classes(tuple(names), "prose", "prose rules"),
-        tuple(range(len(kept))), 2, torch.tensor(kept), torch.arange(len(names)) < judged, interval, [[[]]],
+        tuple(range(len(kept))), 2, torch.tensor(kept), torch.arange(len(names)) < judged, interval, [],
     )  # fmt: skip
 
 
@@ -90,7 +88,7 @@ def test_classes_of_python() -> None:
     assert found[" circle"] == found["#"] == "comments"
     assert found[" 3"] == found["14"] == found[" 2"] == found["x"] == "literals"
     assert found[" *"] == found[":"] == "punctuation"
-    assert classify(PYTHON, [(0, 1)]).method == "Python's tokenize"
+    assert classify(PYTHON, [(0, 1)]).method == "Pygments' Python lexer"
 
 
 def test_indentation_is_white_space_that_starts_a_line_of_code() -> None:
@@ -108,16 +106,24 @@ def test_positions_behind_other_alphabets() -> None:
     assert classify(text, [(start, start + 3)]).names == ("comments",)
 
 
-def test_code_that_is_not_python_is_classed_by_rules() -> None:
+def test_what_no_lexer_was_named_for_is_classed_as_its_relatives() -> None:
     text = 'int main(void) {\n  // say hello\n  return puts("hi") + 42; /* done\n */ }'
     spans = [m.span() for m in re.finditer(r"\w+", text)]
     found = classify(text, spans, "code")
-    assert found.method == "code rules"
+    assert found.method == "Pygments' C lexer"
     named = {text[a:b]: name for (a, b), name in zip(spans, found.names, strict=True)}
     assert named["int"] == named["return"] == "keywords"
     assert named["main"] == named["puts"] == "identifiers"
     assert named["hello"] == named["done"] == "comments"
     assert named["hi"] == named["42"] == "literals"
+
+
+def test_a_file_name_says_which_code_it_is() -> None:
+    text = "fn main() { let x = 'a'; } // rust\n"
+    found = classify(text, [(0, 2), (12, 15), (27, 29)], "code", "main.rs")
+    assert (found.method, found.names) == ("Pygments' Rust lexer", ("keywords", "keywords", "comments"))
+    assert classify("x = 1 # it\n", [(6, 10)], "code", "a.unknown").method == "Pygments' Python lexer"
+    assert classify("def f(:\n", [(0, 3)], "code", "broken.py").names == ("keywords",)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +156,13 @@ def test_heads_that_differ_give_shares_between() -> None:
     found = read(memory="h2o")
     assert found.heads == 2
     assert {round(x, 3) for x in found.kept.flatten().tolist()} == {0.0, 0.5, 1.0}
-    for layer, heads in enumerate(found.positions):
-        counted = sum(torch.bincount(torch.tensor(head), minlength=len(TEXT)) for head in heads) / 2
-        assert torch.equal(found.kept[layer], counted)
+    model = causal_model("llama")
+    with namm.attach(model, "h2o", namm.Budget(tokens=24), 32) as handle:  # all of it at once
+        model(torch.tensor([character_tokenizer()(TEXT)["input_ids"]]))
+        for layer in found.layers:
+            heads = handle.kept_positions(layer)[0]
+            counted = sum(torch.bincount(torch.tensor(head), minlength=len(TEXT)) for head in heads) / 2
+            assert torch.equal(found.kept[layer], counted)
     assert torch.equal(found.share(1), found.kept[1])
 
 
@@ -242,103 +252,24 @@ def test_texts_of_a_task_are_taken_together() -> None:
     assert content.ratio == pytest.approx((1 / 3) / (1 / 4))
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+def test_what_is_kept_is_what_was_recorded() -> None:
+    for memory in ("streaming", "h2o", "full"):
+        found = read(memory=memory, selection=None if memory == "full" else namm.Budget(tokens=24))
+        held = [event for event in found.events if event["type"] == "update"]
+        seen = held[-1]["seen"] if held else 0
+        assert seen == (0 if memory == "full" else len(TEXT) // 32 * 32)
+        if held:
+            last = torch.from_numpy(unpacked(held[-1]["held"], len(found.layers), found.heads, seen))
+            assert torch.equal(found.kept[:, :seen], last.float().mean(1))
+        assert bool((found.kept[:, seen:] == 1).all())
 
 
-class Seen(HTMLParser):
-    """Text inside the shaded boxes, and attributes of every tag."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.boxes: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.inside = 0
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "div" and "text" in (dict(attrs).get("class") or "").split():
-            self.boxes.append("")
-            self.inside = 1
-        elif tag == "div" and self.inside:
-            self.inside += 1
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "div" and self.inside:
-            self.inside -= 1
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.boxes[-1] += data
-
-    def spans(self) -> list[dict[str, str | None]]:
-        return [attrs for tag, attrs in self.tags if tag == "span" and "data-i" in attrs]
-
-
-def test_the_page_shows_the_whole_text_and_nothing_of_it_is_markup() -> None:
-    nasty = '</script><script>alert(1)</script> & "quotes" <b>bold</b>\n\n' * 2
-    page = inspect_page({"<i>title</i>": read(nasty)}, SETTING)
-    assert Seen(page).boxes == [nasty]
-    assert "alert(1)</script>" not in page
-    assert "<i>title" not in page
-    assert len(Seen(page).spans()) == len(nasty)
-
-
-def test_a_token_that_is_markup_is_text() -> None:
-    text = "<b>&amp;</b>"
-    run = replace(made([[1.0, 1.0]], ["punctuation"] * 2, 2, 2, text), spans=((0, 3), (3, len(text))))
-    assert Seen(inspect_page({"a": run}, SETTING)).boxes == [text]
-
-
-def test_the_page_needs_nothing_else() -> None:
-    seen = Seen(inspect_page({"a": read(), "b": read(memory="h2o")}, SETTING))
-    assert not [attrs for _, attrs in seen.tags if {"src", "href"} & set(attrs)]
-    assert "link" not in {tag for tag, _ in seen.tags}
-    assert not re.search(r"https?:|@import|url\(", inspect_page({"a": read()}, SETTING))
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in seen.tags
-
-
-def test_shades_and_tooltips_are_the_shares() -> None:
-    run = made([[0.5, 0.0, 1.0], [1.0, 0.0, 1.0]], ["content words", "stop words", "numbers"], judged=2, interval=2)
-    first, second, third = Seen(inspect_page({"a": run}, SETTING)).spans()
-    assert (first["style"], first["title"]) == ("--s:0.75", "content words, 75% kept")
-    assert (second["style"], second["title"]) == ("--s:0", "stop words, 0% kept")
-    assert (third["class"], third["title"]) == ("new", "numbers, not yet judged")
-    assert "style" not in third
-
-
-def test_the_page_opens_on_a_layer() -> None:
-    run = made([[0.5, 0.0], [1.0, 0.0]], ["content words", "stop words"], judged=2, interval=2)
-    seen = Seen(inspect_page({"a": run}, SETTING, layer=1))
-    assert [attrs["value"] for tag, attrs in seen.tags if tag == "option" and "selected" in attrs] == ["2"]
-    assert seen.spans()[0]["style"] == "--s:1"
-
-
-def test_tokens_that_share_a_character_are_one_span() -> None:
-    run = made([[1.0, 0.0, 0.5, 0.0]], ["special tokens"] + ["content words"] * 3, judged=4, interval=4, text="é!")
-    run = replace(run, spans=((0, 0), (0, 1), (0, 1), (1, 2)))
-    seen = Seen(inspect_page({"a": run}, SETTING))
-    assert seen.boxes == ["é!"]
-    pair, mark = seen.spans()
-    assert (pair["data-i"], pair["data-j"], pair["style"]) == ("1", "2", "--s:0.25")
-    assert mark["data-i"] == "3"
-
-
-def test_several_texts_are_compared() -> None:
-    runs = {"prose": read(), "code": read(PYTHON)}
-    assert "Does it adapt" not in inspect_page({"prose": read()}, SETTING)
-    page = inspect_page(runs, SETTING)
-    assert "Does it adapt" in page
-    comparison = page[page.index("Does it adapt") :]
-    assert comparison.index("prose") < comparison.index("code")
-    data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
-    assert data[0]["kept"] == (runs["prose"].kept * 2).int().tolist()
-    shares = {row.name: round(row.share, 4) for row in by_class(runs["code"], layer=1)}
-    assert {name: row["share"] for name, row in data[1]["tables"][2].items()} == shares
+# -- the picture -------------------------------------------------------------------------------------------------------
 
 
 def test_the_picture(tmp_path: Path) -> None:
-    assert class_heatmap({"prose": read(), "code": read(PYTHON)}, tmp_path / "kept.png").stat().st_size > 10_000
+    runs = {"prose": read(), "code $x^2$": read(PYTHON)}
+    assert save(class_heatmap(runs), tmp_path / "kept.png").stat().st_size > 10_000
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -352,6 +283,7 @@ def test_texts_and_files(tmp_path: Path) -> None:
     sources = list(read_sources([str(file), "Yes and/or no.", str(tmp_path / "sub" / "a.py")]))
     assert [source.title for source in sources] == ["a.py", "text 2", "a.py (3)"]
     assert [source.language for source in sources] == ["code", None, "code"]
+    assert [source.file for source in sources] == ["a.py", None, "a.py"]
     assert sources[1].text == "Yes and/or no."
     assert next(read_sources(["a " * 5000])).text == "a " * 5000
 
@@ -383,20 +315,22 @@ def test_only_a_namm_has_a_threshold_of_its_own(tmp_path: Path) -> None:
         inspect([TEXT], "h2o", "own", None, "smollm2-135m-instruct", None, None, tmp_path)
 
 
-def test_the_memory_beside_it_needs_a_page_and_a_budget(tmp_path: Path) -> None:
+def test_the_memory_beside_it_needs_a_budget(tmp_path: Path) -> None:
     arguments = [TEXT], "builtin:universal", "own", None, "smollm2-135m-instruct", None, None, tmp_path
-    with pytest.raises(namm.ConfigurationError, match="got --against alone"):
-        inspect(*arguments, against="h2o")
     with pytest.raises(namm.ConfigurationError, match="a budget for h2o"):
-        inspect(*arguments, html=tmp_path / "memory.html", against="h2o")
+        inspect(*arguments, against="h2o")
+
+
+def recordings_of(page: Path) -> list[dict]:
+    return json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[0])["recordings"]
 
 
 @pytest.mark.model
 def test_the_command_records_two_memories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pages" / "memory.html"
     inspect([TEXT], "h2o", "0.5", 16, "smollm2-135m-instruct", None, None, tmp_path, file, "streaming")
-    data = json.loads(re.findall(r'id="data">(.*?)</script>', file.read_text(), re.DOTALL)[0])
-    (recording,) = data["recordings"]
+    assert file.read_text() == (tmp_path / "inspect.html").read_text()
+    (recording,) = recordings_of(file)
     assert (recording["title"], recording["language"]) == ("text 1", "prose")
     assert [trace[0]["memory"] for trace in recording["traces"]] == ["h2o", "streaming"]
     assert "".join(recording["traces"][0][0]["tokens"]) == TEXT
@@ -426,4 +360,6 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureF
     assert all(row["kept"] is None for row in first if not row["judged"])
     assert "content words" in capsys.readouterr().out
     assert "## text 2" in (tmp_path / "classes.md").read_text()
-    assert Seen((tmp_path / "inspect.html").read_text()).boxes == [text, PYTHON]
+    recordings = recordings_of(tmp_path / "inspect.html")
+    assert ["".join(recording["traces"][0][0]["tokens"]) for recording in recordings] == [text, PYTHON]
+    assert [recording["language"] for recording in recordings] == ["prose", "code"]

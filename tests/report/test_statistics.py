@@ -8,8 +8,9 @@ import pytest
 
 import namm
 from namm.report.bootstrap import interval, pool, resample
+from namm.report.markdown import to_markdown
 from namm.report.statistics import summarise
-from namm.report.summary import Group, Line, Scores, to_json, to_markdown
+from namm.report.summary import Group, Line, Scores, to_json
 from tests.report.made import NAMM, row, samples
 
 

@@ -201,6 +201,20 @@ def test_bytes_that_are_no_text_hold_nothing_up() -> None:
     assert "".join(texts).endswith("ab")
 
 
+def test_a_broken_character_of_a_tokenizer_that_spells_in_bytes_is_not_the_end() -> None:
+    spelled = {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    backend = Tokenizer(models.BPE({"<unk>": 0, **spelled, "▁a": 257}, [], unk_token="<unk>", byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    broken = [257, *(byte + 1 for byte in "é".encode()), 0xE2 + 1, 257, 257]
+    shown = Pieces(tokenizer, longest=None)
+    texts = [shown.next(token) for token in broken]
+    assert texts[:4] == ["a", "", "é", ""]
+    assert texts[4].startswith("\ufffd")
+    assert "".join(texts).endswith(" a a")
+
+
 @pytest.mark.model
 def test_pieces_of_the_embedded_model() -> None:
     _, tokenizer = namm.models.load_model()

@@ -15,24 +15,21 @@ from namm.files import write, writing
 from namm.json_files import write_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from namm.policies import MemoryPolicy
     from namm.report.forgetting import Forgetting
     from namm.report.memory_page import Recording
     from namm.report.token_classes import Language
     from namm.selection import Budget, Selection
 
 _PROSE_SUFFIXES = (".txt", ".md", ".rst", ".html", ".json", ".csv", ".tex", ".log", ".yaml", ".yml", ".toml")
-_COLUMNS = ("class", "tokens", "kept", "ratio", "neighbours")
 
 
 class Source(NamedTuple):
-    """A text to read, and whether its file name says what it is."""
+    """A text to read, whether its file name says what it is, and the name of the file."""
 
     title: str
     text: str
     language: Language | None = None
+    file: str | None = None
 
 
 def inspect(
@@ -50,25 +47,23 @@ def inspect(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to show; all together if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for page, tables and picture.")] = Path("inspect-output"),
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page that shows update by update what each head lets go.")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="Memory to show beside the first one in --html.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the page into this file.")] = None,
+    against: Annotated[str | None, typer.Option(help="Memory to show beside the first one on the page.")] = None,
 ) -> None:
-    """Show what a memory forgets of a text: which tokens, of which class, in which layer."""
+    """Show what a memory forgets of a text: which tokens, of which class, in which layer, update by update."""
     from namm.models import load_model
     from namm.policies import own_interval, resolve
-    from namm.report.class_plot import class_heatmap
+    from namm.report.figures import class_heatmap, save
     from namm.report.forgetting import forgetting
-    from namm.report.inspect_page import Setting, inspect_page
+    from namm.report.markdown import of_forgetting
+    from namm.report.memory_page import memory_page
+    from namm.report.trace import record
 
     quiet()
-    if against is not None and html is None:
-        raise ConfigurationError("--html FILE, the page that compares", "--against alone", "Try --html memory.html.")
     selection, policy = read_budget(budget), resolve(memory)
-    watched = {memory: policy} | ({against: resolve(against)} if against is not None else {})
-    for name, chosen in watched.items():
-        if selection is None and chosen.evicts and not chosen.absolute:
+    other = None if against is None else resolve(against)
+    for name, chosen in ((memory, policy), (against, other)):
+        if chosen is not None and selection is None and chosen.evicts and not chosen.absolute:
             raise ConfigurationError(
                 f"a budget for {name}, which has no threshold", "--budget own", "Try --budget 0.25."
             )
@@ -79,29 +74,36 @@ def inspect(
         lm, tokenizer = load_model(model, dtype)
     runs: dict[str, Forgetting] = {}
     recordings: list[Recording] = []
-    for title, text, language in sources:
+    for title, text, language, file in sources:
         with console.status(f"reading {title}"):
-            run = forgetting(lm, tokenizer, text, policy, selection, update_interval, language)
+            names = (model, memory)
+            run = forgetting(lm, tokenizer, text, policy, selection, update_interval, language, file, names)
         run.share(layer)  # raises for a layer that is not there, before the next text is read
         runs[title] = run
         _tell(title, run, layer)
         if update_interval is None and run.update_interval < own_interval(policy):
             console.print(f"The text is short: one update, after {run.update_interval} tokens.\n")
-        if html is not None:
-            with console.status(f"recording {title}"):
-                recordings.append(_recording(lm, tokenizer, model, run, title, watched, selection, update_interval))
-    setting = Setting(model, memory, _rule(selection, policy.evicts))
+        traces = [run.events]
+        if against is not None and other is not None:
+            with console.status(f"reading {title} with {against}"):
+                traces.append(record(lm, tokenizer, text, other, selection, update_interval, names=(model, against)))
+        recordings.append(
+            {"title": title, "traces": traces, "language": run.classes.language, "classes": list(run.classes.names)}
+        )
+    page = memory_page(recordings, runs=runs, layer=layer)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write(out / "inspect.html", inspect_page(runs, setting, layer))
-    write(out / "classes.md", "\n".join(_markdown(runs, setting, layer)))
+    write(out / "inspect.html", page)
+    write(out / "classes.md", of_forgetting(runs, _setting(model, memory, selection, policy.evicts), layer))
     write_rows(out / "tokens.jsonl", _token_rows(runs))
-    class_heatmap(runs, out / "kept.png")
+    save(class_heatmap(runs), out / "kept.png")
     console.print(
-        f"The text, shaded: {out / 'inspect.html'}   (also classes.md, tokens.jsonl, kept.png)", soft_wrap=True
+        f"The text, shaded, update by update: {out / 'inspect.html'}   (also classes.md, tokens.jsonl, kept.png)",
+        soft_wrap=True,
     )
     if html is not None:
-        _write_memory_page(html, recordings)
+        write(html, page)
+        console.print(f"The same page: {html}", soft_wrap=True)
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------------
@@ -143,7 +145,8 @@ def _read(word: str, place: int) -> Source:
     except UnicodeDecodeError as error:
         raise ConfigurationError("a text file in UTF-8", f"{path}, which is not", "Convert it first.") from error
     language: Language = "code" if path.suffix in CODE_SUFFIXES else "prose"
-    return Source(path.name, text, language if path.suffix in (*CODE_SUFFIXES, ".txt", ".md") else None)
+    known = path.suffix in (*CODE_SUFFIXES, ".txt", ".md")
+    return Source(path.name, text, language if known else None, path.name)
 
 
 def _looks_like_path(word: str) -> bool:
@@ -161,37 +164,15 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _rule(selection: Selection | None, evicts: bool) -> str:
+def _setting(model: str, memory: str, selection: Selection | None, evicts: bool) -> str:
     from namm.selection import Budget
 
+    rule = "keeps what the network scores at 0 or above"
     if not evicts:
-        return "it keeps everything"
-    if isinstance(selection, Budget):
-        return f"it may keep {selection.fraction:.0%} of the tokens read so far"
-    return "it keeps what the network scores at 0 or above"
-
-
-# -- what is recorded ----------------------------------------------------------------------------------------------
-
-
-def _recording(
-    lm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    run: Forgetting,
-    title: str,
-    watched: dict[str, MemoryPolicy],
-    selection: Selection | None,
-    update_interval: int | None,
-) -> Recording:
-    """A text as the memories in `watched` (name -> policy) read it."""
-    from namm.report.trace import record
-
-    traces = [
-        record(lm, tokenizer, run.text, policy, selection, update_interval, names=(model, name))
-        for name, policy in watched.items()
-    ]
-    return {"title": title, "traces": traces, "language": run.classes.language}
+        rule = "keeps everything"
+    elif isinstance(selection, Budget):
+        rule = f"keeps {selection.fraction:.0%} of the tokens read"
+    return f"{model} with the memory {memory}, which {rule}."
 
 
 def _make_room_for(file: Path) -> None:
@@ -204,18 +185,11 @@ def _make_room_for(file: Path) -> None:
         raise ConfigurationError("a file that can be written for --html", f"{file}: {error}", "Try another.") from error
 
 
-def _write_memory_page(file: Path, recordings: list[Recording]) -> None:
-    from namm.report.memory_page import memory_page
-
-    write(file, memory_page(recordings))
-    console.print(f"The memory, update by update: {file}", soft_wrap=True)
-
-
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 
 def _tell(title: str, run: Forgetting, layer: int | None) -> None:
-    from namm.report.inspect_page import FEW
+    from namm.report.forgetting import COLUMNS, FEW, class_table
 
     judged, tokens = int(run.judged.sum()), len(run.spans)
     place = "all layers" if layer is None else f"layer {layer}"
@@ -226,9 +200,9 @@ def _tell(title: str, run: Forgetting, layer: int | None) -> None:
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in _COLUMNS:
+    for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
-    rows = _class_rows(run, layer)
+    rows = class_table(run, layer)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -241,34 +215,6 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _class_rows(run: Forgetting, layer: int | None) -> list[tuple[str, ...]]:
-    from namm.report.forgetting import by_class
-    from namm.report.inspect_page import FEW, percent, times
-
-    return [
-        (
-            row.name + ("*" if row.tokens < FEW else ""), f"{row.tokens:,}", percent(row.share), times(row.ratio),
-            times(row.ratio_among_neighbours),
-        )
-        for row in by_class(run, layer=layer)
-    ]  # fmt: skip
-
-
-def _markdown(runs: dict[str, Forgetting], setting: object, layer: int | None) -> Iterator[str]:
-    place = "all layers" if layer is None else f"layer {layer}"
-    yield f"# What is forgotten\n\n{setting}, {place}.\n"
-    yield (
-        "Shares are of heads that hold a token after the last update; `ratio` is against all judged tokens of the "
-        "text, `neighbours` against those read between the same two updates."
-    )
-    for title, run in runs.items():
-        yield f"\n## {title}\n"
-        yield f"{len(run.spans):,} tokens, {int(run.judged.sum()):,} judged, updates every {run.update_interval}.\n"
-        yield f"| {' | '.join(_COLUMNS)} |\n| --- | ---: | ---: | ---: | ---: |"
-        yield from (f"| {' | '.join(row)} |" for row in _class_rows(run, layer))
-    yield ""
 
 
 def _token_rows(runs: dict[str, Forgetting]) -> Iterator[dict[str, object]]:

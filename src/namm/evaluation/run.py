@@ -35,8 +35,9 @@ from namm.policies import (
     spent,
 )
 from namm.report.evaluation_page import to_html
+from namm.report.markdown import to_markdown
 from namm.report.statistics import summarise
-from namm.report.summary import Summary, to_json, to_markdown
+from namm.report.summary import Summary, to_json
 from namm.selection import WAYS
 from namm.tasks.base import Encoded, Request, Sample, Task, encode
 from namm.tasks.registry import find_tasks, sources

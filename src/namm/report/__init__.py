@@ -1,5 +1,5 @@
 """Pictures of what a memory kept."""
 
-from namm.report.heatmap import kept_heatmap
+from namm.report.figures import kept_heatmap
 
 __all__ = ["kept_heatmap"]

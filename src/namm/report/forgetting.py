@@ -11,22 +11,28 @@ take no part in any share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.errors import ConfigurationError, ModelError
-from namm.memory.attach import attach, find_decoder
-from namm.models import context_length
+from namm.errors import ConfigurationError
 from namm.network import NAMM
-from namm.policies import MemoryPolicy, own_interval, resolve
+from namm.policies import MemoryPolicy, resolve
+from namm.report.reading import to_read
 from namm.report.token_classes import CLASSES, Classes, Language, Span, classify
+from namm.report.trace import Event, record, unpacked
 from namm.selection import Selection
+
+FEW = 20  # tokens; the share of a smaller class is mostly chance
+COLUMNS = ("class", "tokens", "kept", "ratio", "neighbours")
+_NONE = "\u2013"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,7 @@ class Forgetting:
         kept: share of the layer's kv heads that hold the token.
         judged: whether the token was read before the last update.
         update_interval: tokens between two updates.
-        positions: tokens held, `[layer][kv_head]`, ascending.
+        events: what was held after each update, for the memory page; see `namm.report.trace`.
     """
 
     text: str
@@ -53,7 +59,7 @@ class Forgetting:
     kept: Float[Tensor, "layer token"]
     judged: Bool[Tensor, " token"]
     update_interval: int
-    positions: list[list[list[int]]]
+    events: list[Event]
 
     def share(self, layer: int | None = None) -> Float[Tensor, " token"]:
         """For each token the share of heads that hold it, in layer `layer` of the model or in all.
@@ -91,7 +97,6 @@ class ClassShare:
     ratio_among_neighbours: float
 
 
-@torch.inference_mode()
 def forgetting(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -100,6 +105,8 @@ def forgetting(
     selection: Selection | None = None,
     update_interval: int | None = None,
     language: Language | None = None,
+    file: str | None = None,
+    names: tuple[str, str] | None = None,
 ) -> Forgetting:
     """Read `text` under a memory and see what is held.
 
@@ -108,6 +115,8 @@ def forgetting(
         selection: which scored tokens stay; a NAMM decides at its threshold if left out.
         update_interval: tokens between two updates; `fitting_interval` if left out.
         language: whether the text is "prose" or "code"; found by trying to parse it if left out.
+        file: the name of the file that the text comes from; see `classify`.
+        names: of the model and of the memory, for the page; their own if left out.
 
     Raises:
         ConfigurationError: the text is empty, too short for one update, or longer than the model's context.
@@ -115,77 +124,17 @@ def forgetting(
     """
     policy = resolve(memory)
     ids, spans, interval = to_read(model, tokenizer, text, policy, update_interval)
-    decoder = find_decoder(model)
-    with attach(model, policy, selection, interval) as handle:
-        if policy.evicts and len(ids) < interval:
-            raise ConfigurationError(
-                f"at least {interval} tokens, the update interval", f"{len(ids)} tokens",
-                "Nothing would be forgotten: lower the interval or give a longer text.",
-            )  # fmt: skip
-        decoder(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
-        held = handle.memory().kept
-        layers = tuple(index for index, rows in enumerate(held) if rows)
-        positions = [handle.kept_positions(index)[0] for index in layers]
+    if policy.evicts and len(ids) < interval:
+        raise ConfigurationError(
+            f"at least {interval} tokens, the update interval", f"{len(ids)} tokens",
+            "Nothing would be forgotten: lower the interval or give a longer text.",
+        )  # fmt: skip
+    events = record(model, tokenizer, text, policy, selection, interval, names=names)
     judged = torch.arange(len(ids)) < (len(ids) // interval * interval if policy.evicts else len(ids))
     return Forgetting(
-        text, spans, classify(text, spans, language), layers, len(positions[0]), _shares(positions, len(ids)), judged,
-        interval, positions,
+        text, spans, classify(text, spans, language, file), tuple(events[0]["layers"]), events[0]["heads"],
+        _kept(events), judged, interval, events,
     )  # fmt: skip
-
-
-def to_read(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    policy: MemoryPolicy,
-    update_interval: int | None,
-) -> tuple[list[int], tuple[Span, ...], int]:
-    """Tokens of a text, where they stand, and the interval to read them at.
-
-    Raises:
-        ConfigurationError, ModelError: see `tokenised`, `check_context` and `fitting_interval`.
-    """
-    ids, spans = tokenised(tokenizer, text)
-    check_context(model, len(ids))
-    return ids, spans, update_interval if update_interval is not None else fitting_interval(policy, len(ids))
-
-
-def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
-    """The interval the memory was evolved with, or 512; for a shorter text the largest that gives one update.
-
-    Raises:
-        ConfigurationError: not even one hop fits into the text.
-    """
-    fitting = min(own_interval(policy), tokens // policy.hop * policy.hop)
-    if fitting == 0:
-        raise ConfigurationError(
-            f"a text of at least {policy.hop} tokens, the least that {policy.name} can judge", f"{tokens} tokens",
-            "Give a longer text.",
-        )  # fmt: skip
-    return fitting
-
-
-def tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], tuple[Span, ...]]:
-    """Token ids, and where each token stands in the text."""
-    if not text.strip():
-        raise ConfigurationError("a text to read", "an empty one" if not text else "white space only", "Give a text.")
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "a tokenizer that knows where its tokens stand in the text", type(tokenizer).__name__,
-            "Load the fast tokenizer of this model: AutoTokenizer.from_pretrained(..., use_fast=True).",
-        )  # fmt: skip
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    return list(encoded["input_ids"]), tuple((start, stop) for start, stop in encoded["offset_mapping"])
-
-
-def check_context(model: PreTrainedModel, tokens: int) -> None:
-    """Raise if the model was not made for so many tokens."""
-    longest = context_length(model)
-    if longest is not None and tokens > longest:
-        raise ConfigurationError(
-            f"a text of at most {longest:,} tokens, the context of this model", f"{tokens:,} tokens",
-            "Cut the text, or inspect it with a model of longer context.",
-        )  # fmt: skip
 
 
 def by_class(*runs: Forgetting, layer: int | None = None) -> list[ClassShare]:
@@ -202,6 +151,25 @@ def by_class(*runs: Forgetting, layer: int | None = None) -> list[ClassShare]:
     return rows
 
 
+def class_table(run: Forgetting, layer: int | None = None) -> list[tuple[str, ...]]:
+    """What was kept of each class, as text under `COLUMNS`; a class of few tokens has an asterisk."""
+    return [
+        (
+            row.name + ("*" if row.tokens < FEW else ""), f"{row.tokens:,}", percent(row.share), times(row.ratio),
+            times(row.ratio_among_neighbours),
+        )
+        for row in by_class(run, layer=layer)
+    ]  # fmt: skip
+
+
+def percent(share: float) -> str:
+    return _NONE if math.isnan(share) else f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
+
+
+def times(ratio: float) -> str:
+    return _NONE if math.isnan(ratio) else f"{ratio:.2f}"
+
+
 def _mean_of_block(share: Float[Tensor, " token"], size: int) -> Float[Tensor, " token"]:
     """For each token the mean of those read between the same two updates."""
     return torch.cat([block.mean().expand(len(block)) for block in share.split(size)])
@@ -211,12 +179,15 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def _shares(positions: list[list[list[int]]], tokens: int) -> Float[Tensor, "layer token"]:
-    kept = torch.zeros(len(positions), tokens)
-    for layer, heads in enumerate(positions):
-        for head in heads:
-            kept[layer, head] += 1 / len(heads)
-    return kept
+def _kept(events: list[Event]) -> Float[Tensor, "layer token"]:
+    """Share of heads that hold each token at the end: what the last update left, and all that was read since."""
+    start = events[0]
+    held = np.ones((len(start["layers"]), start["heads"], len(start["tokens"])), dtype=bool)
+    updates = [event for event in events if event["type"] == "update"]
+    if updates:
+        last = updates[-1]
+        held[..., : last["seen"]] = unpacked(last["held"], *held.shape[:2], last["seen"])
+    return torch.from_numpy(held).float().mean(1)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -1,22 +1,23 @@
 """The memory page: a window into what a memory holds while a model reads and answers, in one HTML file.
 
-It shows recorded texts, or is served beside an OpenAI-compatible API and shows what happens there. Style and scripts
-are files in `page/`; all of them are written into the one that comes out, which asks for nothing else.
+It shows recorded texts, or is served beside an OpenAI-compatible API and shows what happens there. Its parts are files
+in `templates/`; all of them are written into the one that comes out, which asks for nothing else.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from html import escape
-from importlib.resources import files
-from string import Template
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 from namm.errors import ConfigurationError
+from namm.report.forgetting import FEW, Forgetting, by_class, percent, times
+from namm.report.page import fill
+from namm.report.token_classes import CLASSES
 from namm.report.trace import Event
 
-_SCRIPTS = ("trace.js", "panel.js", "grid.js", "card.js", "timeline.js", "chat.js", "memory.js")
+_SCRIPTS = ("trace.js", "panel.js", "grid.js", "classes.js", "card.js", "timeline.js", "chat.js", "memory.js")
+_STRONGEST = 4.0  # ratio of the full tint; its inverse likewise
 
 
 class Recording(TypedDict):
@@ -25,20 +26,29 @@ class Recording(TypedDict):
     Attributes:
         traces: events of each memory, see `namm.report.trace.record`.
         language: how the text is set; prose if left out.
+        classes: the class of each token; tells what is kept of each.
     """
 
     title: str
     traces: list[list[Event]]
     language: NotRequired[Literal["prose", "code"]]
+    classes: NotRequired[list[str]]
 
 
-def memory_page(recordings: Iterable[Recording] = (), live: dict[str, Any] | None = None) -> str:
+def memory_page(
+    recordings: Iterable[Recording] = (),
+    live: dict[str, Any] | None = None,
+    runs: Mapping[str, Forgetting] | None = None,
+    layer: int | None = None,
+) -> str:
     """The page, as one HTML text.
 
     Args:
         recordings: what it shows if it is not live.
         live: if given, the page talks to the server it came from. May hold an `example`, {"text", "question"}, that
             a button puts into the chat, with a "title" of the text if it has one.
+        runs: the texts, by title, whose classes of tokens are compared.
+        layer: the layer that is shown first; all together if left out.
 
     Raises:
         ConfigurationError: neither recordings nor a server, or a recording of no or more than two memories.
@@ -53,20 +63,40 @@ def memory_page(recordings: Iterable[Recording] = (), live: dict[str, Any] | Non
                 "Write a page for each two that are to be compared.",
             )  # fmt: skip
     heading = "Inside the memory" if live is not None or len(shown) != 1 else shown[0]["title"]
-    return Template(_asset("memory.html")).substitute(
-        title=escape(f"{heading}, as a memory holds it" if heading != "Inside the memory" else heading),
-        heading=escape(heading),
-        mode="recorded" if live is None else "live",
-        style=_asset("memory.css"),
-        script="".join(_asset(name) for name in _SCRIPTS),
-        data=_embedded({"live": live, "recordings": shown if live is None else []}),
-    )
+    values = {
+        "title": f"{heading}, as a memory holds it" if heading != "Inside the memory" else heading,
+        "heading": heading, "scripts": _SCRIPTS, "runs": runs, "few": FEW,
+        "data": {"live": live, "recordings": []} if live is not None else
+            {"live": None, "recordings": shown, "layer": layer, "classes": CLASSES},
+    }  # fmt: skip
+    if runs:
+        values |= _comparison(runs, layer)
+    return fill("memory.html", values, {"percent": _percent, "times": times, "tone": _tone, "strength": _strength})
 
 
-def _asset(name: str) -> str:
-    return (files("namm.report") / "page" / name).read_text(encoding="utf-8")
+def _comparison(runs: Mapping[str, Forgetting], layer: int | None) -> dict[str, Any]:
+    """Classes against texts, and the figure of classes against layers."""
+    from namm.report.figures import class_heatmap, svg
+
+    found = [{row.name: row for row in by_class(run, layer=layer)} for run in runs.values()]
+    present = [name for name in CLASSES if any(name in rows for rows in found)]
+    return {
+        "layer": layer,
+        "compared": [(name, [rows.get(name) for rows in found]) for name in present],
+        "figure": svg(class_heatmap(runs), "layers", "what was kept of each class, layer by layer"),
+        "place": "in all layers" if layer is None else f"in layer {layer}",
+    }
 
 
-def _embedded(data: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+def _percent(share: float) -> str:
+    return percent(share).replace("%", " %")
+
+
+def _tone(ratio: float) -> str:
+    """Where more than usual was kept, and where less."""
+    return "" if math.isnan(ratio) else "more" if ratio >= 1 else "less"
+
+
+def _strength(ratio: float) -> str:
+    """The deeper, the further from 1."""
+    return f"{min(1.0, abs(math.log(ratio, _STRONGEST))) if ratio > 0 else 1.0:.2f}"

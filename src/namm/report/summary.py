@@ -1,10 +1,9 @@
-"""The summary of an evaluation: a value, as Markdown and as JSON."""
+"""The summary of an evaluation: a value, its JSON, and how its numbers are written."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -142,11 +141,6 @@ def to_json(summary: Summary) -> str:
     return json.dumps(dataclasses.asdict(summary), indent=1, allow_nan=False, default=str) + "\n"
 
 
-def to_markdown(summary: Summary) -> str:
-    """For each protocol, template, length and budget: a table over all tasks, one for each task, and notes."""
-    return "\n".join([*(_group(group) for group in summary.groups), _legend(summary)])
-
-
 def label(policy: str) -> str:
     """How a policy is called in tables: a NAMM by its name or the end of its path."""
     plain = {"full": "full cache", "floor": "floor (first 4 tokens)", "truncated": "truncated prompt"}
@@ -181,84 +175,3 @@ def estimate(value: Estimate | None, sign: bool = False) -> str:
     if value.low is None:
         return number(value.mean, sign=sign)
     return f"{number(value.mean, sign=sign)} [{number(value.low, sign=sign)}, {number(value.high, sign=sign)}]"
-
-
-def comparison(found: Comparison | None) -> str:
-    return NONE if found is None else found.refused or estimate(found.estimate, sign=True)
-
-
-def gap(scores: Scores) -> str:
-    return "bytes differ" if scores.gap_refused == "bytes differ" else estimate(scores.gap_closed)
-
-
-def _group(group: Group) -> str:
-    parts = [f"### {group.setting}, {group.allowance}\n", _overall(group)]
-    if any(line.kind == "learned" and line.overall.against for line in group.lines):
-        parts += ["NLL above each baseline's at equal bytes (negative: the memory is better):\n", _differences(group)]
-    parts += ["Each task, NLL (exact):\n", _tasks(group)]
-    return "\n".join([*parts, *(f"* {note}" for note in group.notes), ""])
-
-
-def _overall(group: Group) -> str:
-    best = group.best_heuristic
-    columns = ["policy", "n", "NLL", "to full", "normalised", "exact"]
-    columns += [group.metric] * (group.metric != "exact") + [f"against {best}"] * (best is not None)
-    return table([*columns, "gap closed", "bytes", "slots"], [list(_cells(group, line)) for line in group.lines])
-
-
-def _cells(group: Group, line: Line) -> Iterator[str]:
-    scores, best = line.overall, group.best_heuristic
-    yield label(line.policy)
-    yield f"{scores.n}" if not scores.missing else f"{scores.n} of {scores.n + scores.missing}"
-    yield number(scores.nll)
-    yield estimate(scores.to_full, sign=True) if line.kind != "full" else NONE
-    fixed = line.kind in ("full", "floor")  # 1 and 0 by definition
-    yield number(scores.normalised.mean) if fixed and scores.normalised else estimate(scores.normalised)
-    yield number(scores.exact)
-    if group.metric != "exact":
-        yield number(scores.score)
-    if best is not None:
-        yield "best heuristic" if line.policy == best else comparison(scores.against.get(best))
-    yield gap(scores)
-    yield share(scores.bytes_share)
-    yield share(scores.slots_share)
-
-
-def _differences(group: Group) -> str:
-    learned = [line for line in group.lines if line.kind == "learned"]
-    baselines = dict.fromkeys(name for line in learned for name in line.overall.against)
-    lines = [[label(b), *(comparison(line.overall.against.get(b)) for line in learned)] for b in baselines]
-    return table(["against", *(label(line.policy) for line in learned)], lines)
-
-
-def _tasks(group: Group) -> str:
-    headings = [task if metric == "exact" else f"{task} (exact, {metric})" for task, metric in group.tasks.items()]
-    lines = [
-        [label(line.policy), *(_task(line.tasks[task], m) for task, m in group.tasks.items())] for line in group.lines
-    ]
-    return table(["policy", *headings], lines)
-
-
-def _task(scores: Scores, metric: str) -> str:
-    if not scores.n:
-        return NONE
-    inner = number(scores.exact) + ("" if metric == "exact" else f", {number(scores.score)}")
-    return f"{number(scores.nll)} ({inner})"
-
-
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: first column to the left, numbers to the right."""
-    rows = [headings, ["---", *["---:"] * (len(headings) - 1)], *lines]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
-
-
-def _legend(summary: Summary) -> str:
-    made = "; ".join(f"{name} {', '.join(values)}" for name, values in summary.provenance.items() if values)
-    return (
-        "NLL: nats per token of the gold reply, lower is better; overall figures are means over tasks. to full: NLL "
-        "above the full cache's. normalised: 1 as good as the full cache, 0 as good as its first four tokens alone. "
-        "against: NLL above that policy's; it stands only where both hold the same bytes. gap closed: share of the way "
-        "from the best heuristic to the oracle, which knows the attention that each token will receive. In brackets "
-        f"95 % intervals of a paired bootstrap over contexts, {summary.draws:,} draws. bytes, slots: shares of a full "
-        f"cache. {summary.rows:,} rows" + (f"; {made}.\n" if made else ".\n")
-    )

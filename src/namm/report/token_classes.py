@@ -1,4 +1,4 @@
-"""What kind of token each token of a text is: of prose by simple rules, of Python by the standard library's `tokenize`.
+"""What kind of token each token of a text is: of prose by simple rules, of code by Pygments.
 
 Every character of the text gets a class first; a token then has the class of most of its characters, so that the parts
 of a split word share the class of the word.
@@ -7,18 +7,14 @@ of a split word share the class of the word.
 from __future__ import annotations
 
 import ast
-import io
-import keyword
 import re
-import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Language = Literal["prose", "code"]
-Method = Literal["prose rules", "Python's tokenize", "code rules"]
 
 SPACE, PUNCTUATION, STOP, CONTENT, NUMBER = "white space", "punctuation", "stop words", "content words", "numbers"
 INDENTATION, COMMENT, DOCSTRING = "indentation", "comments", "docstrings"
@@ -29,8 +25,7 @@ CLASSES = (
     CONTENT, STOP, NUMBER, IDENTIFIER, KEYWORD, LITERAL, COMMENT, DOCSTRING, PUNCTUATION, INDENTATION, SPACE, SPECIAL,
 )  # fmt: skip
 
-PYTHON_SUFFIXES = (".py", ".pyi")
-CODE_SUFFIXES = (*PYTHON_SUFFIXES, ".c", ".h", ".cc", ".cpp", ".cs", ".go", ".java", ".js", ".rs", ".sh", ".ts")
+CODE_SUFFIXES = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cs", ".go", ".java", ".js", ".rs", ".sh", ".ts")
 
 Span = tuple[int, int]
 
@@ -46,70 +41,61 @@ under until up upon us very was wasn't we were weren't what when where whether w
 with within without won't would wouldn't yet you your yours yourself yourselves
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-# of the usual C-like languages, for code that is not Python
-_FOREIGN = """
-auto bool boolean break case catch char class const continue default delete do double else enum export extends
-extern false final float fn for func function goto if impl implements import inline int interface let long match mod
-mut namespace new nil null package private protected pub public return self short signed sizeof static struct super
-switch template this throw throws trait true try type typedef typename union unsigned use using var virtual void
-volatile while
-"""
-_FOREIGN_KEYWORDS = frozenset(_FOREIGN.split())
 _PROSE = re.compile(
     r"(?P<space>\s+)|(?P<number>\d+(?:[.,:]\d+)*[^\W\d_]*)|(?P<word>[^\W_]+(?:['\u2019][^\W_]+)*)|(?P<other>\S)"
 )  # fmt: skip
-_CODE = re.compile(
-    r"""(?P<comment>\#(?:[\s!].*|$)|//.*|/\*(?s:.*?)\*/)
-    | (?P<literal>\"{3}(?s:.*?)\"{3} | '{3}(?s:.*?)'{3} | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | `[^`]*`
-        | \b\d[\w.]*)
-    | (?P<word>[^\W\d]\w*) | (?P<space>\s+) | (?P<other>\S)""",
-    re.VERBOSE | re.MULTILINE,
-)
 _LINE_START = re.compile(r"^[ \t]+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of each token, and how the classes were found."""
+    """The class of each token, and how the classes were found: "prose rules", or the name of Pygments' lexer."""
 
     names: tuple[str, ...]
     language: Language
-    method: Method
+    method: str
 
 
-def classify(text: str, spans: Sequence[Span], language: Language | None = None) -> Classes:
+def classify(text: str, spans: Sequence[Span], language: Language | None = None, file: str | None = None) -> Classes:
     """The class of the tokens that stand at `spans` (first and past-the-last character) of `text`.
 
     Args:
         language: "prose" or "code"; found by trying to parse the text as Python if left out.
+        file: the name of the file it comes from, whose ending says which code it is; else it is Python if it can be
+            parsed as that, and C, which many languages resemble, if not.
 
         >>> classify("the sea, 1817", [(0, 3), (3, 7), (7, 8), (8, 9), (9, 13)]).names
         ('stop words', 'content words', 'punctuation', 'white space', 'numbers')
     """
     language = language or detect(text)
-    method: Method = "prose rules"
+    method = "prose rules"
+    indented: set[int] = set()
     if language == "prose":
         painted = _painted(text, _prose(text))
     else:
-        try:
-            painted, method = _painted(text, _python(text)), "Python's tokenize"
-        except (SyntaxError, tokenize.TokenError, ValueError):
-            painted, method = _painted(text, _code(text)), "code rules"
-    indented = {i for m in _LINE_START.finditer(text) for i in range(*m.span())} if language == "code" else set()
+        lexer = _lexer(text, file)
+        painted, method = _painted(text, _code(text, lexer)), f"Pygments' {lexer.name} lexer"
+        indented = {i for m in _LINE_START.finditer(text) for i in range(*m.span())}
     return Classes(tuple(_class_of(text, painted, indented, span) for span in spans), language, method)
 
 
 def detect(text: str) -> Language:
     """Whether `text` is code: it is what Python can parse, other than a few words that happen to be an expression."""
+    tree = _parsed(text)
+    words = (ast.Name, ast.Constant, ast.Tuple, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.AnnAssign)
+    body = tree.body if tree else []
+    code = [s for s in body if not isinstance(s.value if isinstance(s, ast.Expr) else s, words)]
+    return "code" if code else "prose"
+
+
+def _parsed(text: str) -> ast.Module | None:
+    """The text as Python; None if it is not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in the strings of somebody else's code
-            tree = ast.parse(text)
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "prose"
-    words = (ast.Name, ast.Constant, ast.Tuple, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.AnnAssign)
-    code = [s for s in tree.body if not isinstance(s.value if isinstance(s, ast.Expr) else s, words)]
-    return "code" if code else "prose"
+        return None
 
 
 def _painted(text: str, pieces: Iterator[tuple[Span, str]]) -> list[str]:
@@ -140,36 +126,25 @@ def _is_stop_word(word: str) -> bool:
     return word in STOP_WORDS or word.split("'")[0] in STOP_WORDS
 
 
-def _python(text: str) -> Iterator[tuple[Span, str]]:
-    """Raises what `tokenize` raises if the text is not Python.
+def _lexer(text: str, file: str | None) -> Any:
+    from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
+    from pygments.util import ClassNotFound
 
-    A string that is a statement of its own is a docstring.
-    """
-    ast.parse(text)  # `tokenize` alone accepts much that is not Python
-    lines = [0, *(match.end() for match in re.finditer("\n", text))]
-    fresh = True  # at the start of a statement
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        name = _python_class(token, fresh)
-        if name:
-            yield (lines[token.start[0] - 1] + token.start[1], lines[token.end[0] - 1] + token.end[1]), name
-        if token.type not in (tokenize.COMMENT, tokenize.NL):
-            fresh = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    if file is not None:
+        try:
+            return get_lexer_for_filename(file)
+        except ClassNotFound:
+            pass  # an ending that Pygments does not know
+    return get_lexer_by_name("c" if _parsed(text) is None else "python")
 
 
-def _python_class(token: tokenize.TokenInfo, fresh: bool) -> str | None:
-    kind = tokenize.tok_name[token.type]
-    if kind == "STRING" and fresh:
-        return DOCSTRING
-    if kind in ("STRING", "NUMBER") or kind.startswith(("FSTRING", "TSTRING")):  # f-strings come in parts from 3.12 on
-        return LITERAL
-    if kind == "NAME":
-        return KEYWORD if keyword.iskeyword(token.string) else IDENTIFIER
-    return {"COMMENT": COMMENT, "OP": PUNCTUATION, "ERRORTOKEN": PUNCTUATION}.get(kind)
+def _code(text: str, lexer: Any) -> Iterator[tuple[Span, str]]:
+    from pygments.token import Token
 
-
-def _code(text: str) -> Iterator[tuple[Span, str]]:
-    names = {"comment": COMMENT, "literal": LITERAL, "space": SPACE, "other": PUNCTUATION}
-    for match in _CODE.finditer(text):
-        word = match.group()
-        known = keyword.iskeyword(word) or word in _FOREIGN_KEYWORDS
-        yield match.span(), names.get(match.lastgroup or "") or (KEYWORD if known else IDENTIFIER)
+    classes = (
+        (Token.Comment.PreprocFile, LITERAL), (Token.Comment.Preproc, KEYWORD), (Token.Comment, COMMENT),
+        (Token.Literal.String.Doc, DOCSTRING), (Token.Literal, LITERAL), (Token.Keyword, KEYWORD),
+        (Token.Operator.Word, KEYWORD), (Token.Name, IDENTIFIER), (Token.Text, SPACE),
+    )  # fmt: skip
+    for start, kind, piece in lexer.get_tokens_unprocessed(text):
+        yield (start, start + len(piece)), next((name for of, name in classes if kind in of), PUNCTUATION)

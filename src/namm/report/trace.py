@@ -39,7 +39,7 @@ from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
-from namm.report.forgetting import to_read
+from namm.report.reading import to_read
 from namm.selection import Budget, Selection, Threshold
 
 Event = dict[str, Any]
@@ -198,6 +198,8 @@ class Pieces:
     """The text of tokens that come one by one.
 
     A character that is split over several tokens comes with its last one; those before it have no text.
+    `DecodeStream` of tokenizers would do where all bytes are text: where a tokenizer spells what it does not know in
+    bytes, it raises after a broken character, and again with each token that follows.
 
     Args:
         special: whether special tokens have their name as text, or none.

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from namm.report.bootstrap import interval, resample
+from namm.report.markdown import table
 from namm.report.statistics import kind
-from namm.report.summary import Estimate, estimate, label, number, share, table
+from namm.report.summary import Estimate, estimate, label, number, share
 
 Row = dict[str, Any]
 _NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens and the last"}

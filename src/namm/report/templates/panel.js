@@ -20,7 +20,8 @@ const sum = (counts) => counts.reduce((total, count) => total + count, 0);
 class Panel {
   /**
    * @param index place of the panel: 0 left, 1 right.
-   * @param asks what the page does on a choice: head(cells), token(panel, index or null), time(tokens), scroll(panel).
+   * @param asks what the page does on a choice: head(cells), token(panel, index or null), time(tokens), scroll(panel),
+   *   repaint().
    */
   constructor(index, asks) {
     this.trace = new Trace();
@@ -34,6 +35,7 @@ class Panel {
     this.levels = new Uint8Array(0); // as painted, [token]
     this.follows = false; // whether the text scrolls with the reading
     this.chosen = null; // index of the token under the pointer
+    this.classes = null; // the class of each token, where it is known
     this.listen();
   }
 
@@ -74,6 +76,7 @@ class Panel {
       this.follows = false;
     });
     this.find(".all").addEventListener("click", () => this.asks.head(null));
+    this.find(".classes").addEventListener("toggle", () => this.asks.repaint());
     listenToGrid(this.find(".grid"), this.asks.head);
   }
 
@@ -101,6 +104,7 @@ class Panel {
     this.paintSizes(view);
     this.paintHeads(counts, view.heads, heads);
     this.paintStrip(counts.perToken, heads);
+    this.paintClasses(counts.perToken, heads);
     if (this.follows && view.time === Infinity) this.reveal(Math.min(trace.seen, this.spans.length) - 1, false);
     this.paintWindow();
   }
@@ -199,6 +203,15 @@ class Panel {
       const tall = Math.max(share > 0 ? ratio : 0, share * height);
       pen.fillRect(left, height - tall, right - left, tall);
     }
+  }
+
+  paintClasses(perToken, heads) {
+    const part = this.find(".classes");
+    part.hidden = this.classes === null;
+    if (part.hidden || !part.open) return;
+    const updates = this.trace.updates.slice(0, this.state.updates).map((update) => update.seen);
+    const rows = this.state.updates || !this.trace.updates.length ? classShares(this.classes, perToken, heads, updates) : [];
+    paintClasses(part.querySelector("table"), page.classes, rows);
   }
 
   /** Show on the strip which part of the text is in sight. */

@@ -6,7 +6,8 @@ const card = document.getElementById("card");
 function showCard(panel, panels, index) {
   const text = panel.trace.tokens[index];
   const same = panels.filter((one) => one.trace.tokens[index] === text && one.state);
-  card.replaceChildren(cardHead(text, index), ...same.map((one) => cardPart(one, index, same.length > 1)), cardKey());
+  const kind = panel.classes?.[index];
+  card.replaceChildren(cardHead(text, index, kind), ...same.map((one) => cardPart(one, index, same.length > 1)), cardKey());
   card.hidden = false;
   for (const one of same) drawFate(one, index);
   placeCard(panel, panel.spans[index]);
@@ -19,9 +20,10 @@ function hideCard() {
   card.hidden = true;
 }
 
-function cardHead(text, index) {
+function cardHead(text, index, kind) {
   const head = element("p", "card-head");
-  head.append(element("b", "", readable(text)), element("span", "", `position ${number(index)}`));
+  const place = `${kind ? `${kind}, ` : ""}position ${number(index)}`;
+  head.append(element("b", "", readable(text)), element("span", "", place));
   return head;
 }
 
@@ -93,7 +95,8 @@ function drawFate(panel, index) {
 
 /** In the free place beside the text, if there is one; else below the token, or above it. Narrow screens dock it. */
 function placeCard(panel, span) {
-  const beside = panel.find(".axis").getBoundingClientRect(), text = panel.text.getBoundingClientRect();
+  const last = panel.find(".classes").hidden ? ".axis" : ".classes";
+  const beside = panel.find(last).getBoundingClientRect(), text = panel.text.getBoundingClientRect();
   if (beside.width && beside.left > text.right && beside.bottom + 24 + card.offsetHeight < window.innerHeight) {
     card.style.left = `${beside.right - panel.find(".rail").clientWidth}px`;
     card.style.top = `${beside.bottom + 20}px`;

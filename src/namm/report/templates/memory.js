@@ -1,6 +1,6 @@
 // The page: one or two panels, one time, one choice of heads, one token under the pointer.
 
-const page = JSON.parse(document.getElementById("data").textContent); // {live, recordings}
+const page = JSON.parse(document.getElementById("data").textContent); // {live, recordings, layer, classes}
 const panels = [];
 let chosenHeads = null; // Uint8Array [cell], or null for all
 let chosenToken = null; // {panel, index}
@@ -57,6 +57,7 @@ const asks = {
     if (chosenToken && !chosenToken.panel.inSight(chosenToken.index)) asks.token(chosenToken.panel, null);
     else if (chosenToken) showToken();
   },
+  repaint,
 };
 
 let scrolledBy = null; // the panel whose scrolling we caused, and which must not cause any in turn
@@ -101,6 +102,7 @@ function showRecording(recording) {
     panels[place].follows = false;
     panels[place].text.scrollTop = 0;
     panels[place].text.classList.toggle("code", recording.language === "code");
+    panels[place].classes = recording.classes || null;
   });
   timeline.pinned = true;
   document.getElementById("about").textContent = aboutWords(recording.traces.map((events) => events[0]));
@@ -123,6 +125,10 @@ function openRecordings(recordings) {
   });
   document.getElementById("pick-text").hidden = recordings.length < 2;
   showRecording(recordings[0]);
+  for (const panel of panels) panel.find(".classes").open = panels.length === 1;
+  if (document.getElementById("classes")) openClasses();
+  const { layers, heads } = recordings[0].traces[0][0], place = layers.indexOf(page.layer);
+  if (place >= 0) asks.head(range(heads).map((head) => place * heads + head));
 }
 
 function openChat(live) {
