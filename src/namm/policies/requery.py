@@ -11,7 +11,8 @@ from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View
 class Requery(MemoryPolicy):
     """Keep the tokens with the largest attention from any query of a rehearsal in place, in whichever heads they are.
 
-    KVzip's rule without its second reading: one more product of queries and keys inside each layer.
+    KVzip's rule without its second reading: one more product of queries and keys inside each layer. What a query saw when
+    it was read competes, as the text's second copy does there.
     """
 
     name = "requery"
@@ -19,7 +20,7 @@ class Requery(MemoryPolicy):
     half_scale = 2.0**11
     per = "layer"
 
-    def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = False) -> None:
+    def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = True) -> None:
         self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes)
 
     @property
