@@ -50,7 +50,8 @@ class Sequence:
         self.plan, self.row, self.layer, self._meter = plan, row, layer, meter
         self.blocks: list[Block] = []
         self.tail: Tail | None = None
-        self.asking: Tail | None = None  # in place, once their window is full
+        self._asking: Tail | None = None
+        self._newest: list[Tensor] = []  # queries that came one by one, not joined to these yet
         self.scaling = Scaling(1.0)  # of the last read
         self.seen = 0
         self.updates = 0
@@ -213,9 +214,26 @@ class Sequence:
 
     # -- asking in place ---------------------------------------------------------------------------------------
 
+    @property
+    def asking(self) -> Tail | None:
+        """The queries that ask in place once their window is full."""
+        if self._newest:
+            held = self._asking or self._no_tail(self._newest[0])
+            self._asking, self._newest = Tail(torch.cat([held.query, *self._newest], 2), held.lse), []
+        return self._asking
+
+    @asking.setter
+    def asking(self, held: Tail | None) -> None:
+        self._asking, self._newest = held, []
+
     def _hold(self, query: Tensor, lse: Tensor | None, rehearsal: Rehearsal) -> None:
         """Keep queries until their window is full, counted from the last update, and then let them ask."""
-        held, count = self.asking or self._no_tail(query), query.shape[2]
+        count = query.shape[2]
+        waiting = len(self._newest) + (self._asking.query.shape[2] if self._asking else 0)
+        if count == 1 and lse is None and waiting + 1 < rehearsal.window:
+            self._newest.append(query)
+            return
+        held = self.asking or self._no_tail(query)
         if lse is not None and rehearsal.competes:
             known = self._looked_back(held, count)
             held = Tail(torch.cat([held.query, query], 2), torch.cat([known, lse], 2))

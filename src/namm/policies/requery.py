@@ -11,8 +11,8 @@ from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View
 class Requery(MemoryPolicy):
     """Keep the tokens with the largest attention from any query of a rehearsal in place, in whichever heads they are.
 
-    KVzip's rule without its second reading: one more product of queries and keys inside each layer. What a query saw when
-    it was read competes, as the text's second copy does there.
+    KVzip's rule without its second reading: one more product of queries and keys inside each layer. What a query saw
+    when it was read competes, as the text's second copy does there.
     """
 
     name = "requery"
