@@ -18,7 +18,7 @@ import torch
 
 import namm
 from namm.evaluation import EvaluationConfig, evaluate
-from namm.evaluation.folder import open_folder
+from namm.evaluation.folder import check_folder, open_folder
 from namm.evaluation.identity import read_identity
 from namm.evaluation.oracle import foresee, later_attention
 from namm.evaluation.reader import Contender, Group, Reader
@@ -438,6 +438,16 @@ def test_rows_that_are_there_twice_are_named(finished: Path, tmp_path: Path) -> 
     with pytest.raises(namm.ArtefactError, match=r"line 1 of .*rows-1-of-2.jsonl and line 4 of .*rows.jsonl .*Remove"):
         run(tmp_path / "run")
     assert contents(tmp_path / "run") == before
+
+
+def test_a_folder_in_which_another_part_is_just_beginning(tmp_path: Path) -> None:
+    """Its files are written beside their names first."""
+    (tmp_path / ".run.json.0123.partial").write_text("{")
+    (tmp_path / "run.1-of-2.lock").touch()
+    check_folder(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(namm.ConfigurationError, match=r"which holds notes\.txt"):
+        check_folder(tmp_path)
 
 
 def test_parts_share_a_folder(finished: Path, tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def check_folder(out: Path) -> None:
     """Raise if the folder holds something else than an evaluation."""
     if out.exists() and not out.is_dir():
         raise ConfigurationError("a folder for the evaluation", f"{out}, which is a file", "Choose another.")
-    if out.exists() and not (out / "run.json").exists():
-        others = [file.name for file in out.iterdir() if not file.name.startswith("run.")]
-        if others:
+    if out.exists():
+        others = [file.name for file in out.iterdir() if not file.name.lstrip(".").startswith("run.")]
+        if others and not (out / "run.json").exists():  # looked for last: another part may be writing it now
             raise ConfigurationError(
                 "an empty or new folder, or one with an evaluation",
                 f"{out}, which holds {others[0]}",
