@@ -86,6 +86,28 @@ def test_a_cache_by_hand_and_one_without_tokens() -> None:
     assert before.slots > after.slots == heads * (READ // 4)
 
 
+@pytest.mark.parametrize("memory", ["h2o", "requery", "builtin:universal"])
+def test_a_text_read_in_inference_mode_is_decided_on_outside_of_it(memory: str) -> None:
+    model, text = causal_model("llama"), ids(1, 150)
+    whole, _, _ = read(model, memory, QUARTER, text, (READ, 75))
+    expected = kept_after(model, memory, text)
+    with namm.attach(model, memory, QUARTER, INTERVAL) as handle:
+        with torch.inference_mode():
+            model(text[:, :READ])
+        handle.cache.forget()
+        assert [handle.kept_positions(i) for i in range(2)] == expected
+        with torch.no_grad():
+            later = model(text[:, READ:], **passing(model, handle.cache)).logits
+    torch.testing.assert_close(later, whole[:, READ:], atol=1e-4, rtol=0)
+
+
+def kept_after(model, memory, text):
+    with torch.no_grad(), namm.attach(model, memory, QUARTER, INTERVAL) as handle:
+        model(text[:, :READ])
+        handle.cache.forget()
+        return [handle.kept_positions(i) for i in range(2)]
+
+
 def test_what_cannot_decide_now_says_so() -> None:
     model = causal_model("llama")
     with torch.no_grad(), namm.attach(model, "kvzip", QUARTER, INTERVAL) as handle:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -218,6 +219,7 @@ class MemoryCache(Cache):
             )  # fmt: skip
         return [sequence.kept_positions() for sequence in chosen.sequences]
 
+    @torch.inference_mode()
     def forget(self) -> None:
         """Decide here and now: a text that ends between two updates is held at its budget, too.
 
