@@ -99,7 +99,7 @@ def _difference(found: dict[str, Any]) -> str:
     return f"**{text}**" if sure else text
 
 
-TEN = (DEFAULT_MEMORY, RULE, "requery", *TWICE, "observed-max", "snapkv", "h2o", "streaming")
+TEN = (DEFAULT_MEMORY, RULE, *TWICE, "observed-max", "snapkv", "tova", "h2o", "streaming")
 COLUMNS = (
     ("smollm2", 1024, 0.25), ("smollm2", 1024, 0.125), ("smollm2", 1024, 0.0625), ("gemma", 1024, 0.25),
     ("gemma", 1024, 0.125), ("qwen", 1024, 0.25), ("qwen", 1024, 0.125),

@@ -63,6 +63,35 @@ def test_a_layer_spends_its_budget_where_scores_are_high() -> None:
     assert select(Budget(tokens=2, per="layer"), scores) == [[0, 1, 3], [3]]
 
 
+@pytest.mark.parametrize("per", ["layer", "model"])
+def test_a_safeguard_leaves_every_head_a_part_of_an_even_split(per: str) -> None:
+    scores = [[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], [1.0, 3.0, 2.0, 0.0, 0.0, 0.0]]
+    assert select(Budget(tokens=4, per=per), scores) == [[0, 1, 2, 3, 4, 5], [1, 5]]  # type: ignore[arg-type]
+    assert select(Budget(tokens=4, per=per, safeguard=0.75), scores) == [[0, 1, 2, 3, 5], [1, 2, 5]]  # type: ignore[arg-type]
+    assert select(Budget(tokens=4, per=per, safeguard=1.0), scores) == [[0, 1, 2, 5], [0, 1, 2, 5]]  # type: ignore[arg-type]
+    scores, positions = [[9.0, 9.0, 9.0, 2.0], [4.0, 3.0, 2.0, 1.0]], [[-1, -1, 6, 7], [1, 3, 5, 7]]
+    guarded = Budget(tokens=2, per=per, safeguard=1.0)  # type: ignore[arg-type]
+    assert select(guarded, scores, positions, 8) == [[2, 3], [0, 3]]  # a head keeps what it holds, if that is less
+
+
+@pytest.mark.parametrize("protected", [{"sinks": 2}, {"recent": 2}, {"sinks": 1, "recent": 2}])
+def test_a_safeguard_and_protected_tokens_share_the_budget(protected: dict[str, int]) -> None:
+    scores = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(0))
+    budget = Budget(tokens=8, per="model", safeguard=0.5, **protected)
+    kept = budget.select(scores, torch.arange(40).expand_as(scores), 40)
+    assert kept.sum((1, 2)).tolist() == [48, 48]
+    assert int(kept.sum(-1).min()) >= 4
+    assert bool(kept[..., : protected.get("sinks", 0)].all())
+    assert bool(kept[..., 40 - protected.get("recent", 1) :].all())
+
+
+def test_a_budget_says_its_safeguard_only_where_it_has_one() -> None:
+    """Caches that were saved before there was one name their budget as it was called then."""
+    before = "Budget(tokens=None, fraction=0.25, per='layer', sinks=0, recent=0)"
+    assert repr(Budget(fraction=0.25, per="layer")) == repr(Budget(fraction=0.25, per="layer", safeguard=0.0)) == before
+    assert repr(Budget(tokens=8, safeguard=0.2)).endswith("safeguard=0.2)")
+
+
 def test_empty_slots_are_never_kept() -> None:
     scores, positions = [[9.0, 9.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]], [[-1, -1, 6, 7], [1, 3, 5, 7]]
     assert select(Budget(tokens=3), scores, positions, 8) == [[2, 3], [0, 1, 3]]

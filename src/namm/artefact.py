@@ -31,6 +31,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "per": ('"head", "layer" or "model"', lambda value: value in WAYS),
+    "safeguard": ("a share in [0, 1]", lambda value: type(value) in (int, float) and 0 <= value <= 1),
     "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),

@@ -34,6 +34,7 @@ class NAMMConfig:
         update_interval: tokens between two updates this memory was evolved with.
         per: how a budget is spent unless it says so itself: the same number of tokens in every "head", or those of a
             "layer" or the whole "model" on whichever heads score highest.
+        safeguard: part of an even split that every head keeps all the same, see `Budget`.
         rehearses: who asks again, for feature sets that watch rehearsals: the "model", or its "queries" in place.
         rehearsal: part of each block that the model reads again.
         window, rotated, competes: of a rehearsal in place, see `policies.base.Rehearsal`.
@@ -44,6 +45,7 @@ class NAMMConfig:
     width: int = 32
     update_interval: int = 512
     per: Per = "head"
+    safeguard: float = 0.0
     rehearsal: float = 1.0
     rehearses: Literal["model", "queries"] = "model"
     window: int = 512

@@ -79,6 +79,9 @@ class Budget:
         per: "head": every head keeps the same number; "layer": the layer's budget goes to whichever heads score
             highest, one slot each at least; "model": the same over the heads of all layers, which then decide together;
             None: as the policy was made for, which is "head" for most.
+        safeguard: part of an even split that every head keeps of its own best, before heads compete for the rest
+            (AdaKV's, Feng et al., 2024, arXiv 2407.11550): a head whose scores are low throughout is not emptied. In
+            [0, 1]; None: as the policy was made for, which is 0 for most.
         sinks: first tokens of the text that stay before all others, inside the budget.
         recent: last tokens that stay next, inside the budget; where it is too small for all, the most recent.
     """
@@ -88,6 +91,7 @@ class Budget:
     per: Per | None = None
     sinks: int = 0
     recent: int = 0
+    safeguard: float | None = None
     needs_zero = False
 
     def __post_init__(self) -> None:
@@ -103,6 +107,8 @@ class Budget:
             raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
         if self.per not in (*WAYS, None):
             raise ConfigurationError('per="head", "layer" or "model"', repr(self.per), 'Try per="head".')
+        if self.safeguard is not None and not 0 <= self.safeguard <= 1:
+            raise ConfigurationError("a safeguard in [0, 1]", repr(self.safeguard), "Try safeguard=0.2.")
         if self.sinks < 0 or self.recent < 0:
             raise ConfigurationError(
                 "sinks and recent >= 0", f"sinks={self.sinks}, recent={self.recent}", "Use 0 to protect none."
@@ -127,11 +133,17 @@ class Budget:
         scores = scores.masked_fill(held & (positions < self.sinks), math.inf)
         scores = _force_newest(scores.masked_fill(~held, -math.inf))
         if self.per in ("layer", "model"):  # of a model, `scores` are those of all heads
+            if safe := math.floor((self.safeguard or 0.0) * self.target(seen)):
+                scores = scores.masked_fill((_rank(scores) < safe) & held, math.inf)
             together = _rank(scores.flatten(1)).view_as(scores)
             kept = together < self.target(seen) * scores.shape[1]
         else:
             kept = _rank(scores) < self.target(seen)
         return kept & held
+
+    def __repr__(self) -> str:  # saved caches name their selection by it, those of before there was a safeguard too
+        shown = {name: value for name, value in vars(self).items() if name != "safeguard" or value}
+        return f"Budget({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def _force_newest(scores: Scores) -> Scores:

@@ -17,8 +17,7 @@ PROTOCOLS = ("context-first", "whole")
 OWN = "own"
 SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
 DEFAULT_POLICIES = (
-    "h2o", "observed-max", "tova", "snapkv", "knorm", "requery", "requery@model", "kvzip", "kvzip-whole",
-    DEFAULT_MEMORY,
+    "h2o", "observed-max", "tova", "snapkv", "knorm", "requery", "kvzip", "kvzip-whole", DEFAULT_MEMORY,
 )  # fmt: skip
 GRID = ("policies", "budgets", "tasks", "tokens", "samples")  # may grow in a folder that holds results
 

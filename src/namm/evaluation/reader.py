@@ -284,7 +284,7 @@ def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, a
             f"a budget that holds the state of {contender.name} and a token at least",
             f"{contender.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
         )  # fmt: skip
-    budget = Budget(fraction=slots / length, per=contender.policy.per)
+    budget = contender.policy.spending(Budget(fraction=slots / length))
     return Plan(contender.policy, budget, length if contender.policy.whole else interval, last=length)
 
 

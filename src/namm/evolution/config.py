@@ -84,6 +84,8 @@ class Memory(Section):
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"
     """How a budget is spent, see `namm.Budget`."""
+    safeguard: float = Field(default=0.0, ge=0, le=1)
+    """Part of an even split that every head keeps all the same."""
 
     @field_validator("features")
     @classmethod

@@ -39,6 +39,7 @@ def layout(config: EvolutionConfig) -> NAMMConfig:
     memory = config.memory
     return NAMMConfig(
         features=memory.features, width=memory.width, update_interval=memory.update_interval, per=memory.per,
+        safeguard=memory.safeguard,
         rehearses=memory.rehearses, rehearsal=memory.rehearsal, window=memory.window, rotated=memory.rotated,
         competes=memory.competes,
         trained_on=description(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | N
             f"a budget for {policy!r}, whose scores have no zero", repr(selection),
             "Pass selection=namm.Budget(fraction=0.25) or namm.Budget(tokens=1024).",
         )  # fmt: skip
-    if isinstance(selection, Budget) and selection.per is None:
-        selection = replace(selection, per=policy.per)
+    if isinstance(selection, Budget):
+        selection = policy.spending(selection)
     return Plan(policy, selection, update_interval)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from namm.errors import ConfigurationError
-from namm.selection import Per, Selection
+from namm.selection import Budget, Per, Selection
 
 Rotated = bool | Literal["auto"]
 
@@ -103,7 +103,7 @@ class MemoryPolicy(ABC):
         overlap: queries before them whose attention is given once more.
         half_scale: if set, state is held as float16 times this when the model runs in half precision.
         rehearsal: how tokens ask once more before each update; None for policies that only watch.
-        per: how a budget is spent that does not say so itself, see `Budget`.
+        per, safeguard: how a budget is spent that does not say so itself, see `Budget`.
         whole: whether it decides once, when a whole text has been read; only an evaluation knows where that ends.
     """
 
@@ -116,6 +116,7 @@ class MemoryPolicy(ABC):
     half_scale: float | None = None
     rehearsal: Rehearsal | None = None
     per: Per = "head"
+    safeguard: float = 0.0
     whole: ClassVar[bool] = False
 
     @property
@@ -137,6 +138,11 @@ class MemoryPolicy(ABC):
     def observer(self) -> Hashable:
         """The same for policies that observe alike: what one has seen, the other may go on with."""
         return self
+
+    def spending(self, budget: Budget) -> Budget:
+        """The same budget, spent as this policy was made for where it does not say so itself."""
+        safeguard = self.safeguard if budget.safeguard is None else budget.safeguard
+        return replace(budget, per=budget.per or self.per, safeguard=safeguard)
 
     def default_selection(self) -> Selection | None:
         """The selection used if the caller gives none; None if one must be given."""

@@ -48,6 +48,10 @@ class NAMMPolicy(MemoryPolicy):
         return self.network.config.per
 
     @property
+    def safeguard(self) -> float:  # type: ignore[override]
+        return self.network.config.safeguard
+
+    @property
     def rehearsal(self) -> Rehearsal | None:  # type: ignore[override]
         c = self.network.config
         if not self.network.feature_set.rehearses:

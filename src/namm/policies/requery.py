@@ -12,13 +12,14 @@ class Requery(MemoryPolicy):
     """Keep the tokens with the largest attention from any query of a rehearsal in place, in whichever heads they are.
 
     KVzip's rule without its second reading: one more product of queries and keys inside each layer. What a query saw
-    when it was read competes, as the text's second copy does there.
+    when it was read competes, as the text's second copy does there. Heads of all layers compete for the slots.
     """
 
     name = "requery"
     channels = 1
     half_scale = 2.0**11
-    per = "layer"
+    per = "model"
+    safeguard = 0.2  # what is sharp in one head is faint in another; of AdaKV's values the one that costs others least
 
     def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = True) -> None:
         self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes)

@@ -324,4 +324,4 @@ def at_bytes_of(decision: Decision, policy: MemoryPolicy, steps: int) -> Budget:
         raise ConfigurationError(
             f"a budget that holds the state of {policy!r} and a token at least", f"{steps} steps", "Allow more steps."
         )
-    return Budget(tokens=slots, per=policy.per)
+    return policy.spending(Budget(tokens=slots))
