@@ -16,10 +16,12 @@ from namm.tasks.infinitebench import TASKS as INFINITEBENCH
 from namm.tasks.jsonl import user_task
 from namm.tasks.longbench import PUBLISHED as LONGBENCH_DATA
 from namm.tasks.longbench import TASKS as LONGBENCH
+from namm.tasks.repository import TASKS as REPOSITORY
 from namm.tasks.ruler import TASKS as RULER
 
 SUITES: dict[str, dict[str, Task]] = {
     "embedded": EMBEDDED,
+    "repository": REPOSITORY,
     "ruler": RULER,
     "longbench": LONGBENCH,
     "infinitebench": INFINITEBENCH,
