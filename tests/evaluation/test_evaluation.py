@@ -249,12 +249,12 @@ def test_attend_outside_and_evaluate_inside_agree() -> None:
     read = group(TEXT[:256], (" Who?", "a man"))
     reader = Reader(model, letters(), 64)
     (answer,) = reader.ask(read, reader.prefix(read), [Contender("h2o", 0.5, H2O())])
-    fraction = answer.held.slots / answer.held.slots_full
+    tokens = answer.held.slots * len(read.text) // answer.held.slots_full
     sample = read.samples[0]
     ids = torch.tensor([sample.prompt + sample.answer])
     assert len(read.text) == 256
     assert len(ids[0]) < 256 + 64  # no further update falls due
-    with namm.attach(model, "h2o", Budget(fraction=fraction), 64), torch.no_grad():
+    with namm.attach(model, "h2o", Budget(tokens=tokens), 64), torch.no_grad():
         logits = model(ids).logits[0, -len(sample.answer) - 1 : -1]
     assert answer.nll == pytest.approx(
         float(torch.nn.functional.cross_entropy(logits, torch.tensor(sample.answer))), abs=1e-4

@@ -257,7 +257,7 @@ class Reader:
 
 
 def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, after: int = 0) -> Plan:
-    """The contender's plan: its budget in bytes, met when `length + after` tokens were read, and in proportion before.
+    """The contender's plan: the bytes of its budget when `length + after` tokens were read, as many at each update before.
 
     Args:
         prefix: of which the bytes of a token are known.
@@ -284,7 +284,7 @@ def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, a
             f"a budget that holds the state of {contender.name} and a token at least",
             f"{contender.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
         )  # fmt: skip
-    budget = contender.policy.spending(Budget(fraction=slots / length))
+    budget = contender.policy.spending(Budget(tokens=slots))
     return Plan(contender.policy, budget, length if contender.policy.whole else interval, last=length)
 
 
