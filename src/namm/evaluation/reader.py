@@ -257,7 +257,7 @@ class Reader:
 
 
 def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, after: int = 0) -> Plan:
-    """The contender's plan: the bytes of its budget when `length + after` tokens were read, as many at each update before.
+    """The contender's plan: the bytes of its budget when `length + after` tokens were read, and as many before.
 
     Args:
         prefix: of which the bytes of a token are known.
