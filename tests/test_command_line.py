@@ -1,6 +1,5 @@
 """The commands as a user types them."""
 
-import inspect
 import re
 import subprocess
 import sys
@@ -11,11 +10,7 @@ import torch
 
 import namm
 from namm.cli import main
-from namm.cli.demo import demo
-from namm.cli.eval import evaluate as eval_command
-from namm.cli.inspect import inspect as inspect_command
 from namm.evaluation import EvaluationConfig
-from namm.policies import DEFAULT_MEMORY
 from tests.test_network import reference_checkpoint
 
 
@@ -43,14 +38,21 @@ def test_figures_and_pages_are_waited_for_only_where_they_are_drawn() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_what_a_command_takes_if_nothing_is_said_is_what_python_takes() -> None:
-    config = EvaluationConfig()
-    said = {name: p.default for name, p in inspect.signature(eval_command).parameters.items() if p.default is not None}
-    for name in ("model", "samples", "split", "protocol", "template", "update_interval", "longest", "dtype", "batch"):
-        assert said[name] == getattr(config, name), name
-    assert (said["threads"], said["seed"]) == (config.threads, config.seed)
-    memories = [inspect.signature(f).parameters["memory"].default for f in (demo, inspect_command)]
-    assert memories == [DEFAULT_MEMORY] * 2
+def test_what_a_command_takes_if_nothing_is_said_is_what_python_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EvaluationConfig] = []
+
+    def note(config: EvaluationConfig, *_: object, **__: object) -> None:
+        asked.append(config)
+        raise namm.ConfigurationError("no evaluation", "one", "This is a test.")
+
+    monkeypatch.setattr("namm.evaluation.evaluate", note, raising=False)
+    for words in ([], ["--budget", "own", "--budget", "0.125", "--tokens", "64", "--memory", "mine", "--seed", "3"]):
+        monkeypatch.setattr("sys.argv", ["namm", "eval", "--out", "x", *words])
+        with pytest.raises(SystemExit):
+            main()
+    plain = EvaluationConfig()
+    changed = plain.replace(budgets=("own", 0.125), tokens=(64,), policies=(*plain.policies, "mine"), seed=3)
+    assert asked == [plain, changed]
 
 
 def test_import(tmp_path: Path) -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
+from pydantic import Field
 
-from namm.cli.shared import one_message, prepare, share_or_name
+from namm.cli.options import Memories, add_command, options_of
+from namm.cli.shared import one_message, prepare
 from namm.cli.vision import measure
-from namm.errors import ConfigurationError
+from namm.configuration import Lengths, Names
 from namm.evaluation.rows import Row
-from namm.vision.evaluation import VideoConfig
+from namm.vision import VideoConfig
 from namm.vision.reading import Inputs, Listing, Query, Showing
 from namm.vision.showing import evenly
 
@@ -30,34 +32,27 @@ from experiments.video.images import SYSTEM, Images, load_images
 from experiments.video.small import clip_inputs, load_small, text_ids
 
 
-@dataclass(frozen=True)
 class ClipConfig(VideoConfig):
-    """One evaluation on clips, complete.
-
-    Attributes:
-        samples: clips of each length.
-        asked: questions about each clip.
-        seed: the same gives the same clips.
-        images: checksum of the photographs that clips are made from.
-    """
+    """One evaluation on clips, complete."""
 
     unit: ClassVar[str] = "seconds"
 
-    tasks: tuple[str, ...] = ("clips",)
-    tokens: tuple[int, ...] = (48,)
-    samples: int = 40
-    asked: int = 10
-    split: str = "test"
+    model: str
+    """Folder of the small model."""
+    tasks: Names = ("clips",)
+    """Clips."""
+    tokens: Lengths = (48,)
+    """Length of clips, in seconds."""
+    samples: int = Field(default=40, ge=1)
+    """Clips of each length."""
+    asked: int = Field(default=10, ge=1)
+    """Questions about each clip."""
+    split: Literal["validation", "test"] = "test"
+    """validation or test: photographs that the model has not seen."""
     seed: int = 0
+    """The same seed gives the same clips."""
     images: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.split not in ("validation", "test"):
-            raise ConfigurationError("a split that the model has not seen", repr(self.split), "validation or test.")
-        for name in ("samples", "asked"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} >= 1", getattr(self, name), "See the help for what it means.")
+    """Checksum of the photographs that clips are made from."""
 
     def row(self) -> Row:
         return super().row() | {"split": self.split, "seed": self.seed}
@@ -89,42 +84,33 @@ def thinned(clip: Clip, share: float) -> Inputs:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
 def main(
-    model: Annotated[Path, typer.Option(help="Folder of the small model.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    policy: Annotated[list[str] | None, typer.Option(help="Only these, several times.")] = None,
-    memory: Annotated[
-        list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="Share of the full cache's bytes, several times; own: a NAMM's own threshold."),
-    ] = None,
-    seconds: Annotated[list[int] | None, typer.Option(help="Length of clips, several times; 48 if left out.")] = None,
-    samples: Annotated[int, typer.Option(help="Clips of each length.")] = 40,
-    asked: Annotated[int, typer.Option(help="Questions about each clip.")] = 10,
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
-    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 512,
-    images: Annotated[
-        Path, typer.Option(help="Folder of the Fashion-MNIST files (Debian: apt install dataset-fashion-mnist).")
+    memory: Memories = None,
+    photographs: Annotated[
+        Path,
+        typer.Option("--images", help="Folder of the Fashion-MNIST files (Debian: apt install dataset-fashion-mnist)."),
     ] = SYSTEM,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.")] = 0,
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = 0,
+    **settings: Any,
 ) -> None:
     """Accuracy over bytes held: baselines, memories, and fewer frames."""
     prepare()
-    standard = ClipConfig("")
-    config = ClipConfig(
-        model=str(model), policies=tuple(policy or standard.policies) + tuple(memory or ()),
-        budgets=tuple(map(share_or_name, budget)) if budget else standard.budgets,
-        tokens=tuple(seconds or standard.tokens), samples=samples, asked=asked, split=split, seed=seed,
-        update_interval=update_interval, threads=threads,
-    )  # fmt: skip
-    loaded, pictures = load_small(model), load_images(split, images)
-    config = replace(config, images=hashlib.sha256(pictures.pixels.tobytes()).hexdigest())
-    listings = [one for n in config.tokens for one in clip_listings(pictures, n, samples, asked, seed)]
-    measure(config, listings, loaded, out)
+    settings["policies"] += memory or []
+    config = ClipConfig(**settings)
+    model, pictures = load_small(Path(config.model)), load_images(config.split, photographs)
+    config = config.replace(images=hashlib.sha256(pictures.pixels.tobytes()).hexdigest())
+    listings = [
+        one for n in config.tokens for one in clip_listings(pictures, n, config.samples, config.asked, config.seed)
+    ]
+    measure(config, listings, model, out)
+
+
+def _options() -> list[Parameter]:
+    flags = {"policies": "policy", "budgets": "budget", "tokens": "seconds"}
+    return [one for one in options_of(ClipConfig, flags) if one.name not in ("tasks", "data", "images", "dtype")]
+
+
+add_command(app, "evaluate", main, _options)
 
 
 if __name__ == "__main__":

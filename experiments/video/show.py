@@ -19,7 +19,7 @@ from namm.cli.shared import console, one_message, prepare
 from namm.errors import ConfigurationError
 from namm.policies import DEFAULT_MEMORY
 from namm.vision import PartReport, kept, layout
-from namm.vision.layout import FRAME
+from namm.vision.parts import FRAME
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
 

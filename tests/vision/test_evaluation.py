@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from namm.errors import ConfigurationError
-from namm.vision.evaluation import VideoConfig, evaluate_video
+from namm.vision import VideoConfig
+from namm.vision.evaluation import evaluate_video
 from namm.vision.summary import tables
 from tests.vision.families import family
 from tests.vision.shown import listing
@@ -17,7 +17,9 @@ from tests.vision.shown import listing
 
 def test_an_evaluation_goes_on_and_refuses_another(tmp_path: Path) -> None:
     model, _ = family("llava-next-video")
-    config = VideoConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(141,), samples=2, update_interval=64)
+    config = VideoConfig(
+        model="tiny", policies=("streaming", "h2o"), budgets=(0.5,), tokens=(141,), samples=2, update_interval=64
+    )
     listings = [listing(141, 3, number) for number in range(2)]
     seen: list[str] = []
     evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
@@ -33,7 +35,7 @@ def test_an_evaluation_goes_on_and_refuses_another(tmp_path: Path) -> None:
     assert (tmp_path / "summary.md").read_text() == text
     assert "Accuracy above each" not in text  # no learned memory is among them
     with pytest.raises(ConfigurationError, match="update_interval"):
-        evaluate_video(replace(config, update_interval=128), listings, model, tmp_path)
+        evaluate_video(config.replace(update_interval=128), listings, model, tmp_path)
 
 
 def test_memories_are_compared_question_by_question() -> None:
@@ -57,8 +59,11 @@ def test_memories_are_compared_question_by_question() -> None:
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"samples": -1}, "samples >= 0; got -1"), ({"budgets": (1.5,)}, r"above 0 and below 1.*got 1\.5")],
+    [
+        ({"samples": -1}, "samples: greater than or equal to 0; got -1"),
+        ({"budgets": (1.5,)}, r"above 0 and below 1.*got 1\.5"),
+    ],
 )
 def test_nothing_to_measure(change: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        VideoConfig("tiny", **change)
+        VideoConfig(model="tiny", **change)

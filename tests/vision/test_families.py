@@ -8,7 +8,7 @@ import torch
 import namm
 from namm.errors import ConfigurationError
 from namm.policies import H2O, MemoryPolicy
-from namm.vision.layout import FRAME, IMAGE, TEXT, kept, layout
+from namm.vision.parts import FRAME, IMAGE, TEXT, kept, layout
 from tests.vision.families import FAMILIES, family
 
 GREEDY = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}

@@ -10,7 +10,8 @@ import torch
 
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
 from namm.models import load_vision_model
-from namm.vision.evaluation import VideoConfig, evaluate_video
+from namm.vision import VideoConfig
+from namm.vision.evaluation import evaluate_video
 from namm.vision.published import load_choices
 from namm.vision.showing import choice_listings, read_frames
 from tests.vision.families import VIDEO, family
@@ -139,7 +140,9 @@ class _Processor:
 def test_a_benchmark_is_read_video_by_video(mlvu: Path, tmp_path: Path) -> None:
     model, _ = family("llava-next-video")
     choices = load_choices("mlvu", mlvu)
-    config = VideoConfig("m", ("h2o",), (0.75,), ("mlvu",), tokens=(40,), samples=0, update_interval=16, data=str(mlvu))
+    config = VideoConfig(
+        model="m", policies=("h2o",), budgets=(0.75,), tasks=("mlvu",), tokens=(40,), update_interval=16, data=str(mlvu)
+    )
     for choice in choices:
         make_video(choice.video, 40)
     listings = list(choice_listings(choices[:2], model, _Processor(), 40))

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from namm.cli import eval, evolve
 from namm.cli.demo import demo
-from namm.cli.eval import evaluate
-from namm.cli.evolve import evolve
 from namm.cli.import_ import import_
 from namm.cli.inspect import inspect
+from namm.cli.options import add_command
 from namm.cli.serve import serve
 from namm.cli.shared import console, one_message
 from namm.cli.vision import vision
@@ -44,9 +44,9 @@ def _root(
 
 
 app.command()(demo)
-app.command("eval")(evaluate)
+add_command(app, "eval", eval.evaluate, eval.options)
 app.command()(inspect)
-app.command()(evolve)
+add_command(app, "evolve", evolve.evolve, evolve.options)
 app.command("import")(import_)
 app.command()(serve)
 app.add_typer(vision, name="vision")

@@ -10,7 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from namm.cli.options import Memory, Model
 from namm.cli.shared import console, quiet
+from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the chapter and the hidden number.")] = 0,
     file: Annotated[Path | None, typer.Option(help="A text of yours in place of the novel.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
-    model: Annotated[str, typer.Option(help="Model to read with.")] = "smollm2-135m-instruct",
-    memory: Annotated[str, typer.Option(help="The learned memory.")] = "builtin:universal",
+    model: Model = DEFAULT_MODEL,
+    memory: Memory = DEFAULT_MEMORY,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
     """A language model reads a novel with a hidden fact, or a text of yours, under several memories of one size."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from namm.cli.options import option
 from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError
 
@@ -19,6 +21,22 @@ if TYPE_CHECKING:
     from namm.evolution import Progress as Generation
 
 _INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
+
+
+_PLACES = {"seed": "seed", "workers": "workers.count", "threads": "workers.threads", "ray": "workers.ray"}
+
+
+def options() -> list[Parameter]:
+    """Those settings that are changed most often."""
+    from namm.evolution.config import EvolutionConfig, Stage, Workers
+
+    return [
+        option("generations", Stage, "generations", preset=False),
+        option("seed", EvolutionConfig, "seed", preset=False),
+        option("workers", Workers, "count", preset=False),
+        option("threads", Workers, "threads", preset=False),
+        option("ray", Workers, "ray", preset=False),
+    ]
 
 
 def evolve(
@@ -34,22 +52,16 @@ def evolve(
         typer.Option("--set", metavar="NAME=VALUE", help="Any value, several times: --set search.sigma=0.1"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    generations: Annotated[int | None, typer.Option(help="Generations of the last stage.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes, here or on the cluster.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads of each worker.")] = None,
-    ray: Annotated[str | None, typer.Option(help='Ray cluster: "auto", HOST:PORT, ray://HOST:PORT or "local".')] = None,
+    **flags: Any,
 ) -> None:
     """Evolve a memory by CMA-ES; the fitness is how well the model answers after the memory has forgotten."""
     from namm.evolution import evolve as run
 
     quiet()
     given = _config(out, config, preset, resume)
-    flags = {
-        f"stages.{len(given.stages) - 1}.generations": generations, "seed": seed, "workers.count": workers,
-        "workers.threads": threads, "workers.ray": ray,
-    }  # fmt: skip
-    given = given.changed(*(settings or ()), *(f"{n}={value}" for n, value in flags.items() if value is not None))
+    places = _PLACES | {"generations": f"stages.{len(given.stages) - 1}.generations"}
+    changes = (f"{places[name]}={value}" for name, value in flags.items() if value is not None)
+    given = given.changed(*(settings or ()), *changes)
     bar = Progress(
         TextColumn("generation"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), console=console,

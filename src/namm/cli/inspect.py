@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from rich.table import Table
 
+from namm.cli.options import Memory, Model
 from namm.cli.shared import console, quiet, read_share
+from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError, NotFoundError
 from namm.files import write, writing
 from namm.json_files import write_rows
@@ -36,14 +38,12 @@ def inspect(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Files, or texts in quotes; three embedded ones if left out.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory to read with.")] = "builtin:universal",
-    budget: Annotated[str, typer.Option(help='Share of the tokens to keep, or "own": a NAMM\'s own threshold.')] = (
-        "0.25"
-    ),
+    memory: Memory = DEFAULT_MEMORY,
+    budget: Annotated[str, typer.Option(help='Share of the tokens, or "own": a NAMM\'s own threshold.')] = "0.25",
     update_interval: Annotated[
         int | None, typer.Option(help="Tokens between two updates; what the memory was evolved with, or 512.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Model to read with.")] = "smollm2-135m-instruct",
+    model: Model = DEFAULT_MODEL,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to show; all together if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for page, tables and picture.")] = Path("inspect-output"),

@@ -51,17 +51,11 @@ def progress_bar() -> Progress:
     )  # fmt: skip
 
 
-def share_or_name(text: str) -> float | str:
-    """A budget as it was typed: a number, or a name such as "own"."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def read_share(said: str) -> float | None:
     """A budget of one memory: `0.25` -> that share of the tokens; `own` -> None, a NAMM's own threshold."""
-    value = share_or_name(said)
-    if isinstance(value, str) and value != "own":
-        raise ConfigurationError('a share in (0, 1] or "own" for --budget', repr(said), "Try --budget 0.25.")
-    return None if isinstance(value, str) else value
+    if said == "own":
+        return None
+    try:
+        return float(said)
+    except ValueError as error:
+        raise ConfigurationError('a share in (0, 1] or "own" for --budget', repr(said), "Try --budget 0.25.") from error

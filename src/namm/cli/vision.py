@@ -3,63 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from inspect import Parameter
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from namm.cli.shared import console, prepare, progress_bar, share_or_name
+from namm.cli.options import Memories, add_command, options_of
+from namm.cli.shared import console, prepare, progress_bar
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from namm.vision.evaluation import VideoConfig
+    from namm.vision import VideoConfig
     from namm.vision.reading import Listing
 
 vision = typer.Typer(help="Images and video: published benchmarks.", no_args_is_help=True)
 
 
-@vision.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Option(help="Folder or hub id of a model of videos.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    task: Annotated[str, typer.Option(help="longvideobench or mlvu.")],
-    policy: Annotated[list[str] | None, typer.Option(help="Only these, several times.")] = None,
-    memory: Annotated[
-        list[str] | None, typer.Option(help="Memory to compare besides: folder, hub id, builtin:...")
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="Share of the full cache's bytes, several times; own: a NAMM's own threshold."),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark, in its own layout.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames shown of each video.")] = 32,
-    samples: Annotated[int, typer.Option(help="First questions of the benchmark; 0 for all.")] = 0,
-    update_interval: Annotated[int, typer.Option(help="Tokens between two updates.")] = 512,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 for torch's own choice.")] = 0,
+def _options() -> list[Parameter]:
+    from namm.vision import VideoConfig
+
+    return options_of(VideoConfig, {"policies": "policy", "budgets": "budget", "tasks": "task", "tokens": "frames"})
+
+
+def _evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")], memory: Memories = None, **settings: Any
 ) -> None:
     """Accuracy over bytes held: baselines, memories, and fewer frames."""
     from namm.models import load_vision_model
-    from namm.vision.evaluation import VideoConfig
+    from namm.vision import VideoConfig
     from namm.vision.published import load_choices
     from namm.vision.showing import choice_listings
 
     prepare()
-    standard = VideoConfig("")
-    config = VideoConfig(
-        model=model, policies=tuple(policy or standard.policies) + tuple(memory or ()),
-        budgets=tuple(map(share_or_name, budget)) if budget else standard.budgets, tasks=(task,), tokens=(frames,),
-        samples=samples, update_interval=update_interval, data=None if data is None else str(data), dtype=dtype,
-        threads=threads,
-    )  # fmt: skip
-    if data is None:
-        raise ConfigurationError(f"a folder with {task}", "none", "Download it and give its folder with --data.")
-    choices = load_choices(task, data)[: samples or None]
-    loaded, processor = load_vision_model(model, None if dtype == "auto" else dtype)
-    measure(config, choice_listings(choices, loaded, processor, frames), loaded, out)
+    settings["policies"] += memory or []
+    config = VideoConfig(**settings)
+    if config.data is None:
+        tasks = " and ".join(config.tasks)
+        raise ConfigurationError(f"a folder with {tasks}", "none", "Download it and give its folder with --data.")
+    found = [load_choices(task, Path(config.data))[: config.samples or None] for task in config.tasks]
+    model, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
+    listings = (choice_listings(choices, model, processor, n) for choices in found for n in config.tokens)
+    measure(config, chain.from_iterable(listings), model, out)
+
+
+add_command(vision, "eval", _evaluate, _options)
 
 
 def measure(config: VideoConfig, listings: Iterable[Listing], model: PreTrainedModel, out: Path) -> None:

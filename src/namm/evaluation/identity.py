@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from namm.configuration import Section
 from namm.errors import ArtefactError, ConfigurationError
 from namm.evaluation.config import GRID
 from namm.json_files import read_json
+from namm.memory.identity import fingerprint
 from namm.policies import MemoryPolicy, NAMMPolicy
 
 Identity = dict[str, Any]
@@ -21,13 +22,13 @@ _ANOTHER = "Mend it, or use another folder."
 
 
 def identity(
-    config: Any, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
+    config: Section, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
 ) -> Identity:
-    """What stands in `run.json`: the configuration, a dataclass, and what its names stood for."""
+    """What stands in `run.json`: the configuration and what its names stood for."""
     networks = {name: policy.network for name, policy in policies.items() if isinstance(policy, NAMMPolicy)}
     return {
-        "config": dataclasses.asdict(config),
-        "weights": {"path": model.name_or_path, "dtype": str(model.dtype), "sha256": _checksum(model)},
+        "config": config.model_dump(),
+        "weights": {"path": model.name_or_path, "dtype": str(model.dtype), "fingerprint": fingerprint(model)},
         "memories": {
             name: {
                 "sha256": hashlib.sha256(b"".join(map(_bytes, (n.theta, n.mean, n.var)))).hexdigest(),
@@ -37,12 +38,6 @@ def identity(
         },
         "sources": sources,
     }  # fmt: skip
-
-
-def _checksum(model: PreTrainedModel) -> str:
-    """Of the first numbers of every parameter, which tells models and precisions apart."""
-    parts = (name.encode() + _bytes(p.detach().flatten()[:64]) for name, p in model.named_parameters())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

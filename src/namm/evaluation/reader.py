@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.compat import passing
+from namm.configuration import OWN
 from namm.errors import ConfigurationError, ModelError
-from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, tensors_in
@@ -106,6 +106,18 @@ def contenders(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | s
         Contender(name, budget, policy)
         for name, policy in policies.items() for budget in budgets if budget != OWN or policy.absolute
     ]  # fmt: skip
+
+
+def alignment(hops: list[int], interval: int) -> int:
+    """Texts are decided upon at multiples of this, so that no policy has attention left to observe.
+
+    Raises:
+        ConfigurationError: the interval between updates is no multiple of it.
+    """
+    step = math.lcm(*hops)
+    if interval < 1 or interval % step:
+        raise ConfigurationError(f"an update interval that is a multiple of {step}", interval, "The default is 512.")
+    return step
 
 
 def text_before(encoded: Encoded, step: int, whole: bool = False) -> tuple[int, ...]:

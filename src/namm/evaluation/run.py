@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.configuration import OWN
 from namm.errors import ConfigurationError
-from namm.evaluation.config import OWN, EvaluationConfig, alignment
+from namm.evaluation.config import EvaluationConfig
 from namm.evaluation.folder import check_folder, open_folder
 from namm.evaluation.identity import identity, read_identity
-from namm.evaluation.reader import Contender, Group, Reader, contenders, text_before
+from namm.evaluation.reader import Contender, Group, Reader, alignment, contenders, text_before
 from namm.evaluation.rows import common_fields, keys, read_rows, row_of
 from namm.files import write
 from namm.memory.prefix import Prefix

@@ -9,52 +9,28 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-import yaml
+from pydantic import Field, field_validator, model_validator
 
+from namm.configuration import Budgets, Lengths, Names, Section
+from namm.defaults import DEFAULT_MODEL
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError, nearest
-from namm.features import FEATURE_SETS
 from namm.files import read
 from namm.json_files import parsed_value, write_json
-from namm.models import DEFAULT
-from namm.spectrogram import HOP
-from namm.tasks.registry import SUITES
-
-try:
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-except ImportError as error:  # named extra, not a bare traceback
-    raise NotFoundError("the package pydantic", "it is not installed", "Run: pip install 'namm[evolve]'") from error
+from namm.packages import package
 
 FORMAT_VERSION = 2
-OWN = "own"
 ZEROS, WARM = "zeros", "warm"
-
-
-class Section(BaseModel):
-    """Base of the sections: frozen, no key is ignored, and mistakes are `ConfigurationError`s."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True,
-        protected_namespaces=(), allow_inf_nan=False,
-    )  # fmt: skip
-    section: ClassVar[str] = ""
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _explained(error, type(self)) from error
 
 
 class Model(Section):
     """A model whose cache is to be managed."""
 
     section = "models"
-    name: str = DEFAULT
+    name: str = DEFAULT_MODEL
     """A name, folder, GGUF file or hub id, as `namm.models.load_model` takes it."""
     dtype: str = "auto"
     """"auto" is bfloat16 on a GPU and float32 on a CPU."""
@@ -70,7 +46,7 @@ class Memory(Section):
     """What the network sees, a name from `namm.features.FEATURE_SETS`."""
     width: int = Field(default=32, ge=1)
     """Width of the network's attention."""
-    update_interval: int = Field(default=512, ge=HOP, multiple_of=HOP)
+    update_interval: int = Field(default=512, ge=16, multiple_of=16)  # of `spectrogram.HOP`
     """Tokens between two updates while reading. Evolve where you will deploy."""
     rehearses: Literal["queries", "model"] = "queries"
     """Who asks again, for feature sets that watch rehearsals: the layers' own queries in place, or the model."""
@@ -90,6 +66,8 @@ class Memory(Section):
     @field_validator("features")
     @classmethod
     def _known(cls, name: str) -> str:
+        from namm.features import FEATURE_SETS
+
         if name not in FEATURE_SETS:
             raise ConfigurationError("a feature set for memory.features", repr(name), nearest(name, FEATURE_SETS))
         return name
@@ -99,23 +77,12 @@ class Objective(Section):
     """What counts as good."""
 
     section = "objective"
-    budgets: tuple[float | Literal["own"], ...] = (0.5, 0.35)
+    budgets: Budgets = (0.5, 0.35)
     """Shares in (0, 1) of the full cache's bytes; "own" leaves the size to the memory's own threshold."""
     score: Literal["nll", "metric"] = "nll"
     """Likelihood of the right answer, or the task's metric (the paper's); 1 is as good as forgetting nothing."""
     pressure: float = Field(default=0.0, ge=0)
     """Fitness is the score minus this times the share of bytes held."""
-
-    @field_validator("budgets")
-    @classmethod
-    def _shares(cls, budgets: tuple[float | str, ...]) -> tuple[float | str, ...]:
-        wrong = [b for b in budgets if not isinstance(b, str) and not 0 < b < 1]
-        if wrong or not budgets or len(set(budgets)) < len(budgets):
-            raise ConfigurationError(
-                f'objective.budgets that differ, above 0 and below 1 or "{OWN}"', list(budgets),
-                "0.25 is a quarter of the full cache.",
-            )  # fmt: skip
-        return budgets
 
 
 class WarmStart(Section):
@@ -144,7 +111,7 @@ class Start(Section):
     section = "start"
     from_: str = Field(default=ZEROS, alias="from")
     """"zeros" (the paper's), "warm" (see `start.warm`), or a saved memory: folder, `builtin:NAME` or hub id."""
-    scoring: dict[str, float] = {}
+    scoring: dict[str, float] = Field(default_factory=dict)
     """First weights of signals in the score, by name: {"peak": 1.0} starts at the observed maximum. Zeros otherwise."""
     bias: float = 0.0
     """Added to the bias of the score: above 0, the first candidates keep rather than forget at their own threshold."""
@@ -195,23 +162,18 @@ class Stage(Section):
     section = "stages"
     name: str
     """For the log."""
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: Names
     """Names of tasks, suites or JSONL files."""
-    tokens: tuple[int, ...] = Field(default=(1024,), min_length=1)
+    tokens: Lengths = (1024,)
     """Lengths of text of generated tasks."""
     generations: int = Field(ge=1)
-    """Generations in this stage."""
-
-    @field_validator("tokens")
-    @classmethod
-    def _lengths(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        if min(tokens) < 1:
-            raise ConfigurationError("stages.tokens >= 1", list(tokens), "Give the length of the text in a sample.")
-        return tokens
+    """Generations of this stage; as an option, of the last stage."""
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks, suites taken apart, each once."""
+        from namm.tasks.registry import SUITES
+
         names = [n for task in self.tasks for n in SUITES.get(task, (task,))]
         return tuple(dict.fromkeys(names))
 
@@ -354,22 +316,30 @@ def _names() -> str:
 
 def _parse(path: Path) -> dict[str, Any]:
     again = "Mend the file."
-    readers: dict[str, Callable[[bytes], Any]] = {
-        ".toml": lambda data: tomllib.loads(data.decode()), ".yaml": yaml.safe_load, ".yml": yaml.safe_load,
-        ".json": lambda data: parsed_value(data, str(path), again),
-    }  # fmt: skip
-    if path.suffix not in readers:
+    kind = path.suffix.removeprefix(".").upper().replace("YML", "YAML")
+    if kind not in ("TOML", "YAML", "JSON"):
         raise ConfigurationError("a .toml, .yaml or .json file", str(path), "Rename it to what it is.")
     try:
-        values = readers[path.suffix](read(path, again))
+        values = _values(kind, read(path, again), str(path))
     except ArtefactError as error:  # a file of the user's own
-        raise ConfigurationError(error.expected, error.got, error.way_out) from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"{path.suffix[1:].upper()} in {path}", reason, again) from error
+        raise ConfigurationError(error.expected, error.got, again) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{kind} in {path}", " ".join(str(error).split()), again) from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"names and values in {path}", type(values).__name__, "See docs/evolve.md.")
     return values
+
+
+def _values(kind: str, data: bytes, name: str) -> Any:
+    if kind == "JSON":
+        return parsed_value(data, name, "")
+    if kind == "TOML":
+        return tomllib.loads(data.decode())
+    yaml = package("yaml", "evolve")
+    try:
+        return yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
 
 
 def _put(values: Any, name: str, value: Any) -> None:
@@ -384,18 +354,3 @@ def _put(values: Any, name: str, value: Any) -> None:
             values[at] = value
         else:
             values = values[at]
-
-
-def _explained(error: ValidationError, kind: type[Section]) -> ConfigurationError:
-    """The first mistake that pydantic found, in this package's words."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in (kind.section, *first["loc"]) if part != "")
-    if first["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in kind.model_fields.items()]
-        return ConfigurationError("the name of a setting", repr(where), nearest(str(first["loc"][-1]), known))
-    if first["type"] == "missing":
-        return ConfigurationError(f"a value for {where}", "none", "Give one.")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    name = str(first["loc"][0]) if first["loc"] else ""
-    described = [f.description for n, f in kind.model_fields.items() if name in (n, f.alias) and f.description]
-    return ConfigurationError(f"{where}: {expected}", repr(first["input"]), described[0] if described else "")

@@ -6,7 +6,8 @@ import itertools
 import random
 from dataclasses import replace
 
-from namm.evolution.config import OWN, EvolutionConfig
+from namm.configuration import OWN
+from namm.evolution.config import EvolutionConfig
 from namm.evolution.problem import Item
 
 

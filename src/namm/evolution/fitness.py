@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.compat import passing
+from namm.configuration import OWN
 from namm.errors import ConfigurationError, ScoreError
-from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Group, Reader, text_before
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.problem import Item, Outcome

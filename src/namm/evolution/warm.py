@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from namm.configuration import OWN
 from namm.errors import ConfigurationError
-from namm.evaluation.config import OWN
 from namm.evaluation.oracle import foresee
 from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from namm.defaults import DEFAULT_MODEL
 from namm.errors import ConfigurationError, NotFoundError
 from namm.memory import attach
 from namm.memory.cache import make_plan
-from namm.models import DEFAULT, load_model
+from namm.models import load_model
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, own_interval, resolve
 from namm.selection import Budget, Selection
@@ -62,7 +63,7 @@ class MemoryLM(HFLM):
 
     def __init__(
         self,
-        pretrained: str | PreTrainedModel = DEFAULT,
+        pretrained: str | PreTrainedModel = DEFAULT_MODEL,
         memory: NAMM | MemoryPolicy | str | Path | None = None,
         budget: object = "own",
         update_interval: int | None = None,
@@ -143,6 +144,6 @@ def _selection(budget: object, policy: MemoryPolicy) -> Selection | None:
 
 def _source(pretrained: str | PreTrainedModel) -> str | PreTrainedModel:
     """What `HFLM` can load: the folder of the embedded model in place of its name."""
-    if isinstance(pretrained, str) and pretrained == DEFAULT:
-        return str(load_model(DEFAULT, device="cpu")[0].name_or_path)
+    if isinstance(pretrained, str) and pretrained == DEFAULT_MODEL:
+        return str(load_model(DEFAULT_MODEL, device="cpu")[0].name_or_path)
     return pretrained

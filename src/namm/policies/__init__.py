@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from namm.artefact import builtin_memories
+from namm.defaults import DEFAULT_MEMORY
 from namm.errors import NotFoundError, nearest
 from namm.network import NAMM
 from namm.policies.base import MemoryPolicy, View
@@ -65,7 +66,6 @@ BASELINES: dict[str, type[MemoryPolicy]] = {
     policy.name: policy
     for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, KVzipWhole, Requery, Random)
 }
-DEFAULT_MEMORY = "builtin:universal"
 
 
 def own_interval(policy: MemoryPolicy) -> int:

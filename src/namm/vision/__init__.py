@@ -1,5 +1,13 @@
-"""Models that look: what a memory keeps of each frame, and what memories are worth on video."""
+"""Models that look: what a memory keeps of each frame, and how memories compare on video."""
 
-from namm.vision.layout import Part, PartReport, kept, layout
+from typing import TYPE_CHECKING
 
-__all__ = ["Part", "PartReport", "kept", "layout"]
+from namm.lazy import names_from
+
+if TYPE_CHECKING:
+    from namm.vision.config import VideoConfig
+    from namm.vision.parts import Part, PartReport, kept, layout
+
+__all__ = ["Part", "PartReport", "VideoConfig", "kept", "layout"]
+
+__getattr__ = names_from(__name__, {"config": ["VideoConfig"], "parts": ["Part", "PartReport", "kept", "layout"]})

@@ -8,63 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from namm.errors import ConfigurationError
-from namm.evaluation.config import OWN, alignment, check_budgets
+from namm.configuration import OWN
 from namm.evaluation.folder import check_folder, open_folder
 from namm.evaluation.identity import identity
-from namm.evaluation.reader import Contender, contenders
-from namm.evaluation.rows import Row, provenance, read_rows
+from namm.evaluation.reader import Contender, alignment, contenders
+from namm.evaluation.rows import provenance, read_rows
 from namm.files import write
-from namm.policies import DEFAULT_MEMORY, MemoryPolicy, resolve
+from namm.policies import MemoryPolicy, resolve
+from namm.vision.config import VideoConfig
 from namm.vision.reading import Listing, Watcher
 from namm.vision.summary import to_markdown
 
 THINNED = "fewer-frames"
-BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "random")
-
-
-@dataclass(frozen=True)
-class VideoConfig:
-    """One video evaluation, complete.
-
-    Attributes:
-        model: folder or hub id.
-        policies: what is compared, by name; the full cache, the first four tokens and fewer frames are there besides.
-        budgets: shares of the full cache's bytes, or "own" for a NAMM's own threshold.
-        tasks: "longvideobench" or "mlvu".
-        tokens: lengths of videos, in `unit`.
-        samples: first questions of a benchmark, of which 0 are all.
-        update_interval: tokens between two updates.
-        data: folder of a published benchmark, in its own layout.
-        unit: what the length of a video counts.
-    """
-
-    unit: ClassVar[str] = "frames"
-
-    model: str
-    policies: tuple[str, ...] = (*BASELINES, DEFAULT_MEMORY)
-    budgets: tuple[float | str, ...] = (0.5, 0.25, 0.125)
-    tasks: tuple[str, ...] = ("longvideobench",)
-    tokens: tuple[int, ...] = (32,)
-    samples: int = 0
-    update_interval: int = 512
-    data: str | None = None
-    dtype: str = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        check_budgets(self.budgets)
-        if self.samples < 0:
-            raise ConfigurationError("samples >= 0", self.samples, "See the help for what it means.")
-
-    def row(self) -> Row:
-        """What every row says of it."""
-        return {"model": self.model, "update_interval": self.update_interval}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The small model: training goes on where it stopped, and clips are read as they are meant."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from namm.errors import ArtefactError, ConfigurationError, NotFoundError
 from namm.files import locked
 from namm.vision import kept, layout
 from namm.vision.evaluation import evaluate_video
-from namm.vision.layout import FRAME
+from namm.vision.parts import FRAME
 from namm.vision.reading import Showing, Watcher
 from tests.experiments.video.made import images
 from tests.harm import flipped
@@ -127,7 +126,15 @@ def test_fewer_frames_are_evenly_chosen(model) -> None:
 
 
 def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> None:
-    config = ClipConfig("tiny", ("streaming", "h2o"), (0.5,), tokens=(24,), samples=2, asked=3, update_interval=64)
+    config = ClipConfig(
+        model="tiny",
+        policies=("streaming", "h2o"),
+        budgets=(0.5,),
+        tokens=(24,),
+        samples=2,
+        asked=3,
+        update_interval=64,
+    )
     listings = list(clip_listings(images(), 24, 2, 3))
     seen: list[str] = []
     evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
@@ -142,22 +149,22 @@ def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> Non
     assert (tmp_path / "summary.md").read_text() == text
     assert "Accuracy above each" not in text  # no learned memory is among them
     with pytest.raises(ConfigurationError, match="another images"):
-        evaluate_video(replace(config, images="of other photographs"), listings, model, tmp_path)
+        evaluate_video(config.replace(images="of other photographs"), listings, model, tmp_path)
     with pytest.raises(ConfigurationError, match="update_interval"):
-        evaluate_video(replace(config, update_interval=128), listings, model, tmp_path)
+        evaluate_video(config.replace(update_interval=128), listings, model, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"samples": 0}, "samples >= 1; got 0"),
-        ({"asked": 0}, "asked >= 1"),
-        ({"split": "train"}, "has not seen; got 'train'"),
+        ({"samples": 0}, "samples: greater than or equal to 1; got 0"),
+        ({"asked": 0}, "asked: greater than or equal to 1"),
+        ({"split": "train"}, "got 'train'.*has not seen"),
     ],
 )
 def test_nothing_to_ask(change: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
-        ClipConfig("tiny", **change)
+        ClipConfig(model="tiny", **change)
 
 
 def test_the_picture_is_drawn(model, tmp_path: Path) -> None:
