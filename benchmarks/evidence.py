@@ -20,8 +20,7 @@ import numpy as np
 from rows import read, write
 
 from namm.policies import DEFAULT_MEMORY
-from namm.report.bootstrap import resample
-from namm.report.statistics import LEAST_SPAN
+from namm.report import LEAST_SPAN, resample
 
 PICTURE = Path(__file__).parents[1] / "docs" / "results.png"
 MODELS = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rows import read, write
 
-from namm.evolution.checkpoint import read_log
+from namm.evolution import read_log
 from namm.json_files import read_json
 
 PICTURE = Path(__file__).parents[1] / "docs" / "evolution.png"
@@ -33,7 +33,7 @@ def of(run: Path) -> list[dict[str, Any]]:
 
 
 def points(rows: list[dict[str, Any]], before: int) -> list[tuple[int, dict[str, Any]]]:
-    """Candidate-samples spent until the search's mean was validated, and what it was worth, the stage's start first."""
+    """Candidate-samples spent until the search's mean was validated, and its fitness, the stage's start first."""
     found = [(row["evaluations"], row["validated"]["mean"]) for row in rows if "mean" in (row["validated"] or {})]
     return [(before, rows[0]["validated"]["start"]), *found]
 

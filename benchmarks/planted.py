@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from namm.errors import ConfigurationError, nearest
-from namm.evolution.problem import Item, Outcome
+from namm.evolution import Item, Outcome
 from namm.features import feature_set
 from namm.network import NAMM, NAMMConfig
 from namm.selection import Budget, Selection, Threshold
@@ -64,7 +64,7 @@ class Planted:
             for k, n in zip(kept.sum((1, 2)), counts, strict=True)
         ]
 
-    def bar(self, item: Item, network: NAMM) -> float:
+    def threshold(self, item: Item, network: NAMM) -> float:
         assert item.budget is not None
         *_, (seen, state) = _states(self._text(item), network.config.features, network.config.update_interval)
         age = seen - 1 - torch.arange(seen)

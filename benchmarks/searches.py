@@ -16,13 +16,7 @@ from typing import Any
 import torch
 from rows import write
 
-from namm.evolution import EvolutionConfig, evolve
-from namm.evolution.checkpoint import read_log
-from namm.evolution.config import WARM
-from namm.evolution.executors import make_executor
-from namm.evolution.fitness import ModelProblem
-from namm.evolution.space import make_space
-from namm.evolution.start import start_memory
+from namm.evolution import EvolutionConfig, ModelProblem, evolve, make_executor, make_space, read_log, start_memory
 from namm.network import NAMM
 
 SHIPPED = "compact-rehearsed"
@@ -33,7 +27,7 @@ GENERATIONS = 6
 
 def config_of(features: str) -> EvolutionConfig:
     return EvolutionConfig.preset("embedded").changed(
-        f"memory.features={features}", f"start.from={WARM}", "start.scoring={}", "search.sigma=0.3",
+        f"memory.features={features}", "start.from=warm", "start.scoring={}", "search.sigma=0.3",
         f"stages.0.generations={GENERATIONS}", f"validation.every={GENERATIONS}", "workers.keep=6",
     )  # fmt: skip
 

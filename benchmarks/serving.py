@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerBase
 
 from namm.models import load_model
 from namm.serving.host import Host
-from namm.tasks.text import passage
+from namm.tasks import passage
 
 LOGS = Path("runs/serving")
 QUESTIONS = (

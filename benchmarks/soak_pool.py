@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import namm
-from namm.tasks.text import paragraphs
+from namm.tasks import paragraphs
 
 CONTEXT = 4096
 CHAT = (

@@ -12,9 +12,7 @@ from pathlib import Path
 from planted import Planted
 from rows import write
 
-from namm.evolution import EvolutionConfig, evolve
-from namm.evolution.checkpoint import read_log
-from namm.evolution.space import make_space
+from namm.evolution import EvolutionConfig, evolve, make_space, read_log
 from namm.network import NAMM
 
 CASES = (("scoring", "full"), ("head", "full"), ("low-rank", "full"), ("random", "full"), ("all", "diagonal"))

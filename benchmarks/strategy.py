@@ -10,7 +10,7 @@ import time
 import numpy as np
 import rows
 
-from namm.evolution.strategy import VARIANTS, Strategy
+from namm.evolution import VARIANTS, Strategy
 
 
 def measure(variant: str, dimensions: int, population: int, generations: int) -> dict[str, object]:

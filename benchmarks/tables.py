@@ -14,10 +14,7 @@ from rows import RESULTS, made_by, read
 
 from namm.json_files import read_json
 from namm.policies import DEFAULT_MEMORY, builtin_memories
-from namm.report.bootstrap import interval, resample
-from namm.report.markdown import table, to_markdown
-from namm.report.statistics import summarise
-from namm.report.summary import label
+from namm.report import interval, label, resample, summarise, table, to_markdown
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -155,7 +152,7 @@ def against_each() -> str:
         f"## {DEFAULT_MEMORY} against each\n\n`benchmarks/evidence.sh` and `python benchmarks/evidence.py`. Differences are "
         "paired, with 95 % intervals, bold where these leave out zero. *Best heuristic*: the best published one that reads "
         f"once, chosen on these rows. `{RULE}`: the best rule by hand that reads once, at which the evolution started; what "
-        "stands above it is the evolution's own. KVzip as published reads the whole prompt and then all of it again with one bar for "
+        "stands above it is the evolution's own. KVzip as published reads the whole prompt and then all of it again with one threshold for "
         "the model (`kvzip-whole`); the others read block by block, as every other memory here.\n\n"
         + table(headings, lines)
     )

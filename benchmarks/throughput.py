@@ -17,10 +17,7 @@ from functools import partial
 import rows
 import torch
 
-from namm.evolution.config import EvolutionConfig, Workers
-from namm.evolution.executors import make_executor
-from namm.evolution.fitness import ModelProblem
-from namm.evolution.problem import Item, Outcome
+from namm.evolution import EvolutionConfig, Item, ModelProblem, Outcome, Workers, make_executor
 from namm.network import NAMM, NAMMConfig
 
 PER = {"paper": "head", "levelled": "model"}  # as memories of these features are deployed

@@ -19,12 +19,10 @@ import typer
 
 from namm.cli.shared import console, one_message, prepare, progress_bar
 from namm.errors import ConfigurationError
-from namm.evaluation.folder import open_folder
-from namm.evaluation.rows import Row, provenance, read_rows
+from namm.evaluation import open_folder, provenance, read_rows
 from namm.files import write
 from namm.policies import BASELINES, MemoryPolicy, NAMMPolicy, builtin_memories, own_interval, resolve
-from namm.report.bootstrap import interval, resample
-from namm.report.summary import label
+from namm.report import Row, interval, label, resample
 from namm.rl import Context, Decision, Episode, Growing, Remembered, Window, at_bytes_of, rollout
 from namm.rl.decision import TOKENS
 
@@ -39,7 +37,7 @@ MEMORIES = (*(n for n, kind in BASELINES.items() if n != FULL and not kind.whole
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """A line of the table. `budget`: steps whose full cache takes as many bytes, "own", or None where all is kept."""
 
     name: str
@@ -56,9 +54,9 @@ class Progress:
     playing: str
 
 
-def contenders(
+def methods(
     decision: Decision, memories: Iterable[str], budgets: Iterable[int | str], update_interval: int
-) -> list[Contender]:
+) -> list[Method]:
     """The window of training and those of the budgets, the full cache, then each memory at each budget.
 
     Raises:
@@ -74,7 +72,7 @@ def contenders(
         if budget != OWN and not (isinstance(budget, int) and budget > 0):
             raise ConfigurationError(f'a budget in steps, or "{OWN}"', repr(budget), "20 is the usual window.")
     windows = dict.fromkeys([decision.about.context, *(steps for steps in budgets if isinstance(steps, int))])
-    chosen = [Contender(WINDOW, steps, Window(steps)) for steps in windows] + [Contender(FULL, None, Growing())]
+    chosen = [Method(WINDOW, steps, Window(steps)) for steps in windows] + [Method(FULL, None, Growing())]
     policies = {name: resolve(name) for name in memories}
     for name, policy in policies.items():
         if isinstance(policy, NAMMPolicy) and (evolved := own_interval(policy)) != update_interval:
@@ -85,21 +83,21 @@ def contenders(
             if budget == OWN and not policy.absolute:
                 continue
             selection = None if isinstance(budget, str) else at_bytes_of(decision, policy, budget)
-            chosen.append(Contender(name, budget, Remembered(policy, selection, update_interval)))
+            chosen.append(Method(name, budget, Remembered(policy, selection, update_interval)))
     return chosen
 
 
 def evaluate(
     decision: Decision,
     out: Path,
-    chosen: Iterable[Contender],
+    chosen: Iterable[Method],
     seeds: Iterable[int],
     env_id: str | None = None,
     target: float | None = None,
     beside: int = 10,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Row]:
-    """Play an episode for each contender and seed; rows are added to `out`, those that are there are not played again.
+    """Play an episode for each method and seed; rows are added to `out`, those that are there are not played again.
 
     Args:
         env_id: the environment; the model's own if left out.
@@ -119,15 +117,13 @@ def evaluate(
     place = (decision.about.name, TOKENS * decision.about.context)
     with open_folder(out) as file:
         _check_alike(out, place, common, chosen)
-        for number, contender in enumerate(chosen):
-            missing = [
-                seed for seed in seeds if (*place, str(seed), contender.name, contender.budget) not in file.known
-            ]
+        for number, method in enumerate(chosen):
+            missing = [seed for seed in seeds if (*place, str(seed), method.name, method.budget) not in file.known]
             for start in range(0, len(missing), beside):
                 group = missing[start : start + beside]
-                on_progress(Progress(number * len(seeds) + start, len(chosen) * len(seeds), _title(contender)))
-                episodes = rollout(decision, lambda: make(env_id), group, contender.context, target)
-                file.add([row_of(decision, contender, episode, len(group)) | common for episode in episodes])
+                on_progress(Progress(number * len(seeds) + start, len(chosen) * len(seeds), _title(method)))
+                episodes = rollout(decision, lambda: make(env_id), group, method.context, target)
+                file.add([row_of(decision, method, episode, len(group)) | common for episode in episodes])
     on_progress(Progress(len(chosen) * len(seeds), len(chosen) * len(seeds), "done"))
     rows = read_rows(out)
     write(out / "summary.md", to_markdown(rows))
@@ -137,9 +133,9 @@ def evaluate(
 _SAME = ("env", "target", "updates", "loss", "width", "layers", "heads", "data_steps")  # of a model's rows in a folder
 
 
-def _check_alike(out: Path, place: tuple[str, int], common: Row, chosen: Iterable[Contender]) -> None:
-    """Raise if rows of the same model and contenders were measured in another way."""
-    wanted = {(contender.name, contender.budget): _memory_fields(contender.context) for contender in chosen}
+def _check_alike(out: Path, place: tuple[str, int], common: Row, chosen: Iterable[Method]) -> None:
+    """Raise if rows of the same model and methods were measured in another way."""
+    wanted = {(method.name, method.budget): _memory_fields(method.context) for method in chosen}
     for row in read_rows(out):
         if (row["task"], row["tokens"]) != place:
             continue
@@ -157,17 +153,17 @@ def _memory_fields(context: Context) -> Row:
     return {"selection": repr(context.selection), "update_interval": context.update_interval}
 
 
-def _title(contender: Contender) -> str:
-    return contender.name if contender.budget is None else f"{contender.name} at {contender.budget}"
+def _title(method: Method) -> str:
+    return method.name if method.budget is None else f"{method.name} at {method.budget}"
 
 
-def row_of(decision: Decision, contender: Contender, episode: Episode, beside: int) -> Row:
+def row_of(decision: Decision, method: Method, episode: Episode, beside: int) -> Row:
     """The row of one episode."""
-    context, steps = contender.context, len(episode)
+    context, steps = method.context, len(episode)
     policy: MemoryPolicy | None = context.policy if isinstance(context, Remembered) else None
     return {
         "task": decision.about.name, "tokens": TOKENS * decision.about.context, "sample": str(episode.seed),
-        "seed": episode.seed, "policy": contender.name, "budget": contender.budget,
+        "seed": episode.seed, "policy": method.name, "budget": method.budget,
         "return": episode.total, "normalised": decision.about.scale.normalised(episode.total),
         "length": steps, "terminated": episode.terminated,
         "steps_per_second": round(steps / episode.seconds, 1), "beside": beside,
@@ -190,7 +186,7 @@ def _common(decision: Decision, env_id: str, target: float) -> Row:
 
 @dataclass(frozen=True)
 class Line:
-    """One contender on one model: means over its episodes, with 95 % bootstrap intervals over seeds.
+    """One method on one model: means over its episodes, with 95 % bootstrap intervals over seeds.
 
     Attributes:
         against: normalised return less that of the window of training, on the seeds that both have.
@@ -210,7 +206,7 @@ class Line:
 
 
 def summarise(rows: Iterable[Row]) -> list[Line]:
-    """A line for each model and contender, in the order of the rows."""
+    """A line for each model and method, in the order of the rows."""
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         key = (row["task"], row["context"], row["policy"], row["budget"])
@@ -303,7 +299,7 @@ def main(
     prepare(threads)
     decision = Decision.load(model)
     budgets = [int(text) if text.isdecimal() else text for text in budget or [str(decision.about.context)]]
-    chosen = contenders(decision, memory or MEMORIES, budgets, update_interval)
+    chosen = methods(decision, memory or MEMORIES, budgets, update_interval)
     with progress_bar() as bar:
         line = bar.add_task(str(model), total=None)
 

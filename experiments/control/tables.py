@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from namm.report.bootstrap import interval, resample
-from namm.report.markdown import table
-from namm.report.summary import label
+from namm.report import interval, label, resample, table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: all of these are found there
 
@@ -70,7 +68,7 @@ def returns(rows: list[dict[str, Any]]) -> str:
 
 
 def overall(rows: list[dict[str, Any]]) -> str:
-    """Each contender against the window of training, over all models of one window; models are drawn, not episodes."""
+    """Each method against the window of training, over all models of one window; models are drawn, not episodes."""
     windows = {
         (r["task"], r["seed"]): r["normalised"] for r in rows if r["policy"] == WINDOW and r["budget"] == WINDOW_STEPS
     }

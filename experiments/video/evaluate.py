@@ -20,10 +20,8 @@ from namm.cli.options import Memories, add_command, options_of
 from namm.cli.shared import one_message, prepare
 from namm.cli.vision import measure
 from namm.configuration import Lengths, Names
-from namm.evaluation.rows import Row
-from namm.vision import VideoConfig
-from namm.vision.reading import Inputs, Listing, Query, Showing
-from namm.vision.showing import evenly
+from namm.report import Row
+from namm.vision import Inputs, Listing, Query, Showing, VideoConfig, evenly
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
 

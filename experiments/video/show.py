@@ -18,8 +18,7 @@ import namm
 from namm.cli.shared import console, one_message, prepare
 from namm.errors import ConfigurationError
 from namm.policies import DEFAULT_MEMORY
-from namm.vision import PartReport, kept, layout
-from namm.vision.parts import FRAME
+from namm.vision import FRAME, PartReport, kept, layout
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `experiments` is found there
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from namm.vision.summary import to_markdown
+from namm.vision import to_markdown
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the root of the repository: `benchmarks` is found there
 

@@ -9,7 +9,7 @@ with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memo
 
 from typing import TYPE_CHECKING
 
-from namm.lazy import names_from
+from namm.lazy import names_of
 from namm.version import __version__
 
 if TYPE_CHECKING:
@@ -42,18 +42,8 @@ __all__ = [
     "policies",
 ]
 
-_HOMES = {
-    "errors": ("ArtefactError", "ConfigurationError", "ModelError", "NammError", "NotFoundError"),
-    "evaluation": ("evaluate",),
-    "evolution": ("evolve",),
-    "memory": ("MemoryCache", "MemoryReport", "attach"),
-    "models": (),
-    "network": ("NAMM", "NAMMConfig"),
-    "policies": (),
-    "selection": ("Budget", "Threshold"),
-}
-__getattr__ = names_from("namm", _HOMES)
+__getattr__ = names_of(__name__, __file__)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *__all__})
+    return sorted({*globals(), *__all__})

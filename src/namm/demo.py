@@ -26,13 +26,13 @@ from namm.selection import Budget
 from namm.tasks import Encoded, Sample, encode, paragraphs
 
 BOOK = "persuasion"
-FACT = "The pass key is {key}. Remember it. {key} is the pass key."
+_FACT = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key?"
 REPLY = "The pass key is"
-NEW_TOKENS = 12
-NEW_TOKENS_OF_OWN = 40
+_NEW_TOKENS = 12
+_NEW_TOKENS_OF_OWN = 40
 
-Contender = tuple[MemoryPolicy | str, Budget, int]
+_Attachment = tuple[MemoryPolicy | str, Budget, int]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Story:
     question: torch.Tensor
     answer: str | None = None
     fact: tuple[int, int] | None = None
-    new_tokens: int = NEW_TOKENS
+    new_tokens: int = _NEW_TOKENS
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trial:
     """What one memory did with the story, as it was when the text had been read. Speeds in tokens per second."""
 
     name: str
@@ -72,7 +72,7 @@ def tell(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: in
         if length > tokens:
             break
         chosen.append(paragraph)
-    fact = FACT.format(key=key)
+    fact = _FACT.format(key=key)
     chosen.insert(round(depth * len(chosen)), fact)
     encoded = encode(Sample("demo", str(seed), "\n\n".join(chosen), f"\n\n{QUESTION}", (key,), REPLY), tokenizer)
     text = tokenizer.decode(encoded.prompt)
@@ -91,20 +91,20 @@ def tell_own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: s
     if not text.strip() or not question.strip():
         raise ConfigurationError("a text and a question about it", "an empty one", "Give --file and --question.")
     encoded = encode(Sample("demo", "own", text, f"\n\n{question}", ("-",)), tokenizer)
-    longest, asked = context_length(model), len(encoded.prompt) + NEW_TOKENS_OF_OWN
+    longest, asked = context_length(model), len(encoded.prompt) + _NEW_TOKENS_OF_OWN
     if longest is not None and asked > longest:
         raise ConfigurationError(
             f"a text that leaves room for the answer within {longest:,} tokens", f"{asked:,} with it",
             "Shorten it, or choose a --model with a longer context.",
         )  # fmt: skip
-    return Story(*_tensors(encoded), new_tokens=NEW_TOKENS_OF_OWN)
+    return Story(*_tensors(encoded), new_tokens=_NEW_TOKENS_OF_OWN)
 
 
 def _tensors(encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([encoded.context]), torch.tensor([encoded.question])
 
 
-def contenders(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str, Contender | None]:
+def attachments(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str, _Attachment | None]:
     """Name -> what to attach, all at the same budget and schedule; None is the untouched model."""
     budget = Budget(fraction=fraction)
     return {
@@ -116,16 +116,16 @@ def contenders(fraction: float, memory: MemoryPolicy, interval: int) -> dict[str
 
 
 @torch.inference_mode()
-def perform(
+def _perform(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     story: Story,
-    contender: Contender | None,
-) -> Outcome:
+    attachment: _Attachment | None,
+) -> Trial:
     """Read the text and answer, under one memory; None is the untouched model with its own cache."""
     text, question = story.text.to(model.device), story.question.to(model.device)
-    with attach(model, *contender) if contender else nullcontext():
+    with attach(model, *attachment) if attachment else nullcontext():
         start = time.perf_counter()
         cache = cache_in(model(text, logits_to_keep=1))
         if isinstance(cache, MemoryCache):
@@ -141,7 +141,7 @@ def perform(
             reply.append(int(out.logits[0, -1].argmax()))
         decode = (len(reply) - 1) / (time.perf_counter() - start)
     answer = tokenizer.decode(reply, skip_special_tokens=True).strip()
-    return Outcome(name, answer.split("\n")[0] if story.answer else answer, report, kept, prefill, decode)
+    return Trial(name, answer.split("\n")[0] if story.answer else answer, report, kept, prefill, decode)
 
 
 def _report(cache: Cache) -> MemoryReport:
@@ -161,24 +161,24 @@ def _kept(cache: Cache, report: MemoryReport) -> list[list[list[int]]]:
 
 
 def run(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, rows: dict[str, Contender | None],
-) -> Iterator[Outcome]:  # fmt: skip
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, rows: dict[str, _Attachment | None],
+) -> Iterator[Trial]:  # fmt: skip
     """Outcomes one by one, after a short warm-up that no row pays for."""
     with torch.inference_mode():
         model(story.text[:, :64].to(model.device), logits_to_keep=1)
-    for name, contender in rows.items():
-        yield perform(name, model, tokenizer, story, contender)
+    for name, attachment in rows.items():
+        yield _perform(name, model, tokenizer, story, attachment)
 
 
-def verdict(outcome: Outcome, full: Outcome, story: Story) -> str:
+def verdict(trial: Trial, full: Trial, story: Story) -> str:
     """ "right" or "wrong" where the answer is known, else whether it is that of the full cache."""
     if story.answer is not None:
-        return "right" if outcome.reply.startswith(story.answer) else "wrong"
-    return "the same" if outcome.reply == full.reply else "another"
+        return "right" if trial.reply.startswith(story.answer) else "wrong"
+    return "the same" if trial.reply == full.reply else "another"
 
 
-def picture(outcomes: list[Outcome], story: Story, file: Path) -> Path:
+def picture(trials: list[Trial], story: Story, file: Path) -> Path:
     """The heat map of what each memory kept after reading."""
     from namm.report import kept_heatmap
 
-    return kept_heatmap({o.name: o.kept for o in outcomes}, story.text.shape[1], file, story.fact)
+    return kept_heatmap({o.name: o.kept for o in trials}, story.text.shape[1], file, story.fact)

@@ -20,7 +20,7 @@ from namm.evaluation import EvaluationConfig, evaluate
 from namm.evaluation.folder import check_folder, open_folder
 from namm.evaluation.identity import read_identity
 from namm.evaluation.oracle import foresee, later_attention
-from namm.evaluation.reader import Contender, Group, Reader
+from namm.evaluation.reader import Method, Reader, TextGroup
 from namm.memory.cache import MemoryCache
 from namm.memory.plan import Plan, Scaling
 from namm.policies import H2O
@@ -200,12 +200,12 @@ def test_killed_ten_times_and_resumed_is_uninterrupted(finished: Path, tmp_path:
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def group(context: str, *questions: tuple[str, str], metric: str = "exact") -> Group:
+def group(context: str, *questions: tuple[str, str], metric: str = "exact") -> TextGroup:
     samples = [
         encode(Sample("own", str(i), context, question, (answer,), metric=metric, completion=True), letters())
         for i, (question, answer) in enumerate(questions)
     ]
-    return Group(0, samples[0].context[: len(samples[0].context) // 16 * 16], tuple(samples))
+    return TextGroup(0, samples[0].context[: len(samples[0].context) // 16 * 16], tuple(samples))
 
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune. " * 4
@@ -215,9 +215,7 @@ def test_the_full_row_is_the_untouched_model() -> None:
     model = causal_model("llama")
     read = group(TEXT, (" What is it?", "truth"), (" Who?", "a man"))
     reader = Reader(model, letters(), 64)
-    for sample, answer in zip(
-        read.samples, reader.ask(read, reader.prefix(read), [Contender("full", None)]), strict=True
-    ):
+    for sample, answer in zip(read.samples, reader.ask(read, reader.prefix(read), [Method("full", None)]), strict=True):
         ids = torch.tensor([sample.prompt + sample.answer])
         with torch.no_grad():
             logits = model(ids).logits[0, -len(sample.answer) - 1 : -1]
@@ -229,14 +227,14 @@ def test_the_full_row_is_the_untouched_model() -> None:
 def test_shared_texts_and_batches_change_nothing() -> None:
     reader = Reader(causal_model("llama"), letters(), 64)
     questions = [(" What is it?", "truth"), (" Who?", "a man")]
-    contenders = [Contender("h2o", share, H2O()) for share in (0.5, 0.3)] + [Contender("full", None)]
+    methods = [Method("h2o", share, H2O()) for share in (0.5, 0.3)] + [Method("full", None)]
     together = group(TEXT, *questions)
-    batched = reader.ask(together, reader.prefix(together), contenders)
+    batched = reader.ask(together, reader.prefix(together), methods)
     alone = []
-    for contender in contenders:
+    for method in methods:
         for question in questions:
             one = group(TEXT, question)
-            alone += reader.ask(one, reader.prefix(one), [contender])
+            alone += reader.ask(one, reader.prefix(one), [method])
     assert [a.nll for a in batched] == pytest.approx([a.nll for a in alone], abs=1e-4)
     assert [a.held.bytes_held for a in batched] == [a.held.bytes_held for a in alone]
 
@@ -246,7 +244,7 @@ def test_attend_outside_and_evaluate_inside_agree() -> None:
     model = causal_model("llama")
     read = group(TEXT[:256], (" Who?", "a man"))
     reader = Reader(model, letters(), 64)
-    (answer,) = reader.ask(read, reader.prefix(read), [Contender("h2o", 0.5, H2O())])
+    (answer,) = reader.ask(read, reader.prefix(read), [Method("h2o", 0.5, H2O())])
     tokens = answer.held.slots * len(read.text) // answer.held.slots_full
     sample = read.samples[0]
     ids = torch.tensor([sample.prompt + sample.answer])
@@ -264,7 +262,7 @@ def test_generated_answers_are_those_of_generate(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model.generation_config, "repetition_penalty", 5.0)  # would tell what was forgotten
     read = group(TEXT, (" What is it?", "truth"), metric="qa_f1")
     reader = Reader(model, letters(), 64)
-    (answer,) = reader.ask(read, reader.prefix(read), [Contender("full", None)])
+    (answer,) = reader.ask(read, reader.prefix(read), [Method("full", None)])
     ids = torch.tensor([read.samples[0].prompt])
     out = model.generate(
         ids,

@@ -13,7 +13,7 @@ import torch
 import namm
 from namm import NAMM, NAMMConfig
 from namm.errors import ConfigurationError
-from namm.evaluation.reader import Contender
+from namm.evaluation.reader import Method
 from namm.evolution import EvolutionConfig
 from namm.evolution.fitness import ModelProblem
 from namm.evolution.problem import Item
@@ -59,8 +59,8 @@ def likelihood(given: ModelProblem, item: Item, network: NAMM | None) -> float:
     (sample,) = group.samples
     model, reader = given.model, given.reader
     policy = KeepAll() if network is None else NAMMPolicy(network)
-    contender = Contender("full" if network is None else "it", item.budget, policy)
-    plan = reader.plan(group, reader.prefix(group), contender)
+    method = Method("full" if network is None else "it", item.budget, policy)
+    plan = reader.plan(group, reader.prefix(group), method)
     cache = MemoryCache.planned(model.config, (plan,))
     with rehearsing(model.base_model):
         for ids in (group.text, [*group.rest(sample), *sample.answer]):

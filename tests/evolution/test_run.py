@@ -1,6 +1,7 @@
 """Runs on the planted problem: they find the optimum, keep what they should, and refuse what cannot work."""
 
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import torch
 
 import namm
 from benchmarks.planted import Planted
-from namm.evolution import EvolutionConfig, Progress, evolve
+from namm.evolution import EvolutionConfig, Generation, evolve
 from namm.evolution.checkpoint import CHECKPOINT, PREVIOUS, read_log
 from namm.evolution.strategy import Strategy
 from tests.evolution import killed
@@ -38,7 +39,7 @@ class Stopped(Exception):
     pass
 
 
-def stop_at(generation: int, progress: Progress) -> None:
+def stop_at(generation: int, progress: Generation) -> None:
     if progress.generation == generation:
         raise Stopped
 
@@ -57,7 +58,7 @@ def test_evolution_from_zero_finds_what_matters(tmp_path: Path) -> None:
         search={"strategy": "diagonal", "sigma": 0.2, "population": 16, "samples": 8, "pool": 64},
         stages=[{"name": "march", "tasks": ["march"], "tokens": [256], "generations": 40}],
     )  # fmt: skip
-    seen: list[Progress] = []
+    seen: list[Generation] = []
     memory = evolve(config, tmp_path, problem=Planted, on_generation=seen.append)
     first = read_log(tmp_path)[0]["validated"]["start"]["fitness"]
     assert first < 0.5  # zeros keep the newest
@@ -335,6 +336,19 @@ def test_a_resume_that_draws_other_candidates_is_refused_and_changes_nothing(
         with pytest.raises(namm.errors.RunError, match=rf"under the same versions .*cma {cma.__version__}"):
             evolve(small(), tmp_path, resume=True, problem=Planted)
     assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_with_the_names_of_before_is_read(whole: Path, tmp_path: Path) -> None:
+    stopped(tmp_path, 4)
+    for name in (CHECKPOINT, PREVIOUS):
+        saved = json.loads((tmp_path / name).read_text())
+        for record in saved["state"]["records"].values():
+            record["bar"] = record.pop("threshold")
+        saved["sha256"] = hashlib.sha256(json.dumps(saved["state"]).encode()).hexdigest()
+        (tmp_path / name).write_text(json.dumps(saved))
+    evolve(small(), tmp_path, resume=True, problem=Planted, curves=False)
+    assert rows(tmp_path) == rows(whole)
+    assert same(*(namm.NAMM.from_pretrained(run / "memory") for run in (tmp_path, whole)))
 
 
 def test_another_start_is_another_search(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import namm
 from namm.cli.inspect import inspect, read_budget, read_sources
 from namm.policies import own_interval, resolve
 from namm.report.figures import class_heatmap, save
-from namm.report.forgetting import Forgetting, by_class, forgetting
+from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.reading import fitting_interval
 from namm.report.samples import embedded_samples
 from namm.report.token_classes import Classes, classify, detect
@@ -40,7 +40,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def read(text: str = TEXT, memory: str = "streaming", **more: object) -> Forgetting:
     more = {"selection": namm.Budget(tokens=24), "update_interval": 32} | more
-    return forgetting(causal_model("llama"), character_tokenizer(), text, memory, **more)
+    return forgetting_of(causal_model("llama"), character_tokenizer(), text, memory, **more)
 
 
 def made(kept: list[list[float]], names: list[str], judged: int, interval: int, text: str = "") -> Forgetting:
@@ -168,7 +168,7 @@ def test_heads_that_differ_give_shares_between() -> None:
 
 def test_layers_with_another_cache_have_no_share() -> None:
     model = causal_model("gemma2")
-    found = forgetting(model, character_tokenizer(), TEXT, "h2o", namm.Budget(tokens=24), 32)
+    found = forgetting_of(model, character_tokenizer(), TEXT, "h2o", namm.Budget(tokens=24), 32)
     assert found.layers == (1,)
     with pytest.raises(namm.ConfigurationError, match=r"got 0\. Layers: 1\."):
         found.share(0)
@@ -215,7 +215,7 @@ def test_a_tokenizer_without_positions_is_refused() -> None:
         is_fast = False
 
     with pytest.raises(namm.ModelError, match="fast tokenizer"):
-        forgetting(causal_model("llama"), Slow(), TEXT, "h2o", namm.Budget(tokens=24))  # type: ignore[arg-type]
+        forgetting_of(causal_model("llama"), Slow(), TEXT, "h2o", namm.Budget(tokens=24))  # type: ignore[arg-type]
 
 
 # -- shares by class ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 
 import namm
-from namm.report.forgetting import Forgetting, by_class, forgetting
+from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.memory_page import memory_page
 from namm.report.token_classes import CLASSES
 from namm.report.trace import Event, record
@@ -85,7 +85,7 @@ def inspected(texts: dict[str, str], layer: int | None = None) -> tuple[str, dic
     """The page of some texts with their classes, and what was kept of each text."""
     model, tokenizer = causal_model("llama"), character_tokenizer()
     budget = namm.Budget(fraction=0.25)
-    runs = {title: forgetting(model, tokenizer, text, "h2o", budget, 32) for title, text in texts.items()}
+    runs = {title: forgetting_of(model, tokenizer, text, "h2o", budget, 32) for title, text in texts.items()}
     recordings = [
         {"title": title, "traces": [run.events], "classes": list(run.classes.names)} for title, run in runs.items()
     ]

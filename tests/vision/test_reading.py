@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from namm.errors import ConfigurationError, ModelError
-from namm.evaluation.reader import Contender
+from namm.evaluation.reader import Method
 from namm.memory.plan import Plan
 from namm.policies import DEFAULT_MEMORY, resolve
 from namm.vision.reading import Watcher
@@ -23,7 +23,7 @@ def model():
 def test_full_cache_answers_as_the_model_does(model) -> None:
     showing = listing(141, 6).load()
     watcher = Watcher(model, 64, 16)
-    cache, held = watcher.watch(showing, watcher.whole(showing), Contender("full", None))
+    cache, held = watcher.watch(showing, watcher.whole(showing), Method("full", None))
     replies = watcher.ask(cache, showing.queries)
     assert held.bytes_held == held.bytes_full
     for reply in replies:
@@ -40,7 +40,7 @@ def test_every_policy_holds_the_bytes_it_is_allowed(model, name: str, frames: in
     showing = listing(frames).load()
     watcher = Watcher(model, 64, 16)
     whole = watcher.whole(showing)
-    _, held = watcher.watch(showing, whole, Contender(name, 0.5, resolve(name)))
+    _, held = watcher.watch(showing, whole, Method(name, 0.5, resolve(name)))
     assert held.bytes_full == whole.footprint(Plan(resolve("full"), None, 64)).full * showing.tokens
     assert 0.5 * held.bytes_full - held.bytes_per_slot <= held.bytes_held <= 0.5 * held.bytes_full
 

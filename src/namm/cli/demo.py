@@ -16,7 +16,7 @@ from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from namm.demo import Outcome, Story
+    from namm.demo import Story, Trial
 
 
 def demo(
@@ -41,7 +41,7 @@ def demo(
         raise ConfigurationError("--file and --question together", "one of them", "Give both, or neither.")
     learned = resolve(memory)
     interval = own_interval(learned)
-    rows = stage.contenders(budget, learned, interval)
+    rows = stage.attachments(budget, learned, interval)
     own = None if file is None else _decoded(read(file, "Give a text file in UTF-8."), file)
     started = time.perf_counter()
     with console.status(f"loading {model}"):
@@ -61,19 +61,19 @@ def demo(
         f"what was read, and decides every {interval} tokens and when the text has been read.\n",
         highlight=False,
     )
-    outcomes: list[Outcome] = []
+    trials: list[Trial] = []
     with console.status("") as status:
         status.update(f"reading with {next(iter(rows))}")
         waiting = [*rows, ""]
-        for outcome in stage.run(lm, tokenizer, story, rows):
-            outcomes.append(outcome)
+        for trial in stage.run(lm, tokenizer, story, rows):
+            trials.append(trial)
             begun = f"{stage.REPLY} " if story.answer else ""
-            console.print(f"  {outcome.name:<14} {begun}{escape(outcome.reply)}", highlight=False)
-            status.update(f"reading with {waiting[len(outcomes)]}")
+            console.print(f"  {trial.name:<14} {begun}{escape(trial.reply)}", highlight=False)
+            status.update(f"reading with {waiting[len(trials)]}")
     console.print()
-    console.print(_demo_table(outcomes, story))
-    picture = stage.picture(outcomes, story, out / "kept.png")
-    console.print(f"\n{_in_words(outcomes, story)}", highlight=False)
+    console.print(_demo_table(trials, story))
+    picture = stage.picture(trials, story, out / "kept.png")
+    console.print(f"\n{_in_words(trials, story)}", highlight=False)
     console.print(
         f"What was kept: {picture}   (all of this measured just now, in {time.perf_counter() - started:.0f} s)",
         soft_wrap=True,
@@ -87,15 +87,15 @@ def _decoded(text: bytes, file: Path) -> str:
         raise ConfigurationError("a text file in UTF-8", str(file), f"It has other bytes: {error.reason}.") from error
 
 
-def _demo_table(outcomes: list[Outcome], story: Story) -> Table:
+def _demo_table(trials: list[Trial], story: Story) -> Table:
     from namm.demo import verdict
 
-    full = outcomes[0]
+    full = trials[0]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     left = ("memory", "answer")
     for heading in (*left, "slots", "held MB", "of full", "peak MB", "prefill", "decode"):
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    for o in outcomes:
+    for o in trials:
         r, said = o.report, verdict(o, full, story)
         color = {"right": "green", "wrong": "red"}.get(said, "none")
         table.add_row(
@@ -106,11 +106,11 @@ def _demo_table(outcomes: list[Outcome], story: Story) -> Table:
     return table
 
 
-def _in_words(outcomes: list[Outcome], story: Story) -> str:
+def _in_words(trials: list[Trial], story: Story) -> str:
     """What the table says of the learned memory, for whoever does not read tables."""
     from namm.demo import verdict
 
-    full, ours = outcomes[0], outcomes[-1]
+    full, ours = trials[0], trials[-1]
     replies = {"right": "answered right", "wrong": "answered wrong", "the same": "gave the same answer"}
     said, theirs = (replies.get(verdict(o, full, story), "gave another answer") for o in (ours, full))
     return (

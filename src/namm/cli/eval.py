@@ -15,7 +15,7 @@ from namm.cli.shared import console, progress_bar, quiet
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from namm.report.summary import Summary
+    from namm.report import Summary
 
 
 def options() -> list[Parameter]:
@@ -39,8 +39,7 @@ def evaluate(
         return
     if out is None:
         raise ConfigurationError("a folder for the results", "none", "Give one: --out results/mine.")
-    from namm.evaluation import EvaluationConfig, write_report
-    from namm.evaluation import Progress as Step
+    from namm.evaluation import EvaluationConfig, Progress, write_report
     from namm.evaluation import evaluate as run
 
     if report:
@@ -52,7 +51,7 @@ def evaluate(
     with progress_bar() as bar:
         line = bar.add_task(f"loading {config.model}", total=None)
 
-        def show(step: Step) -> None:
+        def show(step: Progress) -> None:
             bar.update(line, completed=step.done, total=step.total, description=step.reading)
 
         summary = run(config, out, show, part=_part(part))
@@ -61,7 +60,7 @@ def evaluate(
 
 def _show(summary: Summary, out: Path) -> None:
     """The means; intervals, differences and tasks stand in the files."""
-    from namm.report.summary import estimate, label, number, share
+    from namm.report import estimate, label, number, share
 
     for group in summary.groups:
         table = Table(box=None, pad_edge=False, title=f"{group.setting}, {group.allowance}", title_justify="left")
@@ -92,7 +91,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _show_names() -> None:
     from namm.policies import BASELINES, builtin_memories
-    from namm.tasks.registry import SUITES
+    from namm.tasks import SUITES
 
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "made or loaded", "asks for"):

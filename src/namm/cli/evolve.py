@@ -17,8 +17,7 @@ from namm.cli.shared import console, quiet
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from namm.evolution import EvolutionConfig
-    from namm.evolution import Progress as Generation
+    from namm.evolution import EvolutionConfig, Generation
 
 _INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 
@@ -28,7 +27,7 @@ _PLACES = {"seed": "seed", "workers": "workers.count", "threads": "workers.threa
 
 def options() -> list[Parameter]:
     """Those settings that are changed most often."""
-    from namm.evolution.config import EvolutionConfig, Stage, Workers
+    from namm.evolution import EvolutionConfig, Stage, Workers
 
     return [
         option("generations", Stage, "generations", preset=False),

@@ -17,15 +17,14 @@ from namm.files import write, writing
 from namm.json_files import write_rows
 
 if TYPE_CHECKING:
-    from namm.report.forgetting import Forgetting
+    from namm.report import Forgetting, Language
     from namm.report.memory_page import Recording
-    from namm.report.token_classes import Language
     from namm.selection import Budget, Selection
 
 _PROSE_SUFFIXES = (".txt", ".md", ".rst", ".html", ".json", ".csv", ".tex", ".log", ".yaml", ".yml", ".toml")
 
 
-class Source(NamedTuple):
+class _Source(NamedTuple):
     """A text to read, whether its file name says what it is, and the name of the file."""
 
     title: str
@@ -53,11 +52,8 @@ def inspect(
     """Show what a memory forgets of a text: which tokens, of which class, in which layer, update by update."""
     from namm.models import load_model
     from namm.policies import own_interval, resolve
-    from namm.report.figures import class_heatmap, save
-    from namm.report.forgetting import forgetting
-    from namm.report.markdown import of_forgetting
+    from namm.report import class_heatmap, forgetting_of, of_forgetting, record, save
     from namm.report.memory_page import memory_page
-    from namm.report.trace import record
 
     quiet()
     selection, policy = read_budget(budget), resolve(memory)
@@ -77,7 +73,7 @@ def inspect(
     for title, text, language, file in sources:
         with console.status(f"reading {title}"):
             names = (model, memory)
-            run = forgetting(lm, tokenizer, text, policy, selection, update_interval, language, file, names)
+            run = forgetting_of(lm, tokenizer, text, policy, selection, update_interval, language, file, names)
         run.share(layer)  # raises for a layer that is not there, before the next text is read
         runs[title] = run
         _tell(title, run, layer)
@@ -117,12 +113,12 @@ def read_budget(said: str) -> Budget | None:
     return None if share is None else Budget(fraction=share)
 
 
-def read_sources(words: list[str]) -> Iterator[Source]:
+def read_sources(words: list[str]) -> Iterator[_Source]:
     """The texts that were asked for, under titles that differ."""
-    from namm.report.samples import embedded_samples
+    from namm.report import embedded_samples
 
     if not words:
-        yield from (Source(title, text) for title, text in embedded_samples().items())
+        yield from (_Source(title, text) for title, text in embedded_samples().items())
     seen: set[str] = set()
     for place, word in enumerate(words, 1):
         source = _read(word, place)
@@ -131,12 +127,12 @@ def read_sources(words: list[str]) -> Iterator[Source]:
         yield source._replace(title=title)
 
 
-def _read(word: str, place: int) -> Source:
-    from namm.report.token_classes import CODE_SUFFIXES
+def _read(word: str, place: int) -> _Source:
+    from namm.report import CODE_SUFFIXES
 
     path = Path(word).expanduser()
     if not _looks_like_path(word) and not _is_file(path):
-        return Source(f"text {place}", word)
+        return _Source(f"text {place}", word)
     if not _is_file(path):
         kind = "a folder" if path.is_dir() else f"no file {word}"
         raise NotFoundError("a file to read", kind, "Check the path; a text of its own is given in quotes.")
@@ -146,11 +142,11 @@ def _read(word: str, place: int) -> Source:
         raise ConfigurationError("a text file in UTF-8", f"{path}, which is not", "Convert it first.") from error
     language: Language = "code" if path.suffix in CODE_SUFFIXES else "prose"
     known = path.suffix in (*CODE_SUFFIXES, ".txt", ".md")
-    return Source(path.name, text, language if known else None, path.name)
+    return _Source(path.name, text, language if known else None, path.name)
 
 
 def _looks_like_path(word: str) -> bool:
-    from namm.report.token_classes import CODE_SUFFIXES
+    from namm.report import CODE_SUFFIXES
 
     if "\n" in word:
         return False
@@ -189,7 +185,7 @@ def _make_room_for(file: Path) -> None:
 
 
 def _tell(title: str, run: Forgetting, layer: int | None) -> None:
-    from namm.report.forgetting import COLUMNS, FEW, class_table
+    from namm.report import COLUMNS, FEW, class_table
 
     judged, tokens = int(run.judged.sum()), len(run.spans)
     place = "all layers" if layer is None else f"layer {layer}"

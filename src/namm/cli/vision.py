@@ -18,8 +18,7 @@ from namm.errors import ConfigurationError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from namm.vision import VideoConfig
-    from namm.vision.reading import Listing
+    from namm.vision import Listing, VideoConfig
 
 vision = typer.Typer(help="Images and video: published benchmarks.", no_args_is_help=True)
 
@@ -35,9 +34,7 @@ def _evaluate(
 ) -> None:
     """Accuracy over bytes held: baselines, memories, and fewer frames."""
     from namm.models import load_vision_model
-    from namm.vision import VideoConfig
-    from namm.vision.published import load_choices
-    from namm.vision.showing import choice_listings
+    from namm.vision import VideoConfig, choice_listings, load_choices
 
     prepare()
     settings["policies"] += memory or []
@@ -56,9 +53,8 @@ add_command(vision, "eval", _evaluate, _options)
 
 def measure(config: VideoConfig, listings: Iterable[Listing], model: PreTrainedModel, out: Path) -> None:
     """Evaluate under a progress bar, and print the tables."""
-    from namm.evaluation.rows import read_rows
-    from namm.vision.evaluation import VideoProgress, evaluate_video
-    from namm.vision.summary import tables
+    from namm.evaluation import read_rows
+    from namm.vision import VideoProgress, evaluate_video, tables
 
     with progress_bar() as bar:
         line = bar.add_task("loading", total=None)

@@ -2,12 +2,50 @@
 
 from typing import TYPE_CHECKING
 
-from namm.lazy import names_from
+from namm.lazy import names_of
 
 if TYPE_CHECKING:
-    from namm.evaluation.config import EvaluationConfig
+    from namm.evaluation.config import EvaluationConfig, ReadingConfig
+    from namm.evaluation.folder import check_folder, open_folder
+    from namm.evaluation.identity import identity_of
+    from namm.evaluation.oracle import foresee
+    from namm.evaluation.reader import (
+        Held,
+        Method,
+        Reader,
+        TextGroup,
+        alignment,
+        check_bytes,
+        held_by,
+        methods,
+        plan_for,
+        text_before,
+    )
+    from namm.evaluation.rows import provenance, read_rows
     from namm.evaluation.run import Progress, evaluate, write_report
 
-__all__ = ["EvaluationConfig", "Progress", "evaluate", "write_report"]
+__all__ = [
+    "EvaluationConfig",
+    "Held",
+    "Method",
+    "Progress",
+    "Reader",
+    "ReadingConfig",
+    "TextGroup",
+    "alignment",
+    "check_bytes",
+    "check_folder",
+    "evaluate",
+    "foresee",
+    "held_by",
+    "identity_of",
+    "methods",
+    "open_folder",
+    "plan_for",
+    "provenance",
+    "read_rows",
+    "text_before",
+    "write_report",
+]
 
-__getattr__ = names_from(__name__, {"config": ["EvaluationConfig"], "run": ["Progress", "evaluate", "write_report"]})
+__getattr__ = names_of(__name__, __file__)

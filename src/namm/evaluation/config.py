@@ -11,7 +11,7 @@ from namm.configuration import Budgets, Lengths, Names, Section
 from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError
 
-SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
+_SANITY = ("full", "floor", "truncated", "random", "streaming", "oracle")  # in every table
 GRID = ("policies", "budgets", "tasks", "tokens", "samples")  # may grow in a folder that holds results
 
 
@@ -21,7 +21,7 @@ def _folder(data: str | None) -> str | None:
     return data
 
 
-class Comparison(Section):
+class ReadingConfig(Section):
     """What every evaluation needs to know."""
 
     update_interval: int = 512
@@ -34,7 +34,7 @@ class Comparison(Section):
     """Torch threads; 0 for torch's own choice."""
 
 
-class EvaluationConfig(Comparison):
+class EvaluationConfig(ReadingConfig):
     """One evaluation, complete: the same values give the same rows on the same machine."""
 
     model: str = DEFAULT_MODEL
@@ -69,4 +69,4 @@ class EvaluationConfig(Comparison):
     @property
     def all_policies(self) -> tuple[str, ...]:
         """The sanity rows and what is compared, each once."""
-        return tuple(dict.fromkeys(SANITY + self.policies))
+        return tuple(dict.fromkeys(_SANITY + self.policies))

@@ -15,7 +15,7 @@ from typing import Any
 from namm.errors import ConfigurationError
 from namm.evaluation.config import GRID
 from namm.evaluation.identity import Identity, joined
-from namm.evaluation.reader import Group
+from namm.evaluation.reader import TextGroup
 from namm.evaluation.rows import RowFile
 from namm.files import is_locked, locked, sweep
 from namm.json_files import read_json, write_json
@@ -40,7 +40,7 @@ def check_folder(out: Path) -> None:
 
 @contextmanager
 def open_folder(
-    out: Path, part: tuple[int, int] = (1, 1), now: Identity | None = None, groups: Iterable[Group] = ()
+    out: Path, part: tuple[int, int] = (1, 1), now: Identity | None = None, groups: Iterable[TextGroup] = ()
 ) -> Iterator[RowFile]:
     """Hold a folder, or a part of its work, against every other process; gives the rows that are there and come.
 

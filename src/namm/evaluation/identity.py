@@ -21,7 +21,7 @@ _PARTS = ("config", "weights", "memories", "sources")
 _ANOTHER = "Mend it, or use another folder."
 
 
-def identity(
+def identity_of(
     config: Section, policies: dict[str, MemoryPolicy], model: PreTrainedModel, sources: dict[str, str]
 ) -> Identity:
     """What stands in `run.json`: the configuration and what its names stood for."""

@@ -27,7 +27,7 @@ Future = tuple[Float[Tensor, "kv_head token"], ...]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Oracle(MemoryPolicy):
+class _Oracle(MemoryPolicy):
     """Keep the tokens with the largest group-mean attention from any one later query.
 
     Attributes:
@@ -45,7 +45,7 @@ class Oracle(MemoryPolicy):
 
 
 @torch.no_grad()
-def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> Oracle:
+def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> _Oracle:
     """Read a whole sample, gold answer included, with the full cache, and note what is attended to.
 
     Args:
@@ -56,7 +56,7 @@ def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> Or
     cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=witness),))
     model(ids, **passing(model, cache), logits_to_keep=1)
     cache.memory()  # raises if a layer was not asked
-    return Oracle(updates, witness.future)
+    return _Oracle(updates, witness.future)
 
 
 class _Witness(Probe):

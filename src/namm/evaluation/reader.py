@@ -29,16 +29,15 @@ from namm.memory.prefix import Prefix
 from namm.memory.rehearsal import rehearsing
 from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
 from namm.selection import Budget
-from namm.tasks.base import Encoded
-from namm.tasks.metrics import metric
+from namm.tasks import Encoded, metric
 
-FIRST = 4  # tokens of the floor
+_FIRST = 4  # tokens of the floor
 # whatever the model's own generation settings are
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @dataclass(frozen=True)
-class Group:
+class TextGroup:
     """Samples that share the text up to the boundary, which is read once for all of them.
 
     Attributes:
@@ -56,7 +55,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """A memory at a budget: a line of the table. `budget` is a share of bytes, "own", or None where there is none."""
 
     name: str
@@ -90,7 +89,7 @@ class Held:
 class Answer:
     """How one sample was answered under one memory. `nll`: nats per gold token."""
 
-    contender: Contender
+    method: Method
     sample: Encoded
     held: Held
     nll: float
@@ -100,10 +99,10 @@ class Answer:
     seconds: float
 
 
-def contenders(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]) -> list[Contender]:
+def methods(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]) -> list[Method]:
     """Every policy at every budget; at their own threshold those that have one."""
     return [
-        Contender(name, budget, policy)
+        Method(name, budget, policy)
         for name, policy in policies.items() for budget in budgets if budget != OWN or policy.absolute
     ]  # fmt: skip
 
@@ -151,7 +150,7 @@ class Reader:
         self.decoder = find_decoder(model)
         check_pieces(self.decoder, "questions that are asked after a text was read")
 
-    def prefix(self, group: Group, policies: Iterable[MemoryPolicy] = (), first: int | None = None) -> Prefix:
+    def prefix(self, group: TextGroup, policies: Iterable[MemoryPolicy] = (), first: int | None = None) -> Prefix:
         """The tokens before the first update, rehearsed as the policies want it.
 
         Args:
@@ -163,29 +162,29 @@ class Reader:
         return Prefix.of(self.model, self._ids(group.text[: first or self.interval]), rehearsals)
 
     @torch.no_grad()
-    def ask(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
+    def ask(self, group: TextGroup, prefix: Prefix, methods: Sequence[Method]) -> list[Answer]:
         """Read the text under several memories side by side, and ask about it: for each of them all samples."""
         start = time.perf_counter()
-        plans = [self.plan(group, prefix, contender) for contender in contenders]
+        plans = [self.plan(group, prefix, method) for method in methods]
         cache = prefix.start(tuple(plans))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.decoder):
                 self.model(self._ids(left, len(plans)), **passing(self.model, cache), logits_to_keep=1)
         held = [held_by(cache, row, plan, prefix, len(group.text)) for row, plan in enumerate(plans)]
-        for contender, got in zip(contenders, held, strict=True):
-            check_bytes(contender, got)
+        for method, got in zip(methods, held, strict=True):
+            check_bytes(method, got)
         reading = (time.perf_counter() - start) / len(plans)
-        answers = [self._answers(group, sample, cache, contenders, held, reading) for sample in group.samples]
+        answers = [self._answers(group, sample, cache, methods, held, reading) for sample in group.samples]
         return [answer for of_sample in zip(*answers, strict=True) for answer in of_sample]
 
     @torch.no_grad()
-    def ask_truncated(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
-        """As `ask`, for the text with its middle removed and a cache of transformers' own; one contender at a time."""
+    def ask_truncated(self, group: TextGroup, prefix: Prefix, methods: Sequence[Method]) -> list[Answer]:
+        """As `ask`, for the text with its middle removed and a cache of transformers' own; one method at a time."""
         start = time.perf_counter()
-        (contender,) = contenders
-        assert isinstance(contender.budget, float)
+        (method,) = methods
+        assert isinstance(method.budget, float)
         length = len(group.text)
-        size = max(1, math.floor(contender.budget * length))
+        size = max(1, math.floor(method.budget * length))
         text = group.text[: size - size // 2] + group.text[length - size // 2 :]
         cache = MemoryCache.planned(self.model.config, (Plan(KeepAll(), None, self.interval),))
         self.model(self._ids(text), **passing(self.model, cache), logits_to_keep=1)
@@ -196,34 +195,34 @@ class Reader:
         return [
             answer
             for sample in group.samples
-            for answer in self._answers(group, sample, cache, contenders, [held], reading, text)
+            for answer in self._answers(group, sample, cache, methods, [held], reading, text)
         ]
 
     @torch.no_grad()
-    def ask_oracle(self, group: Group, prefix: Prefix, contenders: Sequence[Contender]) -> list[Answer]:
+    def ask_oracle(self, group: TextGroup, prefix: Prefix, methods: Sequence[Method]) -> list[Answer]:
         """As `ask`, by a memory that has seen what will be asked; it is another one for each sample."""
         updates = (*range(self.interval, len(group.text), self.interval), len(group.text))
         answers = []
         for sample in group.samples:
             start = time.perf_counter()
             oracle = foresee(self.model, self._ids(sample.prompt + sample.answer), updates)
-            extra = (time.perf_counter() - start) / len(contenders)
+            extra = (time.perf_counter() - start) / len(methods)
             alone = replace(group, samples=(sample,))
-            for contender in contenders:
-                (answer,) = self.ask(alone, prefix, [replace(contender, policy=oracle)])
+            for method in methods:
+                (answer,) = self.ask(alone, prefix, [replace(method, policy=oracle)])
                 answers.append(replace(answer, seconds=answer.seconds + extra))
         return answers
 
-    def plan(self, group: Group, prefix: Prefix, contender: Contender) -> Plan:
-        """The contender's plan for a text, see `plan_for`."""
-        return plan_for(contender, prefix, len(group.text), self.interval)
+    def plan(self, group: TextGroup, prefix: Prefix, method: Method) -> Plan:
+        """The method's plan for a text, see `plan_for`."""
+        return plan_for(method, prefix, len(group.text), self.interval)
 
     def _answers(
-        self, group: Group, sample: Encoded, cache: MemoryCache, contenders: Sequence[Contender],
+        self, group: TextGroup, sample: Encoded, cache: MemoryCache, methods: Sequence[Method],
         held: Sequence[Held], reading: float, text: tuple[int, ...] | None = None,
     ) -> list[Answer]:  # fmt: skip
         start = time.perf_counter()
-        rows, rest = len(contenders), group.rest(sample)
+        rows, rest = len(methods), group.rest(sample)
         nll, chosen = self._likelihood(cache.fork(), rest, sample.answer, rows)
         exact = [reply == sample.answer for reply in chosen]
         if sample.sample.metric == "exact" or not self.decode:
@@ -237,7 +236,7 @@ class Reader:
             scores = [measure(prediction, sample.sample.answers, sample.sample.classes) for prediction in predictions]
         seconds = reading + (time.perf_counter() - start) / rows
         return [
-            Answer(contenders[i], sample, held[i], nll[i], exact[i], scores[i], predictions[i], seconds)
+            Answer(methods[i], sample, held[i], nll[i], exact[i], scores[i], predictions[i], seconds)
             for i in range(rows)
         ]
 
@@ -259,7 +258,7 @@ class Reader:
     def _generated(self, cache: MemoryCache, prompt: tuple[int, ...], sample: Encoded, rows: int) -> list[str]:
         ids = self._ids(prompt, rows)
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), **passing(self.model, cache), **GREEDY,
+            ids, attention_mask=torch.ones_like(ids), **passing(self.model, cache), **_GREEDY,
             max_new_tokens=sample.sample.max_new_tokens, pad_token_id=self.tokenizer.eos_token_id,
         )  # fmt: skip
         return self.tokenizer.batch_decode(out[:, len(prompt) :], skip_special_tokens=True)
@@ -268,8 +267,8 @@ class Reader:
         return torch.tensor([list(tokens)], device=self.model.device).expand(rows, -1)
 
 
-def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, after: int = 0) -> Plan:
-    """The contender's plan: the bytes of its budget when `length + after` tokens were read, and as many before.
+def plan_for(method: Method, prefix: Prefix, length: int, interval: int, after: int = 0) -> Plan:
+    """The method's plan: the bytes of its budget when `length + after` tokens were read, and as many before.
 
     Args:
         prefix: of which the bytes of a token are known.
@@ -279,25 +278,25 @@ def plan_for(contender: Contender, prefix: Prefix, length: int, interval: int, a
     Raises:
         ConfigurationError: the budget does not hold the policy's state and a token.
     """
-    if contender.name == "full":
+    if method.name == "full":
         return Plan(KeepAll(), None, interval)
-    if contender.name == "floor":  # the newest token always stays
-        return Plan(StreamingLLM(FIRST), Budget(tokens=FIRST + 1), interval, last=length)
-    assert contender.policy is not None
-    if contender.budget == OWN:
-        return Plan(contender.policy, contender.policy.default_selection(), interval, last=length)
-    assert isinstance(contender.budget, float)
-    costs = prefix.footprint(Plan(contender.policy, None, interval))
-    allowed = contender.budget * costs.full * (length + after)
+    if method.name == "floor":  # the newest token always stays
+        return Plan(StreamingLLM(_FIRST), Budget(tokens=_FIRST + 1), interval, last=length)
+    assert method.policy is not None
+    if method.budget == OWN:
+        return Plan(method.policy, method.policy.default_selection(), interval, last=length)
+    assert isinstance(method.budget, float)
+    costs = prefix.footprint(Plan(method.policy, None, interval))
+    allowed = method.budget * costs.full * (length + after)
     constant = 0 if after else costs.constant  # after the last update no query is held any more
     slots = math.floor((allowed - constant) / costs.token) - after
     if slots < 1:
         raise ConfigurationError(
-            f"a budget that holds the state of {contender.name} and a token at least",
-            f"{contender.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
+            f"a budget that holds the state of {method.name} and a token at least",
+            f"{method.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
         )  # fmt: skip
-    budget = contender.policy.spending(Budget(tokens=slots))
-    return Plan(contender.policy, budget, length if contender.policy.whole else interval, last=length)
+    budget = method.policy.spending(Budget(tokens=slots))
+    return Plan(method.policy, budget, length if method.policy.whole else interval, last=length)
 
 
 def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: int) -> Held:
@@ -336,13 +335,13 @@ def _heads(cache: MemoryCache) -> int:
     return sum(len(layer.sequences[0].slots()) for layer in cache.layers if isinstance(layer, MemoryLayer))
 
 
-def check_bytes(contender: Contender, held: Held) -> None:
+def check_bytes(method: Method, held: Held) -> None:
     """A budget in bytes is met to within one token in every head."""
-    if not isinstance(contender.budget, float):
+    if not isinstance(method.budget, float):
         return
-    allowed = contender.budget * held.bytes_full
+    allowed = method.budget * held.bytes_full
     if not allowed - held.bytes_per_slot <= held.bytes_held <= allowed + 1:
         raise ModelError(
-            f"{allowed:,.0f} bytes held by {contender.name}, to within {held.bytes_per_slot:,}",
+            f"{allowed:,.0f} bytes held by {method.name}, to within {held.bytes_per_slot:,}",
             f"{held.bytes_held:,}", "Please report this with the model's name.",
         )  # fmt: skip

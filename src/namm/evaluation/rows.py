@@ -17,14 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ArtefactError, ConfigurationError
 from namm.evaluation.config import EvaluationConfig
-from namm.evaluation.reader import Answer, Contender, Group
+from namm.evaluation.reader import Answer, Method, TextGroup
 from namm.json_files import add_rows, placed_rows
+from namm.report import Row
 from namm.version import __version__
 
-Row = dict[str, Any]
-Key = tuple[Any, ...]
+_Key = tuple[Any, ...]
 _AGAIN = "Remove that line; it is measured again."
-IDENTITY = ("task", "tokens", "sample", "policy", "budget")
+_IDENTITY = ("task", "tokens", "sample", "policy", "budget")
 
 
 def read_rows(out: str | Path) -> list[Row]:
@@ -34,12 +34,12 @@ def read_rows(out: str | Path) -> list[Row]:
         ArtefactError: a line is no row, or two are of the same measurement; the message names file and line.
     """
     rows: list[Row] = []
-    places: dict[Key, str] = {}
+    places: dict[_Key, str] = {}
     for file in sorted(Path(out).glob("rows*.jsonl")):
-        for row, place in placed_rows(file, IDENTITY, _AGAIN):
+        for row, place in placed_rows(file, _IDENTITY, _AGAIN):
             key = _key(row)
             if not all(isinstance(value, str | int | float | None) for value in key):
-                raise ArtefactError(f"a name or number for each of {', '.join(IDENTITY)} in {place}", key, _AGAIN)
+                raise ArtefactError(f"a name or number for each of {', '.join(_IDENTITY)} in {place}", key, _AGAIN)
             if (other := places.setdefault(key, place)) != place:
                 raise ArtefactError("one row for each measurement", f"{other} and {place} of {key}", "Remove one.")
             rows.append(row)
@@ -54,7 +54,7 @@ class RowFile:
         ConfigurationError: the samples that were measured are not those of `groups`.
     """
 
-    def __init__(self, out: Path, part: tuple[int, int] = (1, 1), groups: Iterable[Group] = ()) -> None:
+    def __init__(self, out: Path, part: tuple[int, int] = (1, 1), groups: Iterable[TextGroup] = ()) -> None:
         self.file = out / ("rows.jsonl" if part[1] == 1 else f"rows-{part[0]}-of-{part[1]}.jsonl")
         rows = read_rows(out)
         self.known = {_key(row) for row in rows}
@@ -66,7 +66,7 @@ class RowFile:
         self.known |= {_key(row) for row in new}
 
 
-def _check_samples(rows: list[Row], groups: Iterable[Group]) -> None:
+def _check_samples(rows: list[Row], groups: Iterable[TextGroup]) -> None:
     measured = {
         (row["task"], row["tokens"], row["sample"]): (row.get("prompt_sha256"), row.get("gold")) for row in rows
     }
@@ -82,22 +82,22 @@ def _check_samples(rows: list[Row], groups: Iterable[Group]) -> None:
                 )
 
 
-def _key(row: Row) -> Key:
-    return tuple(row[name] for name in IDENTITY)
+def _key(row: Row) -> _Key:
+    return tuple(row[name] for name in _IDENTITY)
 
 
-def keys(group: Group, batch: Iterable[Contender]) -> set[Key]:
+def keys(group: TextGroup, batch: Iterable[Method]) -> set[_Key]:
     return {
-        (encoded.sample.task, group.tokens, encoded.sample.id, contender.name, contender.budget)
-        for encoded in group.samples for contender in batch
+        (encoded.sample.task, group.tokens, encoded.sample.id, method.name, method.budget)
+        for encoded in group.samples for method in batch
     }  # fmt: skip
 
 
-def row_of(group: Group, answer: Answer) -> Row:
+def row_of(group: TextGroup, answer: Answer) -> Row:
     sample, held = answer.sample.sample, answer.held
     return {
-        "task": sample.task, "tokens": group.tokens, "sample": sample.id, "policy": answer.contender.name,
-        "budget": answer.contender.budget, "nll": answer.nll, "exact": int(answer.exact), "metric": sample.metric,
+        "task": sample.task, "tokens": group.tokens, "sample": sample.id, "policy": answer.method.name,
+        "budget": answer.method.budget, "nll": answer.nll, "exact": int(answer.exact), "metric": sample.metric,
         "score": answer.score, "prediction": answer.prediction, "gold": sample.gold,
         **dataclasses.asdict(held),
         "context_tokens": len(group.text), "prompt_tokens": len(answer.sample.prompt),

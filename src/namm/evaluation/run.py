@@ -20,8 +20,8 @@ from namm.configuration import OWN
 from namm.errors import ConfigurationError
 from namm.evaluation.config import EvaluationConfig
 from namm.evaluation.folder import check_folder, open_folder
-from namm.evaluation.identity import identity, read_identity
-from namm.evaluation.reader import Contender, Group, Reader, alignment, contenders, text_before
+from namm.evaluation.identity import identity_of, read_identity
+from namm.evaluation.reader import Method, Reader, TextGroup, alignment, methods, text_before
 from namm.evaluation.rows import common_fields, keys, read_rows, row_of
 from namm.files import write
 from namm.memory.prefix import Prefix
@@ -35,13 +35,9 @@ from namm.policies import (
     resolve,
     spent,
 )
-from namm.report.evaluation_page import to_html
-from namm.report.markdown import to_markdown
-from namm.report.statistics import summarise
-from namm.report.summary import Summary, to_json
+from namm.report import Summary, summarise, to_html, to_json, to_markdown
 from namm.selection import WAYS
-from namm.tasks.base import Encoded, Request, Sample, Task, encode
-from namm.tasks.registry import find_tasks, sources
+from namm.tasks import Encoded, Request, Sample, Task, encode, find_tasks, sources
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +58,7 @@ def evaluate(
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     part: tuple[int, int] = (1, 1),
 ) -> Summary:
-    """Measure what memories are worth; goes on with the run in `out`, if there is one.
+    """Measure how well memories answer; goes on with the run in `out`, if there is one.
 
     The folder holds `run.json` (the configuration), `rows.jsonl` (a line for each sample under each memory) and the
     report: `summary.md`, `summary.json`, `report.html`.
@@ -89,7 +85,7 @@ def evaluate(
         torch.set_num_threads(config.threads)
     lm, tokenizer = model or load_model(config.model, None if config.dtype == "auto" else config.dtype)
     groups = list(_groups(config, tasks, tokenizer, _longest(config, lm), step))[part[0] - 1 :: part[1]]
-    now = identity(config, policies, lm, sources(tasks, data))
+    now = identity_of(config, policies, lm, sources(tasks, data))
     reader, batches = Reader(lm, tokenizer, config.update_interval), _batches(config, policies)
     common = common_fields(config, lm, tokenizer)
     wanted = {key for group in groups for batch in batches for key in keys(group, batch)}
@@ -150,19 +146,19 @@ def _policy(name: str) -> MemoryPolicy:
     return resolve(name)
 
 
-def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> list[list[Contender]]:
-    """Contenders that read side by side; the full cache and the floor alone, so that more policies change no batch."""
+def _batches(config: EvaluationConfig, policies: dict[str, MemoryPolicy]) -> list[list[Method]]:
+    """Methods that read side by side; the full cache and the floor alone, so that more policies change no batch."""
     shares = [budget for budget in config.budgets if budget != OWN]
-    batches = [[Contender("full", None)], [Contender("floor", None)]]
-    batches += [[Contender("truncated", share)] for share in shares]
-    batches += [[Contender("oracle", share) for share in shares]] if shares else []
-    chosen = contenders(policies, config.budgets)
+    batches = [[Method("full", None)], [Method("floor", None)]]
+    batches += [[Method("truncated", share)] for share in shares]
+    batches += [[Method("oracle", share) for share in shares]] if shares else []
+    chosen = methods(policies, config.budgets)
     for whole in (False, True):
-        batches += _chunks([contender for contender in chosen if contender.whole == whole], config.batch)
+        batches += _chunks([method for method in chosen if method.whole == whole], config.batch)
     return batches
 
 
-def _chunks(items: list[Contender], size: int) -> list[list[Contender]]:
+def _chunks(items: list[Method], size: int) -> list[list[Method]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
@@ -174,7 +170,7 @@ def _longest(config: EvaluationConfig, model: PreTrainedModel) -> int:
 
 def _groups(
     config: EvaluationConfig, tasks: list[Task], tokenizer: PreTrainedTokenizerBase, longest: int, step: int
-) -> Iterator[Group]:
+) -> Iterator[TextGroup]:
     """Texts with their samples, lengths one after the other, tasks taking turns."""
     generated = [task for task in tasks if task.generated]
     loaded = [task for task in tasks if not task.generated]
@@ -189,7 +185,7 @@ def _groups(
             encoded = _encoded(config, sample, tokenizer, longest, whole=tokens > 0)
             texts.setdefault(text_before(encoded, step, config.protocol == "whole"), []).append(encoded)
         for text, of_text in texts.items():
-            yield Group(tokens, text, tuple(of_text))
+            yield TextGroup(tokens, text, tuple(of_text))
 
 
 def _check_names(samples: list[Sample]) -> None:

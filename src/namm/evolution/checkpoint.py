@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 RUN, CHECKPOINT, PREVIOUS, LOG = "run.json", "checkpoint.json", "checkpoint.previous.json", "log.jsonl"
 START, MEMORY, MEAN, BEST = "start", "memory", "mean", "best"
-CHECKPOINT_FORMAT = 2
-ROW = ("generation", "stage", "mean", "best", "share", "sigma", "rate", "validation", "best_validation", "time")
+_CHECKPOINT_FORMAT = 2
+_ROW = ("generation", "stage", "mean", "best", "share", "sigma", "rate", "validation", "best_validation", "time")
+_RENAMED = {"bar": "threshold"}  # fields of records as older checkpoints call them
 _AFRESH = "Start the run again in a new folder."
 
 
@@ -47,14 +48,14 @@ class Record:
         generation: that was being measured, from 0; or, for the mean, the generations told before it.
         candidate: index in its generation; None for the mean.
         fitness: on the validation items; None if it could not be measured.
-        bar: the score at which the budgets cut, where its own threshold is put.
+        threshold: the score at which the budgets cut.
     """
 
     stage: int
     generation: int
     candidate: int | None
     fitness: float | None
-    bar: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Folder:
         self.state, self._damaged = Checkpoint(), False
         if resume:
             self.state = self._read()
-            check_same_run(_saved_identity(path / RUN), config.identity(), len(self.state.told))
+            _check_same_run(_saved_identity(path / RUN), config.identity(), len(self.state.told))
             self.rows()  # raises where they are damaged
 
     def begin(self, start: NAMM) -> None:
@@ -148,7 +149,7 @@ class Folder:
             RunError: the disk is full; the checkpoint before it is intact.
         """
         values = vars(state) | {"records": {name: vars(record) for name, record in state.records.items()}}
-        whole = {"format": CHECKPOINT_FORMAT, "sha256": _checksum(values), "state": values}
+        whole = {"format": _CHECKPOINT_FORMAT, "sha256": _checksum(values), "state": values}
         add_rows(self.path / LOG, [row])  # first: a row too many is trimmed, a missing one is lost
         write_json(self.path / CHECKPOINT, whole, indent=None, previous=self.path / PREVIOUS)
         self.state = state
@@ -198,10 +199,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         ArtefactError: a line is damaged; names file and line.
     """
-    return read_rows(path / LOG, needs=ROW)
+    return read_rows(path / LOG, needs=_ROW)
 
 
-def check_same_run(saved: dict[str, Any], now: dict[str, Any], done: int) -> None:
+def _check_same_run(saved: dict[str, Any], now: dict[str, Any], done: int) -> None:
     """A run may be resumed with a longer last stage, further stages and other workers; all else must be the same.
 
     Raises:
@@ -249,14 +250,17 @@ def _saved_identity(file: Path) -> dict[str, Any]:
 def _parse(file: Path) -> Checkpoint:
     way_out = "It was cut short or altered."
     whole = read_json(file, way_out)
-    if whole.get("format") != CHECKPOINT_FORMAT:
+    if whole.get("format") != _CHECKPOINT_FORMAT:
         raise ArtefactError(
-            f"a checkpoint of format {CHECKPOINT_FORMAT} in {file}", whole.get("format"), "Use its version of namm."
+            f"a checkpoint of format {_CHECKPOINT_FORMAT} in {file}", whole.get("format"), "Use its version of namm."
         )
     values = whole.get("state")
     if not isinstance(values, dict) or _checksum(values) != whole.get("sha256"):
         raise ArtefactError(f"a checkpoint in {file}", "another checksum", way_out)
-    records = {name: Record(**record) for name, record in values["records"].items()}
+    records = {
+        name: Record(**{_RENAMED.get(key, key): value for key, value in record.items()})
+        for name, record in values["records"].items()
+    }
     return Checkpoint(**values | {"told": tuple(map(tuple, values["told"])), "records": records})
 
 

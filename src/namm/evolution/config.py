@@ -172,7 +172,7 @@ class Stage(Section):
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks, suites taken apart, each once."""
-        from namm.tasks.registry import SUITES
+        from namm.tasks import SUITES
 
         names = [n for task in self.tasks for n in SUITES.get(task, (task,))]
         return tuple(dict.fromkeys(names))

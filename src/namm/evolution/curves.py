@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from namm.packages import package
 
-FOLDER = "tensorboard"
+_FOLDER = "tensorboard"
 _CURVES = {
     "fitness/mean": "mean",
     "fitness/best": "best",
@@ -29,8 +29,8 @@ class Curves:
         package("tensorboard", "evolve")
         from torch.utils.tensorboard import SummaryWriter
 
-        shutil.rmtree(out / FOLDER, ignore_errors=True)  # a killed run may have drawn a generation that is done again
-        self._writer = SummaryWriter(str(out / FOLDER))
+        shutil.rmtree(out / _FOLDER, ignore_errors=True)  # a killed run may have drawn a generation that is done again
+        self._writer = SummaryWriter(str(out / _FOLDER))
         for row in rows:
             self.add(row)
 

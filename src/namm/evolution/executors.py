@@ -5,6 +5,9 @@
 
 Each worker builds its own problem by `factory()`. A unit is computed whole by one worker with `workers.threads` torch
 threads, and results come in the order of the units, so that they do not depend on the number or the fate of workers.
+
+The pool is our own since concurrent.futures and loky, when a worker is killed, give up all the others too, with the
+models and texts that these hold, and do not say which unit it died of; so Ray's actors are replaced by it as well.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ Factory = Callable[[], Problem]
 
 log = logging.getLogger(__name__)
 
-_DEATHS = 3  # of workers over one unit, or in a row before they are ready
-_FAREWELL = 5.0  # seconds that an idle worker has to end
+_MOST_DEATHS = 3  # of workers over one unit, or in a row before they are ready
+_GRACE = 5.0  # seconds that an idle worker has to end
 
 
 class Executor(Protocol):
@@ -153,10 +156,10 @@ class Pool(ABC, Generic[W]):
     def __init__(self, count: int) -> None:
         self._count = count
         self._workers: list[W] = []
-        self._stillborn = 0
+        self._failed_starts = 0
 
     @abstractmethod
-    def _hire(self) -> W:
+    def _start(self) -> W:
         """A new worker, which will say when it is ready."""
 
     @abstractmethod
@@ -167,20 +170,20 @@ class Pool(ABC, Generic[W]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._dismiss(self._workers)
+        self._stop(self._workers)
 
-    def _dismiss(self, workers: Iterable[W]) -> None:
+    def _stop(self, workers: Iterable[W]) -> None:
         for worker in list(workers):
             worker.stop()
             self._workers.remove(worker)
 
     def map(self, function: Callable[[Problem, T], R], units: Iterable[T]) -> list[R]:
         while len(self._workers) < self._count:
-            self._workers.append(self._hire())
+            self._workers.append(self._start())
         try:
             return self._map(function, list(units))
         except BaseException:
-            self._dismiss(w for w in self._workers if w.unit is not None or not w.ready)  # nobody waits for them now
+            self._stop(w for w in self._workers if w.unit is not None or not w.ready)  # nobody waits for them now
             raise
 
     def _map(self, function: Callable[[Problem, T], R], todo: list[T]) -> list[R]:
@@ -195,7 +198,7 @@ class Pool(ABC, Generic[W]):
             for worker, event in self._events():
                 unit, worker.unit = worker.unit, None
                 if event.kind == "ready":
-                    worker.ready, self._stillborn = True, 0
+                    worker.ready, self._failed_starts = True, 0
                 elif event.kind == "failed":
                     raise event.value.raised("starting")
                 elif event.kind == "died":
@@ -219,17 +222,17 @@ class Pool(ABC, Generic[W]):
         self._workers.remove(worker)
         if unit is not None:
             deaths[unit] += 1
-            if deaths[unit] == _DEATHS:
+            if deaths[unit] == _MOST_DEATHS:
                 way_out = "Look for lack of memory; fewer workers, a smaller population or shorter texts need less."
-                raise RunError("outcomes from a worker", f"{_DEATHS} workers that died of the same unit", way_out)
+                raise RunError("outcomes from a worker", f"{_MOST_DEATHS} workers that died of the same unit", way_out)
         elif not worker.ready:
-            self._stillborn += 1
-            if self._stillborn == _DEATHS:
+            self._failed_starts += 1
+            if self._failed_starts == _MOST_DEATHS:
                 way_out = 'A script that evolves with worker processes starts below `if __name__ == "__main__":`.'
-                got = f"{_DEATHS} that died before they were ready ({words})"
+                got = f"{_MOST_DEATHS} that died before they were ready ({words})"
                 raise RunError("workers that start", got, way_out)
         log.warning("a worker died%s: another takes its place", "" if unit is None else " at work")
-        self._workers.append(self._hire())
+        self._workers.append(self._start())
 
 
 class _Process(Worker):
@@ -249,7 +252,7 @@ class _Process(Worker):
     def stop(self) -> None:
         self.pipe.close()
         if self.ready and self.unit is None:
-            self.process.join(_FAREWELL)  # it ends by itself, and cleans up
+            self.process.join(_GRACE)  # it ends by itself, and cleans up
         self.process.kill()
         self.process.join()
 
@@ -261,7 +264,7 @@ class Processes(Pool[_Process]):
         super().__init__(workers.count)
         self._factory, self._threads = factory, workers.threads
 
-    def _hire(self) -> _Process:
+    def _start(self) -> _Process:
         return _Process(self._factory, self._threads)
 
     def _events(self) -> list[tuple[_Process, Event]]:

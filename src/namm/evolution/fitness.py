@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.compat import passing
 from namm.configuration import OWN
 from namm.errors import ConfigurationError, ScoreError
-from namm.evaluation.reader import Contender, Group, Reader, text_before
+from namm.evaluation import Method, Reader, TextGroup, text_before
 from namm.evolution.config import EvolutionConfig
 from namm.evolution.problem import Item, Outcome
 from namm.memory.plan import Plan, Probe, Read
@@ -37,25 +37,21 @@ from namm.network import NAMM, NAMMConfig
 from namm.policies import MemoryPolicy, NAMMPolicy, View
 from namm.selection import Threshold
 from namm.spectrogram import HOP, Statistics
-from namm.tasks import Encoded, encode
-from namm.tasks.base import Request, Sample
-from namm.tasks.embedded import TASKS as EMBEDDED
-from namm.tasks.embedded import make_sample
-from namm.tasks.registry import find_tasks
+from namm.tasks import EMBEDDED, Encoded, Request, Sample, encode, find_tasks, make_sample
 
-SPAN = 0.5  # nats between the references, at least: where forgetting costs nothing, noise must not count
-HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
-FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+_SPAN = 0.5  # nats between the references, at least: where forgetting costs nothing, noise must not count
+_HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
+_FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
+_Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _ROWS = 16  # of one batch on a CPU
 _ROOM = 0.4  # of the free memory of a GPU, for the rows of one batch
 
 
 @dataclass(frozen=True)
-class Ready:
+class _Ready:
     """A sample with what is the same for all candidates."""
 
-    group: Group
+    group: TextGroup
     prefix: Prefix
     full: float
     floor: float
@@ -75,9 +71,9 @@ class LanguageProblem:
         NotFoundError: there is no such model.
     """
 
-    def __init__(self, config: EvolutionConfig, models: Sequence[Loaded] | None = None) -> None:
+    def __init__(self, config: EvolutionConfig, models: Sequence[_Loaded] | None = None) -> None:
         self.config = config
-        given: Sequence[Loaded | None] = [None] * len(config.models) if models is None else models
+        given: Sequence[_Loaded | None] = [None] * len(config.models) if models is None else models
         self.of_model = [ModelProblem(config, index, loaded) for index, loaded in enumerate(given)]
 
     def of(self, item: Item) -> ModelProblem:
@@ -92,9 +88,9 @@ class LanguageProblem:
         """See `Problem.measure`."""
         return self.of(item).measure(item, networks)
 
-    def bar(self, item: Item, network: NAMM) -> float:
-        """See `Problem.bar`."""
-        return self.of(item).bar(item, network)
+    def threshold(self, item: Item, network: NAMM) -> float:
+        """See `Problem.threshold`."""
+        return self.of(item).threshold(item, network)
 
 
 class ModelProblem:
@@ -105,7 +101,7 @@ class ModelProblem:
         loaded: the model and its tokenizer, instead of loading it.
     """
 
-    def __init__(self, config: EvolutionConfig, index: int = 0, loaded: Loaded | None = None) -> None:
+    def __init__(self, config: EvolutionConfig, index: int = 0, loaded: _Loaded | None = None) -> None:
         self.config = config
         if loaded is None:
             given = config.models[index]
@@ -116,7 +112,7 @@ class ModelProblem:
         self.reader = Reader(*loaded, config.memory.update_interval, decode=config.objective.score == "metric")
         self._loaded: dict[str, list[Sample]] = {}
         self._references: dict[Item, tuple[float, float, float]] = {}
-        self._kept: OrderedDict[tuple[Item, Hashable], Ready] = OrderedDict()
+        self._kept: OrderedDict[tuple[Item, Hashable], _Ready] = OrderedDict()
 
     # -- samples -----------------------------------------------------------------------------------------------
 
@@ -143,24 +139,24 @@ class ModelProblem:
             request = Request(
                 self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed
             )
-            found = list(islice(task.samples(request), count * HELD_OUT))
+            found = list(islice(task.samples(request), count * _HELD_OUT))
             if not task.generated:
                 held_out = item.split == "validation"
-                found = [sample for i, sample in enumerate(found) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+                found = [sample for i, sample in enumerate(found) if (i % _HELD_OUT == _HELD_OUT - 1) == held_out]
             if not found:
                 raise ConfigurationError(
                     f"a sample of {item.task} for {item.split} at least", "none",
-                    f"Each {HELD_OUT}th sample of a file is held out for validation: give {HELD_OUT} or more.",
+                    f"Each {_HELD_OUT}th sample of a file is held out for validation: give {_HELD_OUT} or more.",
                 )  # fmt: skip
             self._loaded[key] = found
         return self._loaded[key]
 
-    def group(self, item: Item) -> Group:
+    def group(self, item: Item) -> TextGroup:
         """The text of an item up to the boundary, and what is asked about it."""
         encoded = self.encoded(item)
-        return Group(item.tokens, text_before(encoded, HOP), (encoded,))
+        return TextGroup(item.tokens, text_before(encoded, HOP), (encoded,))
 
-    def ready(self, item: Item, policy: MemoryPolicy) -> Ready:
+    def ready(self, item: Item, policy: MemoryPolicy) -> _Ready:
         """An item, its text read and its references measured; kept for later generations while there is room."""
         sample = replace(item, budget=None)
         key = (sample, policy.observer)
@@ -168,9 +164,9 @@ class ModelProblem:
             group = self.group(item)
             prefix = self.reader.prefix(group, [policy])
             if sample not in self._references:
-                full, floor = (self.reader.ask(group, prefix, [Contender(name, None)])[0] for name in ("full", "floor"))
+                full, floor = (self.reader.ask(group, prefix, [Method(name, None)])[0] for name in ("full", "floor"))
                 self._references[sample] = (full.nll, floor.nll, full.score)
-            self._kept[key] = Ready(group, prefix.settled(policy), *self._references[sample])
+            self._kept[key] = _Ready(group, prefix.settled(policy), *self._references[sample])
             room = self.config.workers.keep * 2**30
             while len(self._kept) > 1 and sum(ready.prefix.nbytes() for ready in self._kept.values()) > room:
                 self._kept.popitem(last=False)
@@ -192,13 +188,13 @@ class ModelProblem:
                 outcomes += [self._alone(item, ready, networks, theta) for theta in chunk]
         return outcomes
 
-    def _alone(self, item: Item, ready: Ready, networks: NAMM, theta: Tensor) -> Outcome:
+    def _alone(self, item: Item, ready: _Ready, networks: NAMM, theta: Tensor) -> Outcome:
         try:
             return self._ask(item, ready, networks, theta[None])[0]
         except ScoreError:
-            return FAILED
+            return _FAILED
 
-    def _ask(self, item: Item, ready: Ready, networks: NAMM, thetas: Tensor) -> list[Outcome]:
+    def _ask(self, item: Item, ready: _Ready, networks: NAMM, thetas: Tensor) -> list[Outcome]:
         policy = NAMMPolicy(replace(networks, theta=thetas))
         return self._outcomes(item, ready, [policy] * len(thetas))
 
@@ -207,35 +203,35 @@ class ModelProblem:
         """The outcome of any policy on an item, to compare candidates with."""
         return self._outcomes(item, self.ready(item, policy), [policy])[0]
 
-    def _outcomes(self, item: Item, ready: Ready, policies: Sequence[MemoryPolicy]) -> list[Outcome]:
+    def _outcomes(self, item: Item, ready: _Ready, policies: Sequence[MemoryPolicy]) -> list[Outcome]:
         budget = OWN if item.budget is None else item.budget
-        contenders = [Contender("candidate", budget, policy) for policy in policies]
-        answers = self.reader.ask(ready.group, ready.prefix, contenders)
+        methods = [Method("candidate", budget, policy) for policy in policies]
+        answers = self.reader.ask(ready.group, ready.prefix, methods)
         outcomes = []
         for answer in answers:
             share = answer.held.bytes_held / answer.held.bytes_full
             if self.config.objective.score == "nll":
-                score = 1 - (answer.nll - ready.full) / max(ready.floor - ready.full, SPAN)
+                score = 1 - (answer.nll - ready.full) / max(ready.floor - ready.full, _SPAN)
             else:
                 score = 1 + answer.score - ready.best
             outcomes.append(Outcome(score, answer.nll, share))
         return outcomes
 
     @torch.no_grad()
-    def bar(self, item: Item, network: NAMM) -> float:
-        """See `Problem.bar`; over all layers and heads together."""
+    def threshold(self, item: Item, network: NAMM) -> float:
+        """See `Problem.threshold`; over all layers and heads together."""
         policy, noted = NAMMPolicy(network), _Scores()
         ready = self.ready(item, policy)
         self.read(ready.group, policy, noted, item.budget, ready.prefix)
         length = len(ready.group.text)
         scores = torch.cat([s.flatten() for seen, s in noted.scores if seen == length]).float().cpu()
-        plan = self.reader.plan(ready.group, ready.prefix, Contender("bar", item.budget, policy))
+        plan = self.reader.plan(ready.group, ready.prefix, Method("threshold", item.budget, policy))
         assert plan.selection is not None
         heads = sum(len(read.key[0]) for read in ready.prefix.reads if isinstance(read, Read))
         room = heads * (plan.selection.target(length) or 0)
         return float(scores.topk(min(room, len(scores))).values[-1])
 
-    def _rows(self, ready: Ready) -> int:
+    def _rows(self, ready: _Ready) -> int:
         """Candidates read side by side: as many as fit on a GPU; some on a CPU, so that weights are fetched once."""
         device = self.model.device
         if device.type != "cuda":
@@ -259,7 +255,7 @@ class ModelProblem:
     @torch.no_grad()
     def read(
         self,
-        group: Group,
+        group: TextGroup,
         policy: MemoryPolicy,
         probe: Probe,
         budget: float | None = None,
@@ -270,7 +266,7 @@ class ModelProblem:
         if budget is None:
             plan = Plan(policy, Threshold(0.0), self.reader.interval, last=len(group.text))
         else:
-            plan = self.reader.plan(group, prefix, Contender("reader", budget, policy))
+            plan = self.reader.plan(group, prefix, Method("reader", budget, policy))
         cache = prefix.start((replace(plan, probe=probe),))
         if left := group.text[prefix.tokens :]:
             with rehearsing(self.reader.decoder):

@@ -57,7 +57,7 @@ class Problem(Protocol):
         """One outcome for each candidate of `networks`, whose `theta` is `[candidate, parameter]`."""
         ...
 
-    def bar(self, item: Item, network: NAMM) -> float:
+    def threshold(self, item: Item, network: NAMM) -> float:
         """The score that as many tokens reach as the item's budget holds, when its text has been read.
 
         A memory that was evolved under budgets ranks tokens only; its own threshold is put there.

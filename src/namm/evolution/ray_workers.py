@@ -68,7 +68,7 @@ class RayWorkers(Pool[_Actor]):
         if self._connected:
             self._ray.shutdown()
 
-    def _hire(self) -> _Actor:
+    def _start(self) -> _Actor:
         return _Actor(self._ray, self._kind.remote(self._code, self._workers_config.threads))
 
     def _events(self) -> list[tuple[_Actor, Event]]:
@@ -130,7 +130,7 @@ def _connect(ray: ModuleType, workers: Workers) -> None:
     assert address is not None
     try:
         if address not in ("auto", "local"):
-            _knock(address, workers.timeout)
+            _check_address(address, workers.timeout)
         code = {"py_modules": [str(Path(namm.__file__).parent)]}
         ray.init(
             address=address, runtime_env=None if address == "local" else code, log_to_driver=False,
@@ -145,7 +145,7 @@ def _connect(ray: ModuleType, workers: Workers) -> None:
         raise RunError(f"a Ray cluster at {address!r}", reason, way_out) from error
 
 
-def _knock(address: str, timeout: float) -> None:
+def _check_address(address: str, timeout: float) -> None:
     """Find out in time whether anything answers, and whether it is Ray, which itself tries for minutes.
 
     Raises:

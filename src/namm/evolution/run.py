@@ -34,7 +34,7 @@ _STANDSTILL = 3  # generations in a row that told nothing
 
 
 @dataclass(frozen=True)
-class Progress:
+class Generation:
     """What one generation showed.
 
     Attributes:
@@ -69,7 +69,7 @@ def evolve(
     config: EvolutionConfig,
     out: str | Path,
     resume: bool = False,
-    on_generation: Callable[[Progress], None] | None = None,
+    on_generation: Callable[[Generation], None] | None = None,
     models: Sequence[tuple[PreTrainedModel, Any]] | None = None,
     problem: Factory | None = None,
     curves: bool = True,
@@ -114,7 +114,7 @@ def evolve(
 
 def _language_problem(config: EvolutionConfig, models: Sequence[tuple[PreTrainedModel, Any]] | None) -> Factory:
     from namm.evolution.fitness import LanguageProblem
-    from namm.tasks.registry import find_tasks
+    from namm.tasks import find_tasks
 
     find_tasks(task for stage in config.stages for task in stage.tasks)  # a mistake here need not wait for a model
     return partial(LanguageProblem, config, models)
@@ -172,7 +172,7 @@ class _Run:
 
     # -- one generation ----------------------------------------------------------------------------------------
 
-    def step(self) -> tuple[Progress, dict[str, Any]]:
+    def step(self) -> tuple[Generation, dict[str, Any]]:
         """One generation, up to its checkpoint; what it showed, and its row of the log."""
         began, spent = time.perf_counter(), self.evaluations
         generation = self.strategy.generation
@@ -195,7 +195,7 @@ class _Run:
                 named.append((BEST, candidates[best], best))
             validated |= dict(zip([n for n, _, _ in named], self._validate(stage, named), strict=True))
         seconds = time.perf_counter() - began
-        progress = Progress(
+        progress = Generation(
             after, self.config.generations, self.config.stages[stage].name, _number(fitness[0]),
             _number(np.nanmax(fitness[1:])) if not np.isnan(fitness[1:]).all() else None,
             _number(np.mean([o.share for row in outcomes for o in row])), self.strategy.step_size, self.evaluations,
@@ -267,7 +267,7 @@ class _Run:
             fitness = _number(self._fitness(outcomes)[index])
             found = generation if candidate is None else generation - 1
             if name not in self.records or _better(fitness, self.records[name].fitness):
-                self.records[name] = Record(stage, found, candidate, fitness, self._bar(items, point))
+                self.records[name] = Record(stage, found, candidate, fitness, self._threshold(items, point))
                 self._keep(name, point)
             rows.append(
                 {
@@ -278,13 +278,13 @@ class _Run:
             )  # fmt: skip
         return rows
 
-    def _bar(self, items: list[Item], point: np.ndarray) -> float:
-        """The score at which the budgets cut, for a memory's own threshold; 0 where it has decided by that itself."""
+    def _threshold(self, items: list[Item], point: np.ndarray) -> float:
+        """The score at which the budgets cut; 0 where a memory's own threshold has decided."""
         assert self.executor is not None
         theta = self.space.theta(point[None])[0]
         memory = NAMM.from_vector(theta, self.start.mean, self.start.var, self.start.config)
-        bars = self.executor.map(_bar, [(item, memory) for item in items if item.budget is not None])
-        return float(np.mean(bars)) if bars else 0.0
+        thresholds = self.executor.map(_threshold, [(item, memory) for item in items if item.budget is not None])
+        return float(np.mean(thresholds)) if thresholds else 0.0
 
     def _winner(self) -> str:
         """The kind of memory that validated best."""
@@ -298,7 +298,7 @@ class _Run:
         trained_on = f"{self.start.config.trained_on}; {which} at generation {record.generation}"
         config = replace(self.start.config, trained_on=trained_on)
         theta = self.space.theta(point[None])[0]
-        theta[-1] -= record.bar  # b_s is the last parameter (spec 7)
+        theta[-1] -= record.threshold  # b_s is the last parameter (spec 7)
         memory = NAMM.from_vector(theta, self.start.mean, self.start.var, config)
         self.folder.save_memory(memory, name)
         if self._winner() == name:
@@ -322,8 +322,8 @@ def _measured(problem: Problem, unit: tuple[Item, NAMM]) -> list[Outcome]:
         return problem.measure(item, networks)
 
 
-def _bar(problem: Problem, unit: tuple[Item, NAMM]) -> float:
-    return problem.bar(*unit)
+def _threshold(problem: Problem, unit: tuple[Item, NAMM]) -> float:
+    return problem.threshold(*unit)
 
 
 def _better(new: float | None, old: float | None) -> bool:

@@ -22,7 +22,7 @@ _LAYERS = (("w_qkv", "b_qkv"), ("w_o", "b_o"), ("w_s", "b_s"))
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class _Space:
     """A search space of `dimensions` around `origin`.
 
     Attributes:
@@ -57,7 +57,7 @@ class Space:
 
 def make_space(
     name: str, origin: NAMM, rank: int = 4, directions: int = 64, seed: int = 0, scaled: bool = True
-) -> Space:
+) -> _Space:
     """The search space called `name` around the memory `origin`, whatever its features and width.
 
     Args:
@@ -94,7 +94,7 @@ def make_space(
         moved = np.arange(0)
         # entries of a change at a point of standard normals have the parameter's unit as standard deviation
         basis = rng.standard_normal((len(theta), directions)) * unit[:, None] / np.sqrt(directions)
-    return Space(origin.theta.numpy(), moved, unit[moved], basis)
+    return _Space(origin.theta.numpy(), moved, unit[moved], basis)
 
 
 def _places(origin: NAMM) -> dict[str, slice]:

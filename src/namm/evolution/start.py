@@ -96,6 +96,6 @@ def _statistics(problem: Problem, unit: tuple[Item, NAMMConfig]) -> Statistics:
 
 
 def _warm(problem: Any, unit: tuple[NAMMConfig, Sequence[Item], WarmStart]) -> NAMM:
-    from namm.evolution.warm import fit
+    from namm.evolution.pretraining import fit
 
     return fit(problem, *unit)

@@ -1,5 +1,45 @@
 """Pictures of what a memory kept."""
 
-from namm.report.figures import kept_heatmap
+from namm.report.bootstrap import interval, resample
+from namm.report.evaluation_page import to_html
+from namm.report.figures import class_heatmap, kept_heatmap, save
+from namm.report.forgetting import COLUMNS, FEW, Forgetting, class_table, forgetting_of
+from namm.report.markdown import of_forgetting, table, to_markdown
+from namm.report.rows import Row
+from namm.report.samples import embedded_samples
+from namm.report.statistics import LEAST_SPAN, kind, summarise
+from namm.report.summary import Estimate, Summary, estimate, label, number, share, to_json
+from namm.report.token_classes import CODE_SUFFIXES, Language
+from namm.report.trace import record
 
-__all__ = ["kept_heatmap"]
+__all__ = [
+    "CODE_SUFFIXES",
+    "COLUMNS",
+    "FEW",
+    "LEAST_SPAN",
+    "Estimate",
+    "Forgetting",
+    "Language",
+    "Row",
+    "Summary",
+    "class_heatmap",
+    "class_table",
+    "embedded_samples",
+    "estimate",
+    "forgetting_of",
+    "interval",
+    "kept_heatmap",
+    "kind",
+    "label",
+    "number",
+    "of_forgetting",
+    "record",
+    "resample",
+    "save",
+    "share",
+    "summarise",
+    "table",
+    "to_html",
+    "to_json",
+    "to_markdown",
+]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 DRAWS = 10_000
-LEVEL = (2.5, 97.5)
+_LEVEL = (2.5, 97.5)
 _WEIGHTS_AT_ONCE = 1 << 21
 
 
@@ -83,9 +83,9 @@ def interval(resampled: Resampled) -> Float[np.ndarray, "2 column"]:
     ends = np.full((2, len(resampled.mean)), np.nan)
     whole = ~np.isnan(resampled.draws).any(0) & resampled.steady
     if whole.any():
-        ends[:, whole] = np.percentile(resampled.draws[:, whole], LEVEL, axis=0)
+        ends[:, whole] = np.percentile(resampled.draws[:, whole], _LEVEL, axis=0)
     for column in np.flatnonzero(resampled.steady & ~whole & ~np.isnan(resampled.mean)):
-        ends[:, column] = np.nanpercentile(resampled.draws[:, column], LEVEL)
+        ends[:, column] = np.nanpercentile(resampled.draws[:, column], _LEVEL)
     return ends
 
 

@@ -1,7 +1,7 @@
 """What is forgotten: a text is read under a memory, and for each token it is counted which heads still hold it.
 
     model, tokenizer = namm.models.load_model()
-    found = forgetting(model, tokenizer, text, "h2o", namm.Budget(fraction=0.25))
+    found = forgetting_of(model, tokenizer, text, "h2o", namm.Budget(fraction=0.25))
     for row in by_class(found):
         row.name, row.tokens, row.share, row.ratio
 
@@ -79,7 +79,7 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
-class ClassShare:
+class _ClassShare:
     """What was kept of one class of tokens; only judged tokens count.
 
     Attributes:
@@ -97,7 +97,7 @@ class ClassShare:
     ratio_among_neighbours: float
 
 
-def forgetting(
+def forgetting_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
@@ -137,7 +137,7 @@ def forgetting(
     )  # fmt: skip
 
 
-def by_class(*runs: Forgetting, layer: int | None = None) -> list[ClassShare]:
+def by_class(*runs: Forgetting, layer: int | None = None) -> list[_ClassShare]:
     """What was kept of each class, the texts of `runs` (say, all samples of a task) taken together."""
     share = torch.cat([run.share(layer)[run.judged] for run in runs])
     nearby = torch.cat([_mean_of_block(run.share(layer), run.update_interval)[run.judged] for run in runs])
@@ -147,7 +147,7 @@ def by_class(*runs: Forgetting, layer: int | None = None) -> list[ClassShare]:
         chosen = torch.tensor([known == name for known in names])
         if bool(chosen.any()):
             kept, mean, expected = (part.mean().item() for part in (share[chosen], share, nearby[chosen]))
-            rows.append(ClassShare(name, int(chosen.sum()), kept, _ratio(kept, mean), _ratio(kept, expected)))
+            rows.append(_ClassShare(name, int(chosen.sum()), kept, _ratio(kept, mean), _ratio(kept, expected)))
     return rows
 
 

@@ -20,10 +20,10 @@ def to_read(
     """Tokens of a text, where they stand, and the interval to read them at.
 
     Raises:
-        ConfigurationError, ModelError: see `tokenised`, `check_context` and `fitting_interval`.
+        ConfigurationError, ModelError: see `_tokenised`, `_check_context` and `fitting_interval`.
     """
-    ids, spans = tokenised(tokenizer, text)
-    check_context(model, len(ids))
+    ids, spans = _tokenised(tokenizer, text)
+    _check_context(model, len(ids))
     return ids, spans, update_interval if update_interval is not None else fitting_interval(policy, len(ids))
 
 
@@ -42,7 +42,7 @@ def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
     return fitting
 
 
-def tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], tuple[Span, ...]]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], tuple[Span, ...]]:
     """Token ids, and where each token stands in the text."""
     if not text.strip():
         raise ConfigurationError("a text to read", "an empty one" if not text else "white space only", "Give a text.")
@@ -55,7 +55,7 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
     return list(encoded["input_ids"]), tuple((start, stop) for start, stop in encoded["offset_mapping"])
 
 
-def check_context(model: PreTrainedModel, tokens: int) -> None:
+def _check_context(model: PreTrainedModel, tokens: int) -> None:
     """Raise if the model was not made for so many tokens."""
     longest = context_length(model)
     if longest is not None and tokens > longest:

@@ -13,14 +13,14 @@ from jaxtyping import Float
 
 from namm.errors import ConfigurationError
 
-MEASURES = (
+_MEASURES = (
     "nll", "exact", "score", "bytes_held", "bytes_full", "bytes_per_slot", "slots", "slots_full", "peak_bytes",
     "seconds", "bytes_elsewhere",
 )  # fmt: skip
-SIGNED = ("nll", "score")
-TEXTS = ("task", "sample", "protocol", "template", "policy", "context_hash", "prompt_sha256")
-MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds", "bytes_elsewhere")
-NAMES = ("task", "tokens", "sample", "protocol", "template", "policy", "budget", "context_hash", "prompt_sha256")
+_SIGNED = ("nll", "score")
+_TEXTS = ("task", "sample", "protocol", "template", "policy", "context_hash", "prompt_sha256")
+_MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds", "bytes_elsewhere")
+_NAMES = ("task", "tokens", "sample", "protocol", "template", "policy", "budget", "context_hash", "prompt_sha256")
 WITHOUT_BUDGET = ("full", "floor")
 OWN = "own"
 
@@ -38,7 +38,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Block:
+class TaskTable:
     """One task in one table: a measure is an array over samples and policies, NaN where there is no row."""
 
     task: str
@@ -71,7 +71,7 @@ def check(rows: Iterable[Row]) -> list[Row]:
     prompts: dict[tuple[Any, ...], str] = {}
     for row in rows:
         _check_fields(row)
-        setting, sample = setting_of(row), sample_of(row)
+        setting, sample = setting_of(row), _sample_of(row)
         key = (setting, sample, row["policy"], budget_of(row))
         if key in seen:
             raise ConfigurationError(
@@ -94,7 +94,7 @@ def setting_of(row: Row) -> Setting:
     return Setting(str(row["protocol"]), str(row["template"]), int(row["tokens"] or 0))
 
 
-def sample_of(row: Row) -> tuple[str, str, str]:
+def _sample_of(row: Row) -> tuple[str, str, str]:
     """Names a sample; another seed makes another text under the same id."""
     return str(row["task"]), str(row["sample"]), str(row.get("seed"))
 
@@ -105,14 +105,14 @@ def budget_of(row: Row) -> Budget:
     return None if row["policy"] in WITHOUT_BUDGET else budget if isinstance(budget, str) else float(budget)
 
 
-def blocks(rows: Sequence[Row], policies: Sequence[str], universe: Sequence[Row]) -> list[Block]:
+def blocks(rows: Sequence[Row], policies: Sequence[str], universe: Sequence[Row]) -> list[TaskTable]:
     """One block for each task of `universe`, whose samples are what every policy should have."""
     metrics: dict[str, list[str]] = {}
     clusters: dict[tuple[str, str, str], str] = {}
     for row in sorted(universe, key=lambda r: r["policy"] == "truncated"):  # its context is another one
         metrics.setdefault(row["task"], []).append(str(row.get("metric") or "exact"))
-        clusters.setdefault(sample_of(row), row["context_hash"])
-    found = {(sample_of(row), row["policy"]): row for row in rows}
+        clusters.setdefault(_sample_of(row), row["context_hash"])
+    found = {(_sample_of(row), row["policy"]): row for row in rows}
     return [
         _block(task, metrics[task], policies, clusters, found) for task in dict.fromkeys(r["task"] for r in universe)
     ]
@@ -124,16 +124,16 @@ def _block(
     policies: Sequence[str],
     clusters: dict[tuple[str, str, str], str],
     found: dict[tuple[tuple[str, str, str], str], Row],
-) -> Block:
+) -> TaskTable:
     samples = sorted(sample for sample in clusters if sample[0] == task)
     measures = {
         measure: np.array(
             [[_number(found.get((sample, policy)), measure) for policy in policies] for sample in samples]
         )
-        for measure in MEASURES
+        for measure in _MEASURES
     }
     metric = " / ".join(dict.fromkeys(metrics))
-    return Block(task, metric, tuple(policies), tuple(clusters[sample] for sample in samples), measures)
+    return TaskTable(task, metric, tuple(policies), tuple(clusters[sample] for sample in samples), measures)
 
 
 def _number(row: Row | None, measure: str) -> float:
@@ -142,22 +142,22 @@ def _number(row: Row | None, measure: str) -> float:
 
 
 def _check_fields(row: Row) -> None:
-    missing = [name for name in (*NAMES, *MEASURES) if name not in row and name not in MAY_BE_NULL]
+    missing = [name for name in (*_NAMES, *_MEASURES) if name not in row and name not in _MAY_BE_NULL]
     if missing:
         raise ConfigurationError(
             f"rows with {', '.join(missing)}", f"a row with only {', '.join(sorted(row)) or 'nothing'}",
             "Write rows with `namm eval`.",
         )  # fmt: skip
-    for name in TEXTS:
+    for name in _TEXTS:
         if not isinstance(row[name], str):
             raise ConfigurationError(
                 f"a text for {name}", f"{row[name]!r} in {_name(row)}", "Evaluate this sample again."
             )
-    for measure in MEASURES:
+    for measure in _MEASURES:
         value = row.get(measure)
-        if value is None and measure in MAY_BE_NULL:
+        if value is None and measure in _MAY_BE_NULL:
             continue
-        if not _is_number(value) or (value < 0 and measure not in SIGNED):
+        if not _is_number(value) or (value < 0 and measure not in _SIGNED):
             raise ConfigurationError(
                 f"a finite number for {measure}", f"{value!r} in {_name(row)}",
                 "Evaluate this sample again; a mean over such a row would mean nothing.",

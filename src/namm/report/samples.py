@@ -6,10 +6,10 @@ import importlib.util
 from itertools import accumulate
 
 from namm.errors import NotFoundError
-from namm.tasks.text import SPLITS, paragraphs
+from namm.tasks import SPLITS, paragraphs
 
-CHARACTERS = 7500
-MODULE = "zipapp"  # of the standard library's test split (`tasks.text.modules`): every class of token occurs
+_CHARACTERS = 7500
+_MODULE = "zipapp"  # of the standard library's test split (`tasks.text.modules`): every class of token occurs
 
 
 def embedded_samples() -> dict[str, str]:
@@ -18,7 +18,7 @@ def embedded_samples() -> dict[str, str]:
     name = book.replace("_", " ").title()
     return {
         f"prose: {name}": _passage(book, dialogue=False),
-        f"code: {MODULE}.py": _module(MODULE),
+        f"code: {_MODULE}.py": _module(_MODULE),
         f"dialogue: {name}": _passage(book, dialogue=True),
     }
 
@@ -31,14 +31,14 @@ def _passage(book: str, dialogue: bool) -> str:
     best, chosen = -1.0, slice(0, 0)
     for start in range(len(texts)):
         before = ends[start - 1] if start else 0
-        stop = next((i + 1 for i in range(start, len(texts)) if ends[i] - before >= CHARACTERS), None)
+        stop = next((i + 1 for i in range(start, len(texts)) if ends[i] - before >= _CHARACTERS), None)
         if stop is None:
             break
         share = sum(spoken[start:stop]) / (ends[stop - 1] - before)
         merit = share if dialogue else 1 - share
         if merit > best:
             best, chosen = merit, slice(start, stop)
-    return "\n\n".join(texts[chosen])[:CHARACTERS].rsplit(" ", 1)[0]
+    return "\n\n".join(texts[chosen])[:_CHARACTERS].rsplit(" ", 1)[0]
 
 
 def _quoted(text: str) -> int:

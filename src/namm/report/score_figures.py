@@ -65,7 +65,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Figures:
+class _Figures:
     """The figures of a setting as SVG: `overall` of one chart in two widths, of each task, and the legend."""
 
     overall: tuple[tuple[str, str, str], ...]
@@ -74,7 +74,7 @@ class Figures:
     normalised: bool
 
 
-def figures(groups: Sequence[Group], name: str) -> Figures | None:
+def figures(groups: Sequence[Group], name: str) -> _Figures | None:
     """Of `groups`, which are the budgets of one setting; None if there is nothing to draw.
 
     Args:
@@ -87,7 +87,7 @@ def figures(groups: Sequence[Group], name: str) -> Figures | None:
     if not large:
         return None
     each = [_of_task(groups, task, looks) for task in dict.fromkeys(task for group in groups for task in group.tasks)]
-    return Figures(
+    return _Figures(
         tuple(
             (one.title, drawn(one, 900, 400, True, f"{name}w{i}"), drawn(one, 360, 320, False, f"{name}n{i}"))
             for i, one in enumerate(large)

@@ -17,19 +17,19 @@ from jaxtyping import Float
 
 from namm.policies import BASELINES
 from namm.report.bootstrap import DRAWS, Resampled, interval, pool, resample
-from namm.report.rows import OWN, WITHOUT_BUDGET, Block, Budget, Row, Setting, blocks, budget_of, check, setting_of
+from namm.report.rows import OWN, WITHOUT_BUDGET, Budget, Row, Setting, TaskTable, blocks, budget_of, check, setting_of
 from namm.report.summary import Comparison, Estimate, Group, Line, Scores, Summary, label, share
 
 LEAST_SPAN = 0.1  # nats between floor and full, below which a sample cannot tell policies apart
-FEW_CONTEXTS = 10
-SPECIAL = ("full", "oracle", "random", "truncated", "floor")
-SANITY = ("full", "random", "streaming", "truncated")
-PROVENANCE = (
+_FEW_CONTEXTS = 10
+_SPECIAL = ("full", "oracle", "random", "truncated", "floor")
+_SANITY = ("full", "random", "streaming", "truncated")
+_PROVENANCE = (
     "model", "dtype", "split", "seed", "update_interval", "commit", "namm", "torch", "transformers", "python",
     "hardware",
 )  # fmt: skip
 
-Column = Float[np.ndarray, "sample"]
+_Column = Float[np.ndarray, "sample"]
 
 
 def summarise(rows: Iterable[Row], config: dict[str, Any] | None = None) -> Summary:
@@ -51,14 +51,14 @@ def summarise(rows: Iterable[Row], config: dict[str, Any] | None = None) -> Summ
             mine = [row for row in here if row["policy"] in WITHOUT_BUDGET or budget_of(row) == budget]
             groups.append(_group(setting, budget, mine, here))
     provenance = {
-        name: tuple(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None)) for name in PROVENANCE
+        name: tuple(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None)) for name in _PROVENANCE
     }
     return Summary(tuple(groups), dict(config or {}), provenance, len(rows), DRAWS)
 
 
 def kind(policy: str) -> str:
-    """One of `SPECIAL`, "heuristic" or "learned"; every name that is no baseline's is a learned memory's."""
-    if policy in SPECIAL:
+    """One of `_SPECIAL`, "heuristic" or "learned"; every name that is no baseline's is a learned memory's."""
+    if policy in _SPECIAL:
         return policy
     return "heuristic" if policy.partition("@")[0] in BASELINES else "learned"
 
@@ -67,13 +67,13 @@ def kind(policy: str) -> str:
 class _Table:
     """What the lines of one group are made from. A scope is a task's name, or None for all tasks."""
 
-    blocks: Sequence[Block]
+    blocks: Sequence[TaskTable]
     policies: Sequence[str]
     baselines: Sequence[str]
     best: str | None
     estimates: dict[str | None, dict[tuple[str, ...], Estimate]]
 
-    def within(self, scope: str | None) -> list[Block]:
+    def within(self, scope: str | None) -> list[TaskTable]:
         return [block for block in self.blocks if scope in (None, block.task)]
 
 
@@ -97,7 +97,7 @@ def _group(setting: Setting, budget: Budget, rows: Sequence[Row], universe: Sequ
     )  # fmt: skip
 
 
-def _best_heuristic(laid: Sequence[Block], heuristics: Sequence[str]) -> tuple[str | None, list[str]]:
+def _best_heuristic(laid: Sequence[TaskTable], heuristics: Sequence[str]) -> tuple[str | None, list[str]]:
     """The heuristic of the lowest mean NLL among those that have the most samples, and those that have fewer."""
     count = {p: sum(int((~np.isnan(block.of("nll", p))).sum()) for block in laid) for p in heuristics}
     whole = [p for p in heuristics if count[p] == max(count.values())]
@@ -110,13 +110,13 @@ def _best_heuristic(laid: Sequence[Block], heuristics: Sequence[str]) -> tuple[s
     return best, [p for p in heuristics if p not in whole]
 
 
-def _span(block: Block) -> Column:
+def _span(block: TaskTable) -> _Column:
     return block.of("nll", "floor") - block.of("nll", "full")
 
 
 def _columns(
-    block: Block, policies: Sequence[str], baselines: Sequence[str], best: str | None
-) -> Iterator[tuple[tuple[str, ...], Column]]:
+    block: TaskTable, policies: Sequence[str], baselines: Sequence[str], best: str | None
+) -> Iterator[tuple[tuple[str, ...], _Column]]:
     """Every figure that gets an interval, by name, sample by sample."""
     full, floor, span = block.of("nll", "full"), block.of("nll", "floor"), _span(block)
     span = np.where(span < LEAST_SPAN, np.nan, span)
@@ -135,7 +135,7 @@ def _columns(
 
 
 def _estimates(
-    laid: Sequence[Block], policies: Sequence[str], baselines: Sequence[str], best: str | None
+    laid: Sequence[TaskTable], policies: Sequence[str], baselines: Sequence[str], best: str | None
 ) -> dict[str | None, dict[tuple[str, ...], Estimate]]:
     out: dict[str | None, dict[tuple[str, ...], Estimate]] = {}
     names = [name for name, _ in _columns(laid[0], policies, baselines, best)]
@@ -202,7 +202,7 @@ def _scores(table: _Table, policy: str, scope: str | None) -> Scores:
     )  # fmt: skip
 
 
-def _comparison(estimate: Estimate | None, within: Sequence[Block], a: str, b: str) -> Comparison:
+def _comparison(estimate: Estimate | None, within: Sequence[TaskTable], a: str, b: str) -> Comparison:
     if estimate is None:
         return Comparison(None, "no common samples")
     if not _bytes_agree(within, a, b):
@@ -210,12 +210,12 @@ def _comparison(estimate: Estimate | None, within: Sequence[Block], a: str, b: s
     return Comparison(estimate)
 
 
-def _bytes_agree(within: Sequence[Block], a: str, b: str) -> bool:
+def _bytes_agree(within: Sequence[TaskTable], a: str, b: str) -> bool:
     """Whether both hold the same bytes on every common sample, to within a slot; a truncated prompt may hold less."""
     return not any((_excess(block, a, b) > 0).any() for block in within)
 
 
-def _excess(block: Block, a: str, b: str) -> Column:
+def _excess(block: TaskTable, a: str, b: str) -> _Column:
     """Bytes by which two policies differ beyond the granularity, sample by sample."""
     apart = block.of("bytes_held", a) - block.of("bytes_held", b)
     room = np.maximum(block.of("bytes_per_slot", a), block.of("bytes_per_slot", b))
@@ -269,10 +269,10 @@ def _notes(table: _Table, lines: Sequence[Line], budget: Budget, overlooked: Seq
     few = [
         f"{block.task} ({len(set(block.clusters))})"
         for block in table.blocks
-        if len(set(block.clusters)) < FEW_CONTEXTS
+        if len(set(block.clusters)) < _FEW_CONTEXTS
     ]
     if few:
-        yield (f"Fewer than {FEW_CONTEXTS} different contexts, so that intervals are too narrow: {', '.join(few)}.")
+        yield (f"Fewer than {_FEW_CONTEXTS} different contexts, so that intervals are too narrow: {', '.join(few)}.")
 
 
 def _notes_of_presence(table: _Table, of: dict[str, Scores], budget: Budget) -> Iterator[str]:
@@ -294,7 +294,7 @@ def _notes_of_presence(table: _Table, of: dict[str, Scores], budget: Budget) -> 
         gone = " and no ".join(p for p in ("full", "floor") if p not in of)
         yield f"There are no {gone} rows, without which nothing can be normalised."
     if budget not in (OWN, None):
-        sanity = [policy for policy in SANITY if policy not in of]
+        sanity = [policy for policy in _SANITY if policy not in of]
         if sanity:
             yield f"Sanity rows that were not run: {', '.join(sanity)}."
         if "oracle" not in of:
@@ -341,13 +341,13 @@ def _notes_of_bytes(table: _Table, of: dict[str, Scores]) -> Iterator[str]:
         )  # fmt: skip
 
 
-def _excess_below(block: Block, policy: str) -> Column:
+def _excess_below(block: TaskTable, policy: str) -> _Column:
     """Bytes of the truncated prompt above the policy's less one slot: negative where it holds clearly fewer."""
     apart = block.of("bytes_held", "truncated") - block.of("bytes_held", policy)
     return apart + np.maximum(block.of("bytes_per_slot", "truncated"), block.of("bytes_per_slot", policy))
 
 
-def _mean(values: Column) -> float | None:
+def _mean(values: _Column) -> float | None:
     found = values[~np.isnan(values)]
     return float(found.mean()) if len(found) else None
 

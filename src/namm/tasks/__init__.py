@@ -1,7 +1,26 @@
 """Tasks: what a memory is evolved on and measured with."""
 
 from namm.tasks.base import Encoded, Request, Sample, Task, encode
+from namm.tasks.embedded import TASKS as EMBEDDED
 from namm.tasks.embedded import make_sample
-from namm.tasks.text import SPLITS, novel, paragraphs
+from namm.tasks.metrics import metric
+from namm.tasks.registry import SUITES, find_tasks, sources
+from namm.tasks.text import SPLITS, novel, paragraphs, passage
 
-__all__ = ["SPLITS", "Encoded", "Request", "Sample", "Task", "encode", "make_sample", "novel", "paragraphs"]
+__all__ = [
+    "EMBEDDED",
+    "SPLITS",
+    "SUITES",
+    "Encoded",
+    "Request",
+    "Sample",
+    "Task",
+    "encode",
+    "find_tasks",
+    "make_sample",
+    "metric",
+    "novel",
+    "paragraphs",
+    "passage",
+    "sources",
+]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from namm.errors import ConfigurationError
 
-TEMPLATES = ("auto", "chat", "raw")
+_TEMPLATES = ("auto", "chat", "raw")
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def encode(
     Raises:
         ConfigurationError: a chat template is asked for and there is none, or the sample cannot be made to fit.
     """
-    if template not in TEMPLATES:
-        raise ConfigurationError(f"a template of {', '.join(TEMPLATES)}", repr(template), "Try auto.")
+    if template not in _TEMPLATES:
+        raise ConfigurationError(f"a template of {', '.join(_TEMPLATES)}", repr(template), "Try auto.")
     if template == "chat" and not tokenizer.chat_template:
         raise ConfigurationError(
             "a tokenizer with a chat template", f"{type(tokenizer).__name__} without one",

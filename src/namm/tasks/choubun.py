@@ -23,7 +23,7 @@ _QUESTION = (
 _SUMMARY = "次の文書を要約してください。\n\n文書：\n{context}\n\n上の文書の要点を日本語でまとめてください。\n\n要約："
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """How a task is asked and scored."""
 
     prompt: str
@@ -33,10 +33,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "wiki_qa": Kind(_QUESTION, "qa_f1_ja", 64, "questions on an article of the Japanese Wikipedia"),
-    "edinet_qa": Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report in tables, Japanese"),
-    "corp_sec_qa": Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report, Japanese"),
-    "corp_sec_sum": Kind(_SUMMARY, "rouge_l_ja", 512, "summary of a securities report, Japanese"),
+    "wiki_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on an article of the Japanese Wikipedia"),
+    "edinet_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report in tables, Japanese"),
+    "corp_sec_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report, Japanese"),
+    "corp_sec_sum": _Kind(_SUMMARY, "rouge_l_ja", 512, "summary of a securities report, Japanese"),
 }
 
 

@@ -31,18 +31,18 @@ from namm.errors import ConfigurationError, nearest
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.text import check_split, code, passage
 
-NAMES = ("harbour", "lantern", "orchard", "falcon", "velvet", "copper", "meadow", "glacier", "saffron", "compass")
+_NAMES = ("harbour", "lantern", "orchard", "falcon", "velvet", "copper", "meadow", "glacier", "saffron", "compass")
 WORDS = (
     "elephant", "umbrella", "chocolate", "mountain", "bicycle", "dragon", "piano", "tomato", "rocket", "penguin",
     "blanket", "diamond", "kitchen", "thunder", "pumpkin", "castle", "monkey", "garlic", "violin", "tractor",
 )  # fmt: skip
-CONTINUED = 128  # tokens of a language-modelling answer
-SHORTEST = 256  # tokens; with less, the facts of a task leave no room for a text
-TITLES = {"Mrs", "Miss", "Sir", "Lady", "Captain", "Admiral", "Colonel", "Lord"}
+_CONTINUED = 128  # tokens of a language-modelling answer
+_SHORTEST = 256  # tokens; with less, the facts of a task leave no room for a text
+_TITLES = {"Mrs", "Miss", "Sir", "Lady", "Captain", "Admiral", "Colonel", "Lord"}
 
 
 @dataclass(frozen=True)
-class Draft:
+class _Draft:
     """What a task makes a sample from."""
 
     rng: random.Random
@@ -66,20 +66,20 @@ class Draft:
         return text[: places[:tokens][-1][1]]
 
 
-Parts = dict[str, Any]
+_Parts = dict[str, Any]
 """Fields of a `Sample`: context, question, answers and so on."""
 
 
-def passkey(draft: Draft) -> Parts:
+def passkey(draft: _Draft) -> _Parts:
     key = str(draft.rng.randint(10000, 99999))
     fact = f"The pass key is {key}. Remember it. {key} is the pass key. "
     text = _hidden(draft.rng, draft.haystack([fact]), [fact])
     return _asked(text, "What is the pass key?", "The pass key is", [key])
 
 
-def niah(draft: Draft, *, keys: int = 1, values: int = 1, asked: int = 1, kind: str = "number") -> Parts:
+def _niah(draft: _Draft, *, keys: int = 1, values: int = 1, asked: int = 1, kind: str = "number") -> _Parts:
     rng = draft.rng
-    names = rng.sample(NAMES, keys)
+    names = rng.sample(_NAMES, keys)
     words = iter(rng.sample(WORDS, keys * values))
     facts = [
         (key, next(words) if kind == "word" else str(rng.randint(1000000, 9999999)))
@@ -96,7 +96,7 @@ def niah(draft: Draft, *, keys: int = 1, values: int = 1, asked: int = 1, kind: 
     return _asked(text, f"What are the special {kind}s of {which}?", f"The special {kind}s of {which} are", answers)
 
 
-def vartrack(draft: Draft) -> Parts:
+def _vartrack(draft: _Draft) -> _Parts:
     rng = draft.rng
     names = [f"{letter}{rng.randint(10, 99)}" for letter in rng.sample("ABCDEFGHJKLMNPQRSTUVWXYZ", 6)]
     values = [str(rng.randint(10000, 99999)) for _ in range(2)]
@@ -112,7 +112,7 @@ def vartrack(draft: Draft) -> Parts:
     return _asked(text, f"What is the value of {last}?", f"The value of {last} is", [values[which]])
 
 
-def quote(draft: Draft) -> Parts:
+def _quote(draft: _Draft) -> _Parts:
     text = draft.passage(draft.tokens)
     long = [sentence for sentence in text[:-2] if len(sentence.split()) >= 18]
     words = draft.rng.choice(long or [max(text, key=len)]).split()
@@ -122,7 +122,7 @@ def quote(draft: Draft) -> Parts:
     }  # fmt: skip
 
 
-def character(draft: Draft) -> Parts:
+def _character(draft: _Draft) -> _Parts:
     """The context ends before the name of someone whom it mentions, but not in its last third."""
     for _ in range(100):
         story = "".join(draft.passage(2 * draft.tokens))
@@ -140,21 +140,21 @@ def character(draft: Draft) -> Parts:
     raise ConfigurationError("a text with names in it", f"none in {draft.tokens} tokens", "Ask for longer contexts.")
 
 
-def lm_prose(draft: Draft) -> Parts:
+def _lm_prose(draft: _Draft) -> _Parts:
     return _continued(draft, draft.passage)
 
 
-def lm_code(draft: Draft) -> Parts:
+def _lm_code(draft: _Draft) -> _Parts:
     return _continued(draft, lambda tokens: code(draft.split, tokens, draft.tokenizer, draft.rng))
 
 
-def _continued(draft: Draft, source: Callable[[int], list[str]]) -> Parts:
-    text = "".join(source(2 * draft.tokens + 4 * CONTINUED))  # a passage ends before a sentence that is too long
+def _continued(draft: _Draft, source: Callable[[int], list[str]]) -> _Parts:
+    text = "".join(source(2 * draft.tokens + 4 * _CONTINUED))  # a passage ends before a sentence that is too long
     context = draft.beginning(text, draft.tokens)
-    return {"context": context, "question": "", "answers": (draft.beginning(text[len(context) :], CONTINUED),)}
+    return {"context": context, "question": "", "answers": (draft.beginning(text[len(context) :], _CONTINUED),)}
 
 
-def _asked(text: list[str], question: str, reply: str, answers: list[str]) -> Parts:
+def _asked(text: list[str], question: str, reply: str, answers: list[str]) -> _Parts:
     return {
         "context": "".join(text).rstrip(), "question": f"\n\n{question}", "reply": reply, "answers": tuple(answers),
         "target": _listed(answers),
@@ -178,23 +178,23 @@ def _mentions(story: str) -> dict[str, list[int]]:
     """Names in the middle of sentences, and where they stand."""
     places: dict[str, list[int]] = {}
     for mention in re.finditer(r"(?<=[a-z,;] )[A-Z][a-z]{2,}", story):
-        if mention.group() not in TITLES:
+        if mention.group() not in _TITLES:
             places.setdefault(mention.group(), []).append(mention.start())
     return places
 
 
-_KINDS: dict[str, tuple[Callable[[Draft], Parts], bool, str]] = {
+_KINDS: dict[str, tuple[Callable[[_Draft], _Parts], bool, str]] = {
     "passkey": (passkey, False, "a five-digit number, said twice in one place of a novel"),
-    "niah_single": (niah, False, "the one number hidden under a name"),
-    "niah_word": (partial(niah, kind="word"), True, "the one word hidden under a name"),
-    "niah_multikey": (partial(niah, keys=4), False, "one of four numbers under four names"),
-    "niah_multivalue": (partial(niah, values=3), False, "all three numbers under one name"),
-    "niah_multiquery": (partial(niah, keys=4, asked=2), False, "two of four numbers at once"),
-    "vartrack": (vartrack, False, "the value of a variable, two assignments away"),
-    "quote": (quote, True, "how a sentence of the text goes on"),
-    "character": (character, True, "the name that comes next, last said long ago"),
-    "lm_prose": (lm_prose, True, "the next 128 tokens of a novel"),
-    "lm_code": (lm_code, True, "the next 128 tokens of a module of Python's library"),
+    "niah_single": (_niah, False, "the one number hidden under a name"),
+    "niah_word": (partial(_niah, kind="word"), True, "the one word hidden under a name"),
+    "niah_multikey": (partial(_niah, keys=4), False, "one of four numbers under four names"),
+    "niah_multivalue": (partial(_niah, values=3), False, "all three numbers under one name"),
+    "niah_multiquery": (partial(_niah, keys=4, asked=2), False, "two of four numbers at once"),
+    "vartrack": (_vartrack, False, "the value of a variable, two assignments away"),
+    "quote": (_quote, True, "how a sentence of the text goes on"),
+    "character": (_character, True, "the name that comes next, last said long ago"),
+    "lm_prose": (_lm_prose, True, "the next 128 tokens of a novel"),
+    "lm_code": (_lm_code, True, "the next 128 tokens of a module of Python's library"),
 }
 
 
@@ -213,11 +213,11 @@ def make_sample(
     """
     if task not in _KINDS:
         raise ConfigurationError("a task of the embedded suite", repr(task), nearest(task, _KINDS))
-    if tokens < SHORTEST:
-        raise ConfigurationError(f"contexts of at least {SHORTEST} tokens", tokens, "Ask for longer ones.")
+    if tokens < _SHORTEST:
+        raise ConfigurationError(f"contexts of at least {_SHORTEST} tokens", tokens, "Ask for longer ones.")
     make, completion, _ = _KINDS[task]
     rng = random.Random(f"{seed}/{task}/{check_split(split)}/{tokens}/{index}")
-    parts = make(Draft(rng, split, tokens, tokenizer))
+    parts = make(_Draft(rng, split, tokens, tokenizer))
     return Sample(task=task, id=f"{split}/{seed}/{index}", completion=completion, **parts)
 
 

@@ -10,7 +10,7 @@ With several answers the best one counts, unless a metric says otherwise. Source
 * The Japanese variants are the Chinese ones with words from fugashi (MeCab, UniDic).
 
 LongBench scores only the first line of what was generated for trec, triviaqa, samsum and lsht; the metrics of these
-do that themselves (`classification`, and those that end in `_first_line`).
+do that themselves (`_classification`, and those that end in `_first_line`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from namm.packages import package
 from namm.tasks import infinitebench_scores
 from namm.tasks.rouge import summary_f
 
-Metric = Callable[[str, tuple[str, ...], tuple[str, ...]], float]
+_Metric = Callable[[str, tuple[str, ...], tuple[str, ...]], float]
 """(prediction, answers, classes) -> score in [0, 1]."""
 
 _FULL_WIDTH = (
@@ -39,7 +39,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WIDE_PUNCTUATION = str.maketrans("", "", string.punctuation + _FULL_WIDTH)
 
 
-def metric(name: str) -> Metric:
+def metric(name: str) -> _Metric:
     """The metric called `name`.
 
     Raises:
@@ -55,17 +55,17 @@ def exact(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = 
     return float(any(prediction.strip() == answer.strip() for answer in answers))
 
 
-def string_match_all(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _string_match_all(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """Share of the answers that stand in the prediction, whatever their case (RULER)."""
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
 
-def string_match_part(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _string_match_part(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """1 if any answer stands in the prediction, whatever their case (RULER)."""
     return float(any(answer.lower() in prediction.lower() for answer in answers))
 
 
-def classification(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _classification(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """1 over the number of classes named in the first line, if the answer is among them (LongBench).
 
     A class that is part of the answer's name does not count. LongBench takes these away while it goes through the
@@ -85,12 +85,12 @@ def classification(prediction: str, answers: tuple[str, ...], classes: tuple[str
     return max(map(one, answers))
 
 
-def retrieval(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _retrieval(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """Share of the numbers in the prediction that are the number of the right "Paragraph" (LongBench)."""
     return max(_share_of_numbers(prediction, _numbered("Paragraph ", answer)) for answer in answers)
 
 
-def retrieval_zh(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _retrieval_zh(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """Share of the numbers in the prediction that are the number of the right 段落 (LongBench)."""
     return max(_share_of_numbers(prediction, _numbered("段落", answer)) for answer in answers)
 
@@ -100,7 +100,7 @@ def count(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = 
     return max(_share_of_numbers(prediction, answer) for answer in answers)
 
 
-def edit_similarity(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _edit_similarity(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """Similarity of the first line of code with the answer, in hundredths (LongBench's `code_sim_score`).
 
     Lines with a back quote, `#` or `//` are no code. The similarity is one minus insertions and deletions over the
@@ -112,7 +112,7 @@ def edit_similarity(prediction: str, answers: tuple[str, ...], classes: tuple[st
     return max(round(ratio(line, answer)) / 100 if line and answer else 0.0 for answer in answers)
 
 
-def rouge_lsum(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+def _rouge_lsum(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """ROUGE-Lsum of the package `rouge-score`, without stemming; sentences stand on lines of their own."""
     scorer = package("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"])
     return max(float(scorer.score(answer, prediction)["rougeLsum"].fmeasure) for answer in answers)
@@ -123,7 +123,7 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def _f1(words: Callable[[str], Iterable[str]]) -> Metric:
+def _f1(words: Callable[[str], Iterable[str]]) -> _Metric:
     """F1 of two bags of words."""
 
     def score(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
@@ -137,7 +137,7 @@ def _f1(words: Callable[[str], Iterable[str]]) -> Metric:
     return score
 
 
-def _rouge_l(words: Callable[[str], Iterable[str]]) -> Metric:
+def _rouge_l(words: Callable[[str], Iterable[str]]) -> _Metric:
     """LongBench's ROUGE-L; see `namm.tasks.rouge`."""
 
     def score(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
@@ -147,7 +147,7 @@ def _rouge_l(words: Callable[[str], Iterable[str]]) -> Metric:
     return score
 
 
-def _on_first_line(whole: Metric) -> Metric:
+def _on_first_line(whole: _Metric) -> _Metric:
     def score(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
         return whole(_first_line(prediction), answers, classes)
 
@@ -202,10 +202,10 @@ def _tagger() -> Callable[[str], Iterable[Any]]:
     return package("fugashi").Tagger()
 
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, _Metric] = {
     "exact": exact,
-    "string_match_all": string_match_all,
-    "string_match_part": string_match_part,
+    "string_match_all": _string_match_all,
+    "string_match_part": _string_match_part,
     "qa_f1": _f1(_words_en),
     "qa_f1_first_line": _on_first_line(_f1(_words_en)),
     "qa_f1_zh": _f1(_spoken(_words_zh)),
@@ -215,12 +215,12 @@ METRICS: dict[str, Metric] = {
     "rouge_l_first_line": _on_first_line(_rouge_l(str.split)),
     "rouge_l_zh": _rouge_l(_words_zh),
     "rouge_l_ja": _rouge_l(_words_ja),
-    "rouge_lsum": rouge_lsum,
-    "classification": classification,
-    "retrieval": retrieval,
-    "retrieval_zh": retrieval_zh,
+    "rouge_lsum": _rouge_lsum,
+    "classification": _classification,
+    "retrieval": _retrieval,
+    "retrieval_zh": _retrieval_zh,
     "count": count,
-    "edit_similarity": edit_similarity,
+    "edit_similarity": _edit_similarity,
     **infinitebench_scores.SCORES,
 }
 """All metrics by name."""

@@ -2,12 +2,35 @@
 
 from typing import TYPE_CHECKING
 
-from namm.lazy import names_from
+from namm.lazy import names_of
 
 if TYPE_CHECKING:
     from namm.vision.config import VideoConfig
-    from namm.vision.parts import Part, PartReport, kept, layout
+    from namm.vision.evaluation import VideoProgress, evaluate_video
+    from namm.vision.parts import FRAME, Part, PartReport, kept, layout
+    from namm.vision.published import load_choices
+    from namm.vision.reading import Inputs, Listing, Query, Showing
+    from namm.vision.showing import choice_listings, evenly
+    from namm.vision.summary import tables, to_markdown
 
-__all__ = ["Part", "PartReport", "VideoConfig", "kept", "layout"]
+__all__ = [
+    "FRAME",
+    "Inputs",
+    "Listing",
+    "Part",
+    "PartReport",
+    "Query",
+    "Showing",
+    "VideoConfig",
+    "VideoProgress",
+    "choice_listings",
+    "evaluate_video",
+    "evenly",
+    "kept",
+    "layout",
+    "load_choices",
+    "tables",
+    "to_markdown",
+]
 
-__getattr__ = names_from(__name__, {"config": ["VideoConfig"], "parts": ["Part", "PartReport", "kept", "layout"]})
+__getattr__ = names_of(__name__, __file__)

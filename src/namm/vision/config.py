@@ -8,12 +8,12 @@ from pydantic import Field
 
 from namm.configuration import Budgets, Lengths, Names
 from namm.defaults import DEFAULT_MEMORY
-from namm.evaluation.config import Comparison
+from namm.evaluation import ReadingConfig
 
 _BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "random")
 
 
-class VideoConfig(Comparison):
+class VideoConfig(ReadingConfig):
     """One video evaluation, complete."""
 
     unit: ClassVar[str] = "frames"

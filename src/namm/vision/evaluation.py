@@ -14,17 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from namm.configuration import OWN
-from namm.evaluation.folder import check_folder, open_folder
-from namm.evaluation.identity import identity
-from namm.evaluation.reader import Contender, alignment, contenders
-from namm.evaluation.rows import provenance, read_rows
+from namm.evaluation import Method, alignment, check_folder, identity_of, methods, open_folder, provenance, read_rows
 from namm.files import write
 from namm.policies import MemoryPolicy, resolve
 from namm.vision.config import VideoConfig
 from namm.vision.reading import Listing, Watcher
 from namm.vision.summary import to_markdown
 
-THINNED = "fewer-frames"
+_THINNED = "fewer-frames"
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def evaluate_video(
     out: str | Path,
     on_progress: Callable[[VideoProgress], None] | None = None,
 ) -> str:
-    """Measure, or go on measuring, what memories are worth on clips; returns the table, which is also in `out`.
+    """Measure, or go on measuring, how well memories answer on clips; returns the table, which is also in `out`.
 
     A clip is read when its turn comes, and not at all if all its rows are there.
 
@@ -60,28 +57,28 @@ def evaluate_video(
     watcher = Watcher(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
     )
-    chosen = _contenders(config, policies)
+    chosen = _methods(config, policies)
     common = provenance(model) | config.row()
-    with open_folder(out, now=identity(config, policies, model, {})) as file:
+    with open_folder(out, now=identity_of(config, policies, model, {})) as file:
         for number, listing in enumerate(listings):
             missing = [c for c in chosen if not _keys(listing, c) <= file.known]
             if not missing:
                 continue
             showing = listing.load()
             whole = watcher.whole(showing)
-            for contender in missing:
+            for method in missing:
                 if on_progress:
-                    on_progress(VideoProgress(number, len(listings), f"{showing.name}: {contender.name}"))
-                if contender.name == THINNED:
-                    assert isinstance(contender.budget, float)
-                    cache, held = watcher.watch_thinned(showing, whole, contender.budget)
+                    on_progress(VideoProgress(number, len(listings), f"{showing.name}: {method.name}"))
+                if method.name == _THINNED:
+                    assert isinstance(method.budget, float)
+                    cache, held = watcher.watch_thinned(showing, whole, method.budget)
                 else:
-                    cache, held = watcher.watch(showing, whole, contender)
+                    cache, held = watcher.watch(showing, whole, method)
                 replies = watcher.ask(cache, showing.queries)
                 file.add([
                     {
                         "task": reply.query.kind, "tokens": showing.length, "sample": reply.query.name,
-                        "policy": contender.name, "budget": contender.budget, "clip": showing.name,
+                        "policy": method.name, "budget": method.budget, "clip": showing.name,
                         "exact": int(reply.right), "nll": reply.nll, "clip_tokens": showing.tokens, **asdict(held),
                     } | common
                     for reply in replies
@@ -93,13 +90,13 @@ def evaluate_video(
     return text
 
 
-def _contenders(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[Contender]:
+def _methods(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[Method]:
     shares = [budget for budget in config.budgets if budget != OWN]
     return [
-        Contender("full", None), Contender("floor", None), *(Contender(THINNED, share) for share in shares),
-        *contenders(policies, config.budgets),
+        Method("full", None), Method("floor", None), *(Method(_THINNED, share) for share in shares),
+        *methods(policies, config.budgets),
     ]  # fmt: skip
 
 
-def _keys(listing: Listing, contender: Contender) -> set[tuple[Any, ...]]:
-    return {(kind, listing.length, name, contender.name, contender.budget) for kind, name in listing.asked}
+def _keys(listing: Listing, method: Method) -> set[tuple[Any, ...]]:
+    return {(kind, listing.length, name, method.name, method.budget) for kind, name in listing.asked}

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from namm.compat import passing
 from namm.errors import ConfigurationError
-from namm.evaluation.reader import Contender, Held, check_bytes, held_by, plan_for
+from namm.evaluation import Held, Method, check_bytes, held_by, plan_for
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
 from namm.memory.pieces import check_pieces
@@ -122,20 +122,20 @@ class Watcher:
         return Prefix.of(self.model, showing.inputs["input_ids"], **images).without_tokens()
 
     @torch.no_grad()
-    def watch(self, showing: Showing, whole: Prefix, contender: Contender) -> tuple[MemoryCache, Held]:
+    def watch(self, showing: Showing, whole: Prefix, method: Method) -> tuple[MemoryCache, Held]:
         """The clip, read under a memory, and what is held of it.
 
         Raises:
             ConfigurationError: the budget does not hold the policy's state and a token.
         """
         length = self.boundary(showing)
-        plan = plan_for(contender, whole, length, self.interval, after=showing.tokens - length)
+        plan = plan_for(method, whole, length, self.interval, after=showing.tokens - length)
         cache = MemoryCache.planned(self.model.config, (plan,))
         with rehearsing(self.decoder):
             self.model(**showing.inputs, **passing(self.model, cache), logits_to_keep=1)
         cache.trim()
         held = held_by(cache, 0, plan, whole, showing.tokens)
-        check_bytes(contender, held)
+        check_bytes(method, held)
         return cache, held
 
     @torch.no_grad()

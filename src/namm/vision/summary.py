@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from namm.report.bootstrap import interval, resample
-from namm.report.markdown import table
-from namm.report.statistics import kind
-from namm.report.summary import Estimate, estimate, label, number, share
+from namm.report import Estimate, Row, estimate, interval, kind, label, number, resample, share, table
 
-Row = dict[str, Any]
 _NAMES = {"fewer-frames": "fewer frames, evenly chosen", "floor": "first 4 tokens and the last"}
 
 
@@ -57,7 +52,7 @@ def to_markdown(rows: Sequence[Row], unit: str = "frames") -> str:
     return "\n".join(parts)
 
 
-def mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
+def _mean_of(values: Sequence[float], rows: Sequence[Row]) -> Estimate:
     """Mean of a value of each row, with its interval; no interval where there is one clip only."""
     drawn = resample(np.array(values, dtype=float)[:, None], [row["clip"] for row in rows])
     low, high = interval(drawn)[:, 0]
@@ -83,7 +78,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         slots = float(np.mean([row["slots"] / row["slots_full"] for row in mine]))
         of_kinds = [[row["exact"] for row in mine if row["task"] == asked] for asked in kinds]
         lines.append([
-            _name(policy), str(len(mine)), estimate(mean_of([row["exact"] for row in mine], mine)),
+            _name(policy), str(len(mine)), estimate(_mean_of([row["exact"] for row in mine], mine)),
             "-" if policy == "full" else estimate(_above(of_policy, by_policy["full"]), sign=True),
             *(number(float(np.mean(right)) if right else None) for right in of_kinds),
             share(round(held, 3)), share(round(slots, 3)),
@@ -105,7 +100,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
 def _above(policy: dict[tuple[str, str], Row], other: dict[tuple[str, str], Row]) -> Estimate:
     """How much more often the first is right, on the questions that both were asked."""
     both = [key for key in policy if key in other]
-    return mean_of([policy[key]["exact"] - other[key]["exact"] for key in both], [policy[key] for key in both])
+    return _mean_of([policy[key]["exact"] - other[key]["exact"] for key in both], [policy[key] for key in both])
 
 
 def _name(policy: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.control.evaluate import contenders, evaluate, summarise, to_markdown
+from experiments.control.evaluate import evaluate, methods, summarise, to_markdown
 from namm.errors import ConfigurationError, NotFoundError
 from namm.evaluation.rows import read_rows
 from namm.policies import DEFAULT_MEMORY
@@ -16,7 +16,7 @@ SEEDS = (1, 2, 3)
 
 
 def chosen(names=("h2o", "streaming"), budgets=(4,), interval: int = 48):
-    return contenders(toy_decision(), names, budgets, interval)
+    return methods(toy_decision(), names, budgets, interval)
 
 
 def test_rows_go_on_where_they_were(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""A warm start: the network fitted, by gradient, to how much attention each token will receive later.
+"""Pretraining, for a warm start: a network is fitted to how much attention tokens will receive.
 
-To keep or to forget has no gradient, but what makes a token worth keeping can be measured: the largest attention that
-any later query pays it, under the full cache, as the oracle of `namm eval` knows it. A question asks for little of a
-text, and the next one for something else; so the queries of a rehearsal, which ask for every token once, count as later
-ones too. The score of a token is fitted to the logarithm of that. States come from the full cache first, then from the
+To keep or to forget has no gradient, but what a token is needed for can be measured: the largest attention that any
+later query pays it, under the full cache, as the oracle of `namm eval` knows it. A question asks for little of a text,
+and the next one for something else; so the queries of a rehearsal, which ask for every token once, count as later ones
+too. The score of a token is fitted to the logarithm of that. States come from the full cache first, then from the
 caches that the fitted memory itself leaves behind.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from namm.configuration import OWN
 from namm.errors import ConfigurationError
-from namm.evaluation.oracle import foresee
+from namm.evaluation import foresee
 from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
@@ -34,25 +34,25 @@ from namm.policies import KVzip, NAMMPolicy, View
 from namm.spectrogram import Statistics
 
 log = logging.getLogger(__name__)
-BATCH = 12  # layers at an update that make a gradient step
-SHARE = 0.35  # of the tokens that a fitted memory keeps at its own threshold
+_BATCH = 12  # layers at an update that make a gradient step
+_SHARE = 0.35  # of the tokens that a fitted memory keeps at its own threshold
 
 
 @dataclass(frozen=True)
-class Seen:
+class _Seen:
     """Kv heads of one layer that hold equally many slots, at an update.
 
     Attributes:
         signals: unnormalised.
-        worth: log(1 + a / FAINT), a the largest attention that will come.
+        target: log(1 + a / FAINT), a the largest attention that will come.
     """
 
     signals: Float[Tensor, "kv_head slot signal"]
     age: Int[Tensor, "kv_head slot"]
-    worth: Float[Tensor, "kv_head slot"]
+    target: Float[Tensor, "kv_head slot"]
 
 
-Layer = list[Seen]
+Layer = list[_Seen]
 """All heads of a layer at an update."""
 
 
@@ -76,27 +76,27 @@ def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], con
     if not items:
         raise ConfigurationError("an item at least to fit the start to", "none", "Give stages with tasks and samples.")
     generator = np.random.default_rng(problem.config.seed)
-    network, layers, worths = NAMM.zeros(layout), list[Layer](), dict[Item, Worth]()
+    network, layers, targets = NAMM.zeros(layout), list[Layer](), dict[Item, Targets]()
     for turn in range(config.rounds):
         for item, budget in zip(items, cycle(problem.config.objective.budgets)):
-            worths[item] = worths.get(item) or Worth.of(problem, item, config)
+            targets[item] = targets.get(item) or Targets.of(problem, item, config)
             own = replace(item, budget=None if budget == OWN else float(budget))
-            layers += observe(problem, own, worths[item], network if turn else None, layout)
+            layers += observe(problem, own, targets[item], network if turn else None, layout)
         if not turn:
             network = _started(layout, layers, generator)
-        network = descend(network, layers, config.steps, config.learning_rate, generator)
+        network = _descend(network, layers, config.steps, config.learning_rate, generator)
     return _thresholded(network, layers)
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What the tokens of a text will be worth after each update: by layer and tokens read, `[kv_head, token]`."""
+class Targets:
+    """The scores that a text's tokens are fitted to after each update: by layer and tokens read, `[kv_head, token]`."""
 
     of_layer: dict[tuple[int, int], Float[Tensor, "kv_head token"]]
 
     @classmethod
     @torch.no_grad()
-    def of(cls, problem: LanguageProblem, item: Item, config: WarmStart) -> Worth:
+    def of(cls, problem: LanguageProblem, item: Item, config: WarmStart) -> Targets:
         """Measured with the full cache."""
         here = problem.of(item)
         group = here.group(item)
@@ -121,7 +121,7 @@ class Worth:
 
 @torch.no_grad()
 def observe(
-    problem: LanguageProblem, item: Item, worth: Worth, network: NAMM | None, layout: NAMMConfig
+    problem: LanguageProblem, item: Item, target: Targets, network: NAMM | None, layout: NAMMConfig
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
     shown, here = _Shown(), problem.of(item)
@@ -129,7 +129,7 @@ def observe(
     read = layout.feature_set.read
     return [
         [
-            Seen(read(state), seen - 1 - positions, worth.of_layer[layer, seen][heads].gather(1, positions.long()))
+            _Seen(read(state), seen - 1 - positions, target.of_layer[layer, seen][heads].gather(1, positions.long()))
             for state, positions, heads in views
         ]
         for (layer, seen), views in shown.views.items()
@@ -137,33 +137,33 @@ def observe(
 
 
 @torch.enable_grad()
-def descend(network: NAMM, layers: Sequence[Layer], steps: int, rate: float, generator: np.random.Generator) -> NAMM:
-    """Adam on the squared difference of score and worth, each centred over those that compete for the same slots."""
+def _descend(network: NAMM, layers: Sequence[Layer], steps: int, rate: float, generator: np.random.Generator) -> NAMM:
+    """Adam on the squared difference of score and target, each centred over those that compete for the same slots."""
     theta = network.theta.clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     for step in range(steps):
         loss = torch.zeros(())
-        for chosen in generator.choice(len(layers), size=min(BATCH, len(layers)), replace=False):
-            loss = loss + misfit(replace(network, theta=theta), layers[chosen]) / BATCH
+        for chosen in generator.choice(len(layers), size=min(_BATCH, len(layers)), replace=False):
+            loss = loss + loss_of(replace(network, theta=theta), layers[chosen]) / _BATCH
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if step % 50 == 0:
-            log.info("warm start: step %d of %d, misfit %.3f", step, steps, loss.item())
+            log.info("pretraining: step %d of %d, loss %.3f", step, steps, loss.item())
     return replace(network, theta=theta.detach())
 
 
-def misfit(network: NAMM, layer: Layer) -> Float[Tensor, ""]:
+def loss_of(network: NAMM, layer: Layer) -> Float[Tensor, ""]:
     """Mean squared difference in one layer at one update."""
-    apart = [scores(network, seen) - seen.worth for seen in layer]
+    apart = [scores(network, seen) - seen.target for seen in layer]
     if network.config.per == "layer":
         return torch.cat([part.flatten() for part in apart]).var(correction=0)
     return torch.cat([part.var(-1, correction=0) for part in apart]).mean()
 
 
-def scores(network: NAMM, seen: Seen) -> Float[Tensor, "kv_head slot"]:
+def scores(network: NAMM, seen: _Seen) -> Float[Tensor, "kv_head slot"]:
     """As the policy computes them."""
     normalised = (seen.signals - network.mean) / network.var.sqrt().clamp(min=1e-7)
     return network.scores(network.feature_set.assemble(normalised, seen.age)[None])[0]
@@ -183,8 +183,8 @@ def _started(layout: NAMMConfig, layers: Sequence[Layer], generator: np.random.G
 
 @torch.no_grad()
 def _thresholded(network: NAMM, layers: Sequence[Layer]) -> NAMM:
-    """The same memory with its bias set such that a `SHARE` of the tokens seen scores above zero."""
+    """The same memory with its bias set such that a `_SHARE` of the tokens seen scores above zero."""
     given = torch.cat([scores(network, seen).flatten() for layer in layers for seen in layer])
     theta = network.theta.clone()
-    theta[-1] -= torch.from_numpy(np.asarray(np.quantile(given.numpy(), 1 - SHARE), dtype=np.float32))
+    theta[-1] -= torch.from_numpy(np.asarray(np.quantile(given.numpy(), 1 - _SHARE), dtype=np.float32))
     return replace(network, theta=theta)

@@ -1,4 +1,4 @@
-"""The warm start: what it is fitted to is the attention that comes, and the fit follows it."""
+"""The pretraining start: what it is fitted to is the attention that comes, and the fit follows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from namm import NAMM, NAMMConfig
-from namm.evolution import warm
+from namm.evolution import pretraining
 from namm.evolution.config import WarmStart
 from namm.evolution.fitness import LanguageProblem
 from namm.evolution.problem import Item
@@ -30,8 +30,8 @@ def layout(features: str = "compact", per: str = "layer") -> NAMMConfig:
 def observed(
     given: LanguageProblem, item: Item, kind: NAMMConfig | None = None, memory: NAMM | None = None,
     config: WarmStart = QUICK,
-) -> list[warm.Layer]:  # fmt: skip
-    return warm.observe(given, item, warm.Worth.of(given, item, config), memory, kind or layout())
+) -> list[pretraining.Layer]:  # fmt: skip
+    return pretraining.observe(given, item, pretraining.Targets.of(given, item, config), memory, kind or layout())
 
 
 @torch.no_grad()
@@ -54,34 +54,34 @@ def test_worth_is_the_largest_attention_that_comes_later(weight: float) -> None:
             later = mean[:, seen:, :seen].amax(1)
             asked = mean[:, length:, :seen].amax(1) * weight
             most = torch.log1p(torch.maximum(later, asked) / FAINT)
-            torch.testing.assert_close(found.worth, most, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(found.target, most, atol=1e-3, rtol=1e-3)
 
 
 def test_a_rehearsal_asks_for_every_token() -> None:
     given = problem("compact")
     without, with_it = (observed(given, ITEMS[0], config=WarmStart(rehearsal=wanted)) for wanted in (False, True))
-    worth = [torch.cat([seen.worth.flatten() for layer in layers for seen in layer]) for layers in (without, with_it)]
-    assert bool((worth[1] >= worth[0]).all())
-    assert float((worth[1] - worth[0]).mean()) > 0.1
+    target = [torch.cat([seen.target.flatten() for layer in layers for seen in layer]) for layers in (without, with_it)]
+    assert bool((target[1] >= target[0]).all())
+    assert float((target[1] - target[0]).mean()) > 0.1
 
 
 @pytest.mark.parametrize(("features", "per"), [("compact-rehearsed", "layer"), ("paper", "head")])
 def test_the_fit_follows_worth_and_is_the_same_each_time(features: str, per: str) -> None:
     given, kind = problem(features), layout(features, per)
-    fitted = warm.fit(given, kind, ITEMS, QUICK)
-    again = warm.fit(problem(features), kind, ITEMS, QUICK)
+    fitted = pretraining.fit(given, kind, ITEMS, QUICK)
+    again = pretraining.fit(problem(features), kind, ITEMS, QUICK)
     torch.testing.assert_close(fitted.theta, again.theta, rtol=0, atol=0)
     layers = [part for item in ITEMS for part in observed(given, item, kind)]
     blind = NAMM.zeros(kind).with_statistics(fitted.mean, fitted.var)
     with torch.no_grad():
-        before, after = (sum(float(warm.misfit(n, part)) for part in layers) for n in (blind, fitted))
+        before, after = (sum(float(pretraining.loss_of(n, part)) for part in layers) for n in (blind, fitted))
     assert after < 0.8 * before
 
 
 @torch.no_grad()
 def test_later_rounds_see_what_the_memory_itself_left() -> None:
     given, kind = problem("compact"), layout()
-    network = warm.fit(given, kind, ITEMS, QUICK)
+    network = pretraining.fit(given, kind, ITEMS, QUICK)
     item = Item("train", "passkey", 360, 0, 0.5)
     own, full = (observed(given, item, kind, memory) for memory in (network, None))
     slots = [sum(seen.age.numel() for layer in layers for seen in layer) for layers in (own, full)]
@@ -92,7 +92,7 @@ def test_later_rounds_see_what_the_memory_itself_left() -> None:
 @torch.no_grad()
 def test_its_own_threshold_keeps_about_a_third() -> None:
     given, kind = problem("compact"), layout()
-    fitted = warm.fit(given, kind, ITEMS, WarmStart(samples=1, rounds=1, steps=30, learning_rate=0.01))
+    fitted = pretraining.fit(given, kind, ITEMS, WarmStart(samples=1, rounds=1, steps=30, learning_rate=0.01))
     (outcome,) = given.measure(Item("train", "passkey", 360, 0, None), NAMM.from_vector(
         fitted.theta[None], fitted.mean, fitted.var, kind
     ))  # fmt: skip
