@@ -42,10 +42,16 @@ def main() -> None:
                 steps = min(len(actions), len(episode))
                 apart = np.abs(actions[:steps] - episode.actions[:steps]).max(1)
                 row = {
-                    "model": folder.name, "dtype": str(dtype).removeprefix("torch."), "seed": episode.seed,
-                    "return": episode.total, "plain_return": float(total), "length": len(episode), "plain_length": len(actions),
-                    "largest_difference_first_20": float(apart[:20].max()), "largest_difference": float(apart.max()),
-                }  # fmt: skip
+                    "model": folder.name,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "seed": episode.seed,
+                    "return": episode.total,
+                    "plain_return": float(total),
+                    "length": len(episode),
+                    "plain_length": len(actions),
+                    "largest_difference_first_20": float(apart[:20].max()),
+                    "largest_difference": float(apart.max()),
+                }
                 console.print(row)
                 written.append(row)
     console.print(rows.write("control_plain", written))

@@ -23,13 +23,16 @@ def of(run: Path) -> list[dict[str, Any]]:
     kept = ("generation", "mean", "best", "sigma", "evaluations", "seconds", "share")
     return [
         {
-            "run": run.name, "seed": config["seed"], "models": [Path(model["name"]).name for model in config["models"]],
+            "run": run.name,
+            "seed": config["seed"],
+            "models": [Path(model["name"]).name for model in config["models"]],
             "stage": row["stage"],
             "n": len(next(iter(row["validated"].values()))["scores"]) if row["validated"] else None,
-            "validated": row["validated"], **{name: row[name] for name in kept},
+            "validated": row["validated"],
+            **{name: row[name] for name in kept},
         }
         for row in read_log(run)
-    ]  # fmt: skip
+    ]
 
 
 def points(rows: list[dict[str, Any]], before: int) -> list[tuple[int, dict[str, Any]]]:

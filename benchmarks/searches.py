@@ -27,9 +27,14 @@ GENERATIONS = 6
 
 def config_of(features: str) -> EvolutionConfig:
     return EvolutionConfig.preset("embedded").changed(
-        f"memory.features={features}", "start.from=warm", "start.scoring={}", "search.sigma=0.3",
-        f"stages.0.generations={GENERATIONS}", f"validation.every={GENERATIONS}", "workers.keep=6",
-    )  # fmt: skip
+        f"memory.features={features}",
+        "start.from=warm",
+        "start.scoring={}",
+        "search.sigma=0.3",
+        f"stages.0.generations={GENERATIONS}",
+        f"validation.every={GENERATIONS}",
+        "workers.keep=6",
+    )
 
 
 def started(config: EvolutionConfig, problem: ModelProblem, folder: Path) -> EvolutionConfig:
@@ -47,12 +52,19 @@ def search(name: str, config: EvolutionConfig, problem: ModelProblem, out: Path)
     log = read_log(run)
     space = make_space(config.search.space, NAMM.from_pretrained(run / "memory"), rank=config.search.rank)
     row = {
-        "run": name, "features": config.memory.features, "space": config.search.space,
-        "strategy": config.search.strategy, "ranks": config.search.ranks, "sigma": config.search.sigma,
-        "seed": config.seed, "dimensions": space.dimensions, "evaluations": log[-1]["evaluations"],
-        "start": log[0]["validated"]["start"]["scores"], "mean": log[-1]["validated"]["mean"]["scores"],
+        "run": name,
+        "features": config.memory.features,
+        "space": config.search.space,
+        "strategy": config.search.strategy,
+        "ranks": config.search.ranks,
+        "sigma": config.search.sigma,
+        "seed": config.seed,
+        "dimensions": space.dimensions,
+        "evaluations": log[-1]["evaluations"],
+        "start": log[0]["validated"]["start"]["scores"],
+        "mean": log[-1]["validated"]["mean"]["scores"],
         "fitness_of_generations": [row["mean"] for row in log],
-    }  # fmt: skip
+    }
     print(name, sum(row["start"]) / len(row["start"]), sum(row["mean"]) / len(row["mean"]), flush=True)
     return row
 

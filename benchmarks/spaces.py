@@ -35,10 +35,16 @@ def main() -> None:
             evolve(config, Path(folder) / "run", problem=Planted, curves=False)
             log = read_log(Path(folder) / "run")
         row = {
-            "space": space, "strategy": strategy, "dimensions": make_space(space, NAMM.zeros()).dimensions,
-            "generations": options.generations, "evaluations": log[-1]["evaluations"], "seed": config.seed,
-            "start": log[0]["validated"]["start"]["fitness"], "mean": log[-1]["validated"]["mean"]["fitness"], "n": 16,
-        }  # fmt: skip
+            "space": space,
+            "strategy": strategy,
+            "dimensions": make_space(space, NAMM.zeros()).dimensions,
+            "generations": options.generations,
+            "evaluations": log[-1]["evaluations"],
+            "seed": config.seed,
+            "start": log[0]["validated"]["start"]["fitness"],
+            "mean": log[-1]["validated"]["mean"]["fitness"],
+            "n": 16,
+        }
         print(row)
         written.append(row)
     print(write("spaces", written))

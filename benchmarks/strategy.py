@@ -28,10 +28,15 @@ def measure(variant: str, dimensions: int, population: int, generations: int) ->
         strategy.tell(candidates, fitness)
         seconds.append(asked - began + time.perf_counter() - told)
     return {
-        "variant": variant, "dimensions": dimensions, "population": population, "generations": generations,
-        "build_seconds": built, "median_seconds": statistics.median(seconds), "mean_seconds": statistics.fmean(seconds),
+        "variant": variant,
+        "dimensions": dimensions,
+        "population": population,
+        "generations": generations,
+        "build_seconds": built,
+        "median_seconds": statistics.median(seconds),
+        "mean_seconds": statistics.fmean(seconds),
         "worst_seconds": max(seconds),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

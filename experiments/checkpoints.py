@@ -55,8 +55,9 @@ def check_same(folder: Path, old: dict[str, Any], now: dict[str, Any], grows: tu
     if differ := sorted(name for name in now if name not in grows and old.get(name) != now[name]):
         raise ConfigurationError(
             f"the run in {folder}, with " + ", ".join(f"{name} = {old.get(name)!r}" for name in differ),
-            ", ".join(repr(now[name]) for name in differ), "Use another folder, or the same values.",
-        )  # fmt: skip
+            ", ".join(repr(now[name]) for name in differ),
+            "Use another folder, or the same values.",
+        )
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:

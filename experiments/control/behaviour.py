@@ -54,10 +54,21 @@ BEHAVIOURS = {
     "Hopper-v5": Behaviour(steps=400_000),
     "Walker2d-v5": Behaviour(steps=400_000),
     "HalfCheetah-v5": Behaviour(
-        steps=250_000, rollout=1024, epochs=20, learning_rate=2.0633e-5, clip=0.1, gamma=0.98, gae_lambda=0.92,
-        entropy=0.000401762, value=0.58096, max_grad_norm=0.8, log_std=-2.0, width=256, relu=True,
+        steps=250_000,
+        rollout=1024,
+        epochs=20,
+        learning_rate=2.0633e-5,
+        clip=0.1,
+        gamma=0.98,
+        gae_lambda=0.92,
+        entropy=0.000401762,
+        value=0.58096,
+        max_grad_norm=0.8,
+        log_std=-2.0,
+        width=256,
+        relu=True,
     ),
-}  # fmt: skip
+}
 
 
 def behaviour_for(env_id: str, steps: int = 0) -> Behaviour:

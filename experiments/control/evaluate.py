@@ -143,8 +143,9 @@ def _check_alike(out: Path, place: tuple[str, int], common: Row, chosen: Iterabl
         if differ := [name for name, value in now.items() if row.get(name, value) != value]:
             raise ConfigurationError(
                 f"rows of {place[0]} with " + ", ".join(f"{name} = {now[name]!r}" for name in differ),
-                ", ".join(repr(row[name]) for name in differ) + f" in {out}", "Use another folder.",
-            )  # fmt: skip
+                ", ".join(repr(row[name]) for name in differ) + f" in {out}",
+                "Use another folder.",
+            )
 
 
 def _memory_fields(context: Context) -> Row:
@@ -162,26 +163,46 @@ def row_of(decision: Decision, method: Method, episode: Episode, beside: int) ->
     context, steps = method.context, len(episode)
     policy: MemoryPolicy | None = context.policy if isinstance(context, Remembered) else None
     return {
-        "task": decision.about.name, "tokens": TOKENS * decision.about.context, "sample": str(episode.seed),
-        "seed": episode.seed, "policy": method.name, "budget": method.budget,
-        "return": episode.total, "normalised": decision.about.scale.normalised(episode.total),
-        "length": steps, "terminated": episode.terminated,
-        "steps_per_second": round(steps / episode.seconds, 1), "beside": beside,
-        "bytes_held": episode.bytes_held, "bytes_most": episode.bytes_most, "bytes_full": episode.bytes_full,
+        "task": decision.about.name,
+        "tokens": TOKENS * decision.about.context,
+        "sample": str(episode.seed),
+        "seed": episode.seed,
+        "policy": method.name,
+        "budget": method.budget,
+        "return": episode.total,
+        "normalised": decision.about.scale.normalised(episode.total),
+        "length": steps,
+        "terminated": episode.terminated,
+        "steps_per_second": round(steps / episode.seconds, 1),
+        "beside": beside,
+        "bytes_held": episode.bytes_held,
+        "bytes_most": episode.bytes_most,
+        "bytes_full": episode.bytes_full,
         **_memory_fields(context),
         "rehearses": policy is not None and policy.rehearsal is not None,
-    }  # fmt: skip
+    }
 
 
 def _common(decision: Decision, env_id: str, target: float) -> Row:
     about, config = decision.about, decision.model.config
     return {
-        "env": env_id, "target": target, "context": about.context, "scale": about.scale.source,
-        "data_return": about.data_return, "data_steps": about.steps, "data_episodes": about.episodes,
-        "training_seed": about.seed, "updates": about.updates, "loss": about.loss, "width": config.hidden_size,
-        "layers": config.n_layer, "heads": config.n_head, "gymnasium": gymnasium.__version__,
-        "mujoco": mujoco.__version__, **provenance(decision.model),
-    }  # fmt: skip
+        "env": env_id,
+        "target": target,
+        "context": about.context,
+        "scale": about.scale.source,
+        "data_return": about.data_return,
+        "data_steps": about.steps,
+        "data_episodes": about.episodes,
+        "training_seed": about.seed,
+        "updates": about.updates,
+        "loss": about.loss,
+        "width": config.hidden_size,
+        "layers": config.n_layer,
+        "heads": config.n_head,
+        "gymnasium": gymnasium.__version__,
+        "mujoco": mujoco.__version__,
+        **provenance(decision.model),
+    }
 
 
 @dataclass(frozen=True)
@@ -227,11 +248,18 @@ def summarise(rows: Iterable[Row]) -> list[Line]:
 
         lines.append(
             Line(
-                task, context, policy, budget, len(group), _estimate([r["normalised"] for r in group.values()]),
-                _estimate(gains) if gains and group is not window else None, mean("length"),
-                tokens("bytes_held"), tokens("bytes_most"),
+                task,
+                context,
+                policy,
+                budget,
+                len(group),
+                _estimate([r["normalised"] for r in group.values()]),
+                _estimate(gains) if gains and group is not window else None,
+                mean("length"),
+                tokens("bytes_held"),
+                tokens("bytes_most"),
             )
-        )  # fmt: skip
+        )
     return lines
 
 

@@ -71,9 +71,10 @@ def load(source: str | Path, env_id: str) -> Offline:
     if (scale := scale_of(env_id)) is None:
         if "expert_return" not in saved:
             raise ConfigurationError(
-                "a data set that says what random actions and an expert return", f"none in {source}, nor D4RL's",
+                "a data set that says what random actions and an expert return",
+                f"none in {source}, nor D4RL's",
                 "Record one with experiments/control/data.py.",
-            )  # fmt: skip
+            )
         scale = Scale(saved["random_return"], saved["expert_return"], "measured with this data")
     return Offline(str(saved.get("dataset_id", source)), env_id, trajectories, scale)
 
@@ -95,12 +96,14 @@ def save(
     storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__} | (more or {}))
     storage.update_episodes(
         EpisodeBuffer(
-            observations=episode.observations, actions=episode.actions, rewards=episode.rewards,
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
             terminations=_last(len(episode), episode.terminated),
             truncations=_last(len(episode), not episode.terminated),
         )
         for episode in trajectories
-    )  # fmt: skip
+    )
     return folder / name
 
 
@@ -115,9 +118,10 @@ def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ..
     folder = Path(source)
     if not folder.is_dir() and not _NAME.fullmatch(str(source)):
         raise NotFoundError(
-            "a folder with a Minari data set, or the name of one such as mujoco/hopper/medium-v0", source,
+            "a folder with a Minari data set, or the name of one such as mujoco/hopper/medium-v0",
+            source,
             "Check the path, or record one with experiments/control/data.py.",
-        )  # fmt: skip
+        )
     folder = folder / "data" if (folder / "data").is_dir() else folder
     try:
         data = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(str(source), download=True)
@@ -125,9 +129,10 @@ def _read(source: str | Path) -> tuple[Any, dict[str, Any], tuple[Trajectory, ..
     except _UNREADABLE as error:
         kind = ArtefactError if folder.is_dir() else NotFoundError
         raise kind(
-            "a folder with a Minari data set, or the name of one", f"{source} ({error})",
+            "a folder with a Minari data set, or the name of one",
+            f"{source} ({error})",
             "Check the name and, for published ones, the network; or record one with experiments/control/data.py.",
-        ) from error  # fmt: skip
+        ) from error
     return data.spec.env_spec, data.storage.metadata, trajectories
 
 

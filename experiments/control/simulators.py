@@ -41,6 +41,7 @@ def make(env_id: str, **options: Any) -> Any:
     if not all(isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 for space in spaces):
         raise ConfigurationError(
             "an environment whose observations and actions are vectors of real numbers",
-            f"{env_id} with {spaces[0]} and {spaces[1]}", "Hopper-v5, HalfCheetah-v5 and Walker2d-v5 are such.",
-        )  # fmt: skip
+            f"{env_id} with {spaces[0]} and {spaces[1]}",
+            "Hopper-v5, HalfCheetah-v5 and Walker2d-v5 are such.",
+        )
     return env

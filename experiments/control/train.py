@@ -109,11 +109,19 @@ def describe(data: Offline, recipe: Recipe) -> About:
     mean, deviation = data.statistics()
     returns = data.returns
     return About(
-        env_id=data.env_id, data=data.name, episodes=len(returns), steps=data.steps, data_return=float(returns.mean()),
-        context=recipe.context, target=float(returns.max()), unit=max(float(np.abs(returns).max()), 1e-6),
-        mean=mean.tolist(), deviation=deviation.tolist(), scale=data.scale,
+        env_id=data.env_id,
+        data=data.name,
+        episodes=len(returns),
+        steps=data.steps,
+        data_return=float(returns.mean()),
+        context=recipe.context,
+        target=float(returns.max()),
+        unit=max(float(np.abs(returns).max()), 1e-6),
+        mean=mean.tolist(),
+        deviation=deviation.tolist(),
+        scale=data.scale,
         seed=recipe.seed,
-    )  # fmt: skip
+    )
 
 
 def build(data: Offline, recipe: Recipe) -> DecisionTransformerModel:
@@ -123,20 +131,30 @@ def build(data: Offline, recipe: Recipe) -> DecisionTransformerModel:
     env.close()
     torch.manual_seed(recipe.seed)
     config = DecisionTransformerConfig(
-        state_dim=env.observation_space.shape[0], act_dim=env.action_space.shape[0], hidden_size=recipe.width,
-        n_layer=recipe.layers, n_head=recipe.heads, max_ep_len=limit, n_positions=1,
-        resid_pdrop=recipe.dropout, embd_pdrop=recipe.dropout, attn_pdrop=recipe.dropout,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        state_dim=env.observation_space.shape[0],
+        act_dim=env.action_space.shape[0],
+        hidden_size=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        max_ep_len=limit,
+        n_positions=1,
+        resid_pdrop=recipe.dropout,
+        embd_pdrop=recipe.dropout,
+        attn_pdrop=recipe.dropout,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return DecisionTransformerModel(config)
 
 
 def loss_of(model: DecisionTransformerModel, windows: Windows) -> Tensor:
     """Mean squared error of the actions."""
     out = model(
-        states=windows.states, actions=windows.actions, returns_to_go=windows.returns[..., None],
+        states=windows.states,
+        actions=windows.actions,
+        returns_to_go=windows.returns[..., None],
         timesteps=windows.timesteps,
-    )  # fmt: skip
+    )
     return (out.action_preds - windows.actions)[windows.real].square().mean()
 
 
@@ -204,9 +222,12 @@ def _rate(update: int, recipe: Recipe) -> float:
 
 def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, done: int) -> None:
     state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-        "random": torch.get_rng_state(), "done": done,
-    }  # fmt: skip
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": torch.get_rng_state(),
+        "done": done,
+    }
     save_checkpoint(folder / _CHECKPOINT, state)
 
 
@@ -244,9 +265,15 @@ def main(
     """Train a Decision Transformer on offline data. Stopped, the same command goes on."""
     prepare(threads)
     recipe = Recipe(
-        context=context, updates=updates, batch=batch, width=width, layers=layers, heads=heads,
-        learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+        context=context,
+        updates=updates,
+        batch=batch,
+        width=width,
+        layers=layers,
+        heads=heads,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
     with progress_bar() as bar:
         line = bar.add_task(str(data), total=updates)
 
@@ -257,8 +284,9 @@ def main(
     console.print(
         f"{out}: {about.updates:,} updates on {about.steps:,} steps of {about.data}, loss {about.loss:.4f}, "
         f"asked for a return of {about.target:.0f}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

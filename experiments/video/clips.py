@@ -91,7 +91,7 @@ def questions(scenes: list[Scene]) -> tuple[Question, ...]:
         Question("at", f"what is shown at second {second} ?", scene.shows)
         for scene in scenes
         for second in _within(scene)
-    ]  # fmt: skip
+    ]
     shown = list(dict.fromkeys(scene.shows for scene in scenes))  # by first appearance
     for early, first in enumerate(shown):
         for later in shown[early + 1 :]:

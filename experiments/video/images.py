@@ -56,8 +56,9 @@ def load_images(split: str = "test", folder: str | Path = SYSTEM) -> Images:
     if pixels.shape != (len(labels), SIZE, SIZE) or (len(labels) and labels.max() >= len(_OF_LABEL)):
         raise ArtefactError(
             f"as many labels below {len(_OF_LABEL)} as images of {SIZE} x {SIZE}",
-            f"{len(labels)} labels and images of shape {list(pixels.shape)} in {folder}", "Fetch the files again.",
-        )  # fmt: skip
+            f"{len(labels)} labels and images of shape {list(pixels.shape)} in {folder}",
+            "Fetch the files again.",
+        )
     held = len(labels) - min(_HELD_OUT, len(labels) // 2)
     part = {"train": slice(0, held), "validation": slice(held, None), "test": slice(None)}[split]
     classes = _OF_LABEL[labels[part]]
@@ -68,9 +69,10 @@ def _read(file: Path, axes: int) -> np.ndarray:
     """One file in the idx format: two zeros, the kind of number (8: bytes), the number of axes, their lengths."""
     if not file.is_file():
         raise NotFoundError(
-            "the files of Fashion-MNIST", f"no {file}",
+            "the files of Fashion-MNIST",
+            f"no {file}",
             "Debian: apt install dataset-fashion-mnist. Elsewhere give the folder that holds them (--images).",
-        )  # fmt: skip
+        )
     try:
         data = gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:

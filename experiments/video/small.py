@@ -34,28 +34,63 @@ PATCH = 7
 VIDEO = "<video>"
 _SPECIAL = ("<pad>", "<s>", "</s>", "<image>", VIDEO)
 _WORDS = (
-    "what", "is", "shown", "at", "second", "?", "which", "came", "first", ",", "or", "last", "how", "many", "scenes",
-    "show", "a", "follows", "the",
-)  # fmt: skip
+    "what",
+    "is",
+    "shown",
+    "at",
+    "second",
+    "?",
+    "which",
+    "came",
+    "first",
+    ",",
+    "or",
+    "last",
+    "how",
+    "many",
+    "scenes",
+    "show",
+    "a",
+    "follows",
+    "the",
+)
 
 
 def small_model(width: int = 96, layers: int = 3) -> LlavaOnevisionForConditionalGeneration:
     """The model with fresh weights, from torch's random state."""
     size = len(vocabulary())
     vision = SiglipVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=SIZE,
-        patch_size=PATCH, vision_use_head=False,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
     text = LlamaConfig(
-        vocab_size=size, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     config = LlavaOnevisionConfig(
-        vision_config=vision, text_config=text, image_token_index=_SPECIAL.index("<image>"),
-        video_token_index=_SPECIAL.index(VIDEO), vision_feature_layer=-1, vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[SIZE, SIZE]], tie_word_embeddings=True,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=_SPECIAL.index("<image>"),
+        video_token_index=_SPECIAL.index(VIDEO),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=[[SIZE, SIZE]],
+        tie_word_embeddings=True,
+    )
     return LlavaOnevisionForConditionalGeneration(config)
 
 
@@ -69,18 +104,20 @@ def load_small(folder: str | Path) -> LlavaOnevisionForConditionalGeneration:
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise NotFoundError(
-            "a folder with the small video model", str(folder),
+            "a folder with the small video model",
+            str(folder),
             f"Train it: python experiments/video/train.py --out {folder}",
-        )  # fmt: skip
+        )
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
     except UNREADABLE as error:
         raise ArtefactError("a readable video model", f"{folder}: {error}", "Train it again.") from error
     if model.config.text_config.vocab_size != len(vocabulary()):
         raise ArtefactError(
-            f"a model of {len(vocabulary())} words", f"{model.config.text_config.vocab_size} in {folder}",
+            f"a model of {len(vocabulary())} words",
+            f"{model.config.text_config.vocab_size} in {folder}",
             "Train it again with this version: experiments/video/train.py.",
-        )  # fmt: skip
+        )
     return model
 
 
@@ -89,9 +126,14 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel(vocabulary(), unk_token=_SPECIAL[0]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>",
-        extra_special_tokens={"image_token": "<image>", "video_token": VIDEO}, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<pad>",
+        extra_special_tokens={"image_token": "<image>", "video_token": VIDEO},
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def save_processor(folder: Path) -> None:
@@ -101,10 +143,12 @@ def save_processor(folder: Path) -> None:
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": size}
     images = {"image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": [[SIZE, SIZE]], **half}
     settings = {
-        "processor_class": "LlavaOnevisionProcessor", "image_processor": images,
+        "processor_class": "LlavaOnevisionProcessor",
+        "image_processor": images,
         "video_processor": {"video_processor_type": "LlavaOnevisionVideoProcessor", **half},
-        "num_image_tokens": (SIZE // PATCH) ** 2, "vision_feature_select_strategy": "full",
-    }  # fmt: skip
+        "num_image_tokens": (SIZE // PATCH) ** 2,
+        "vision_feature_select_strategy": "full",
+    }
     write_json(folder / "processor_config.json", settings, indent=2)
 
 

@@ -209,9 +209,12 @@ def _answers(
     clips = [make_clip(images, stage.seconds, (*seed, i)) for i in range(stage.clips)]
     batch = make_batch(clips, [choose(clip, config.asked, (*seed, i, 1)) for i, clip in enumerate(clips)])
     states = model.model(
-        input_ids=batch.ids, pixel_values_videos=batch.pixels, position_ids=batch.positions, attention_mask=batch.mask,
+        input_ids=batch.ids,
+        pixel_values_videos=batch.pixels,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
         use_cache=False,
-    ).last_hidden_state  # fmt: skip
+    ).last_hidden_state
     asked = batch.gold != IGNORED
     return _loss(model.lm_head(states[asked]), batch.gold[asked])
 

@@ -94,9 +94,10 @@ def tell_own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: s
     longest, asked = context_length(model), len(encoded.prompt) + _NEW_TOKENS_OF_OWN
     if longest is not None and asked > longest:
         raise ConfigurationError(
-            f"a text that leaves room for the answer within {longest:,} tokens", f"{asked:,} with it",
+            f"a text that leaves room for the answer within {longest:,} tokens",
+            f"{asked:,} with it",
             "Shorten it, or choose a --model with a longer context.",
-        )  # fmt: skip
+        )
     return Story(*_tensors(encoded), new_tokens=_NEW_TOKENS_OF_OWN)
 
 
@@ -161,8 +162,8 @@ def _kept(cache: Cache, report: MemoryReport) -> list[list[list[int]]]:
 
 
 def run(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, rows: dict[str, _Attachment | None],
-) -> Iterator[Trial]:  # fmt: skip
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, rows: dict[str, _Attachment | None]
+) -> Iterator[Trial]:
     """Outcomes one by one, after a short warm-up that no row pays for."""
     with torch.inference_mode():
         model(story.text[:, :64].to(model.device), logits_to_keep=1)

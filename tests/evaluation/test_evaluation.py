@@ -32,9 +32,13 @@ from tests.tasks.test_benchmarks import choubun_record, infinitebench_record, lo
 from tests.zoo import causal_model
 
 SMALL = EvaluationConfig(
-    policies=("h2o", "observed-max"), budgets=(0.5, 0.25), tasks=("passkey", "niah_word", "lm_prose"), tokens=(360,),
-    samples=2, update_interval=128,
-)  # fmt: skip
+    policies=("h2o", "observed-max"),
+    budgets=(0.5, 0.25),
+    tasks=("passkey", "niah_word", "lm_prose"),
+    tokens=(360,),
+    samples=2,
+    update_interval=128,
+)
 
 
 def run(out: Path, config: EvaluationConfig = SMALL, **options: Any) -> Any:

@@ -22,10 +22,13 @@ def small(*settings: str) -> EvolutionConfig:
         {"name": "two", "tasks": ["march", "slow"], "tokens": [96, 128], "generations": 4},
     ]
     return EvolutionConfig(
-        memory={"update_interval": 32}, objective={"budgets": [0.3, 0.5]}, start={"statistics": 1},
-        search={"space": "scoring", "sigma": 0.2, "population": 6, "samples": 3, "pool": 8}, stages=stages,
+        memory={"update_interval": 32},
+        objective={"budgets": [0.3, 0.5]},
+        start={"statistics": 1},
+        search={"space": "scoring", "sigma": 0.2, "population": 6, "samples": 3, "pool": 8},
+        stages=stages,
         validation={"samples": 2, "every": 2},
-    ).changed(*settings)  # fmt: skip
+    ).changed(*settings)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ def test_presets_say_what_they_are() -> None:
     assert set(presets()) == {"embedded", "paper", "universal"}
     paper = EvolutionConfig.preset("paper")
     assert [(s.tasks[-1].split("/")[1], s.generations) for s in paper.stages] == [
-        ("passage_retrieval_en", 300), ("dureader", 250), ("narrativeqa", 120),
-    ]  # fmt: skip
+        ("passage_retrieval_en", 300),
+        ("dureader", 250),
+        ("narrativeqa", 120),
+    ]
     assert (paper.search.sigma, paper.search.population, paper.search.samples) == (0.065, 32, 64)
     assert (paper.search.strategy, paper.search.space, paper.start.from_) == ("full", "all", "zeros")
     assert (paper.memory.features, paper.memory.update_interval) == ("paper", 512)

@@ -24,11 +24,12 @@ def config(*settings: str, names: tuple[str, ...] = KINDS) -> EvolutionConfig:
     return EvolutionConfig(
         models=[{"name": name, "dtype": "float32"} for name in names],
         memory={"features": "compact-rehearsed", "update_interval": 64, "per": "model", "window": 32},
-        objective={"budgets": [0.5, 0.25]}, start={"statistics": 1, "scoring": {"echo": 1.0}},
+        objective={"budgets": [0.5, 0.25]},
+        start={"statistics": 1, "scoring": {"echo": 1.0}},
         search={"space": "scoring", "sigma": 0.3, "population": 4, "samples": 2, "pool": 4},
         stages=[{"name": "one", "tasks": ["passkey"], "tokens": [300, 360], "generations": 2}],
         validation={"samples": 2, "every": 1},
-    ).changed(*settings)  # fmt: skip
+    ).changed(*settings)
 
 
 @pytest.fixture

@@ -28,9 +28,12 @@ def layout(features: str = "compact", per: str = "layer") -> NAMMConfig:
 
 
 def observed(
-    given: LanguageProblem, item: Item, kind: NAMMConfig | None = None, memory: NAMM | None = None,
+    given: LanguageProblem,
+    item: Item,
+    kind: NAMMConfig | None = None,
+    memory: NAMM | None = None,
     config: WarmStart = QUICK,
-) -> list[pretraining.Layer]:  # fmt: skip
+) -> list[pretraining.Layer]:
     return pretraining.observe(given, item, pretraining.Targets.of(given, item, config), memory, kind or layout())
 
 
@@ -93,7 +96,7 @@ def test_later_rounds_see_what_the_memory_itself_left() -> None:
 def test_its_own_threshold_keeps_about_a_third() -> None:
     given, kind = problem("compact"), layout()
     fitted = pretraining.fit(given, kind, ITEMS, WarmStart(samples=1, rounds=1, steps=30, learning_rate=0.01))
-    (outcome,) = given.measure(Item("train", "passkey", 360, 0, None), NAMM.from_vector(
-        fitted.theta[None], fitted.mean, fitted.var, kind
-    ))  # fmt: skip
+    (outcome,) = given.measure(
+        Item("train", "passkey", 360, 0, None), NAMM.from_vector(fitted.theta[None], fitted.mean, fitted.var, kind)
+    )
     assert 0.1 < outcome.share < 0.7

@@ -54,10 +54,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_evolution_from_zero_finds_what_matters(tmp_path: Path) -> None:
     config = EvolutionConfig(
-        memory={"update_interval": 64}, objective={"budgets": [0.3]}, validation={"samples": 16, "every": 10},
+        memory={"update_interval": 64},
+        objective={"budgets": [0.3]},
+        validation={"samples": 16, "every": 10},
         search={"strategy": "diagonal", "sigma": 0.2, "population": 16, "samples": 8, "pool": 64},
         stages=[{"name": "march", "tasks": ["march"], "tokens": [256], "generations": 40}],
-    )  # fmt: skip
+    )
     seen: list[Generation] = []
     memory = evolve(config, tmp_path, problem=Planted, on_generation=seen.append)
     first = read_log(tmp_path)[0]["validated"]["start"]["fitness"]
@@ -84,8 +86,14 @@ def test_the_log_and_what_is_kept(whole: Path) -> None:
     assert [row["stage"] for row in log] == ["one"] * 3 + ["two"] * 4
     # at the start of a stage, every second generation of it, and at its end
     assert [sorted(row["validated"]) for row in log] == [
-        ["start"], ["best", "mean"], ["best", "mean"], ["start"], ["best", "mean"], [], ["best", "mean"],
-    ]  # fmt: skip
+        ["start"],
+        ["best", "mean"],
+        ["best", "mean"],
+        ["start"],
+        ["best", "mean"],
+        [],
+        ["best", "mean"],
+    ]
     per_generation = [3 * 7, 3 * 7, 3 * 7, 6 * 7, 6 * 7, 6 * 7, 6 * 7]
     validated = [2, 4, 4, 4, 8, 0, 8]
     assert [row["evaluations"] for row in log] == np.cumsum(np.add(per_generation, validated)).tolist()

@@ -18,17 +18,39 @@ def row(policy: str, nll: float, **more: Any) -> dict[str, Any]:
     task, sample = more.get("task", "passkey"), more.get("sample", "test/0/0")
     exact = more.get("exact", 0.0)
     made = {
-        "task": task, "tokens": 1024, "sample": sample, "split": "test", "protocol": "context-first",
-        "template": "chat", "policy": policy, "budget": budget, "context_hash": f"context of {task} {sample}",
-        "prompt_sha256": f"prompt of {task} {sample}", "context_tokens": 1000, "prompt_tokens": 1020, "nll": nll,
-        "exact": exact, "metric": "exact", "score": exact, "prediction": None, "slots": round(1000 * share),
-        "slots_full": 1000, "bytes_held": 100.0 * share, "bytes_full": 100.0, "bytes_per_slot": 1.0,
+        "task": task,
+        "tokens": 1024,
+        "sample": sample,
+        "split": "test",
+        "protocol": "context-first",
+        "template": "chat",
+        "policy": policy,
+        "budget": budget,
+        "context_hash": f"context of {task} {sample}",
+        "prompt_sha256": f"prompt of {task} {sample}",
+        "context_tokens": 1000,
+        "prompt_tokens": 1020,
+        "nll": nll,
+        "exact": exact,
+        "metric": "exact",
+        "score": exact,
+        "prediction": None,
+        "slots": round(1000 * share),
+        "slots_full": 1000,
+        "bytes_held": 100.0 * share,
+        "bytes_full": 100.0,
+        "bytes_per_slot": 1.0,
         "peak_bytes": 120.0,
-        "seconds": 1.5, "seed": 0,
-        "model": "a model", "commit": "abc1234", "namm": "0.1.0",
-        "torch": "2.13.0", "transformers": "5.23.0",
-        "dtype": "float32", "hardware": "two cores",
-    }  # fmt: skip
+        "seconds": 1.5,
+        "seed": 0,
+        "model": "a model",
+        "commit": "abc1234",
+        "namm": "0.1.0",
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "dtype": "float32",
+        "hardware": "two cores",
+    }
     return made | more
 
 
@@ -65,8 +87,15 @@ def evaluation(count: int = 24, lengths: tuple[int, ...] = (1024, 2048), seed: i
                             more |= {"bytes_held": 100 * share + rng.uniform(-0.4, 0.4), "slots": round(1000 * share)}
                         rows.append(
                             row(
-                                policy, full + (1 - kept) * span, task=task, tokens=tokens, sample=f"test/0/{i}",
-                                budget=budget, exact=exact, context_hash=f"{task} {tokens} {i // 2}", **more,
+                                policy,
+                                full + (1 - kept) * span,
+                                task=task,
+                                tokens=tokens,
+                                sample=f"test/0/{i}",
+                                budget=budget,
+                                exact=exact,
+                                context_hash=f"{task} {tokens} {i // 2}",
+                                **more,
                             )
-                        )  # fmt: skip
+                        )
     return rows

@@ -47,9 +47,16 @@ def made(kept: list[list[float]], names: list[str], judged: int, interval: int, 
     """A result made by hand: one character is one token."""
     text = text or "x" * len(names)
     return Forgetting(
-        text, tuple((i, i + 1) for i in range(len(names))), Classes(tuple(names), "prose", "prose rules"),
-        tuple(range(len(kept))), 2, torch.tensor(kept), torch.arange(len(names)) < judged, interval, [],
-    )  # fmt: skip
+        text,
+        tuple((i, i + 1) for i in range(len(names))),
+        Classes(tuple(names), "prose", "prose rules"),
+        tuple(range(len(kept))),
+        2,
+        torch.tensor(kept),
+        torch.arange(len(names)) < judged,
+        interval,
+        [],
+    )
 
 
 # -- classes of tokens -------------------------------------------------------------------------------------------------
@@ -129,10 +136,18 @@ def test_a_file_name_says_which_code_it_is() -> None:
 @pytest.mark.parametrize(
     ("text", "language"),
     [
-        (PYTHON, "code"), ("x = 1", "code"), ("print(1)", "code"), ("hello", "prose"), ("yes, no", "prose"),
-        ("wait not", "prose"), ("Note: yes", "prose"), ("# A heading\n", "prose"), ("a\0b", "prose"), ("42", "prose"),
+        (PYTHON, "code"),
+        ("x = 1", "code"),
+        ("print(1)", "code"),
+        ("hello", "prose"),
+        ("yes, no", "prose"),
+        ("wait not", "prose"),
+        ("Note: yes", "prose"),
+        ("# A heading\n", "prose"),
+        ("a\0b", "prose"),
+        ("42", "prose"),
     ],
-)  # fmt: skip
+)
 def test_language(text: str, language: str) -> None:
     assert detect(text) == language
 

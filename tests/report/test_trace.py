@@ -24,7 +24,7 @@ from namm.report.trace import (
     start_event,
     token_event,
     unpacked,
-)  # fmt: skip
+)
 from tests.zoo import CAUSAL, causal_model, ids
 
 BUDGET = namm.Budget(fraction=0.25)
@@ -98,8 +98,10 @@ def test_a_text_that_goes_on() -> None:
     model(ids(1, 10), past_key_values=cache)
     assert recorder.after(cache)["type"] == "read"
     assert end_event(cache) == {
-        "type": "end", "bytes_held": cache.memory().bytes_held, "bytes_full": cache.memory().bytes_full,
-    }  # fmt: skip
+        "type": "end",
+        "bytes_held": cache.memory().bytes_held,
+        "bytes_full": cache.memory().bytes_full,
+    }
 
 
 def test_a_new_text_continues_nothing() -> None:

@@ -134,11 +134,16 @@ def test_unknown_names_and_lengths() -> None:
 
 def test_tasks_are_found_by_name_suite_and_file() -> None:
     assert [task.name for task in find_tasks(["niah_word", "embedded"])] == [
-        "niah_word", *(name for name in TASKS if name != "niah_word")
-    ]  # fmt: skip
+        "niah_word",
+        *(name for name in TASKS if name != "niah_word"),
+    ]
     assert {name: len(suite) for name, suite in SUITES.items()} == {
-        "embedded": 11, "ruler": 13, "longbench": 21, "infinitebench": 12, "choubun": 4,
-    }  # fmt: skip
+        "embedded": 11,
+        "ruler": 13,
+        "longbench": 21,
+        "infinitebench": 12,
+        "choubun": 4,
+    }
     with pytest.raises(namm.NotFoundError, match="Did you mean 'ruler/vt'"):
         find_tasks(["ruler/v"])
 

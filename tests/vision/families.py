@@ -11,53 +11,80 @@ from tests.zoo import _sharpened, _small
 IMAGE, VIDEO = 95, 96
 Inputs = dict[str, torch.Tensor]
 _CLIP = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
     "patch_size": 14,
-}  # fmt: skip
+}
 
 
 def _llava() -> tf.PreTrainedModel:
     config = tf.LlavaConfig(
-        text_config=tf.LlamaConfig(**_small()), vision_config=tf.CLIPVisionConfig(**_CLIP), image_token_index=IMAGE,
+        text_config=tf.LlamaConfig(**_small()),
+        vision_config=tf.CLIPVisionConfig(**_CLIP),
+        image_token_index=IMAGE,
         vision_feature_layer=-1,
-    )  # fmt: skip
+    )
     return tf.LlavaForConditionalGeneration(config)
 
 
 def _llava_next() -> tf.PreTrainedModel:
     config = tf.LlavaNextConfig(
-        text_config=tf.LlamaConfig(**_small()), vision_config=tf.CLIPVisionConfig(**_CLIP), image_token_index=IMAGE,
-        image_grid_pinpoints=[[28, 28]], vision_feature_layer=-1,
-    )  # fmt: skip
+        text_config=tf.LlamaConfig(**_small()),
+        vision_config=tf.CLIPVisionConfig(**_CLIP),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[28, 28]],
+        vision_feature_layer=-1,
+    )
     return tf.LlavaNextForConditionalGeneration(config)
 
 
 def _llava_next_video() -> tf.PreTrainedModel:
     config = tf.LlavaNextVideoConfig(
-        text_config=tf.LlamaConfig(**_small()), vision_config=tf.CLIPVisionConfig(**_CLIP), image_token_index=IMAGE,
+        text_config=tf.LlamaConfig(**_small()),
+        vision_config=tf.CLIPVisionConfig(**_CLIP),
+        image_token_index=IMAGE,
         video_token_index=VIDEO,
-    )  # fmt: skip
+    )
     return tf.LlavaNextVideoForConditionalGeneration(config)
 
 
 def _llava_onevision() -> tf.PreTrainedModel:
     config = tf.LlavaOnevisionConfig(
-        text_config=tf.Qwen2Config(**_small()), vision_config=tf.SiglipVisionConfig(**_CLIP, vision_use_head=False),
-        image_token_index=IMAGE, video_token_index=VIDEO, image_grid_pinpoints=[[28, 28]], vision_feature_layer=-1,
-    )  # fmt: skip
+        text_config=tf.Qwen2Config(**_small()),
+        vision_config=tf.SiglipVisionConfig(**_CLIP, vision_use_head=False),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[28, 28]],
+        vision_feature_layer=-1,
+    )
     return tf.LlavaOnevisionForConditionalGeneration(config)
 
 
 def _qwen_vl() -> tf.PreTrainedModel:
     text = _small(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"})
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32, "patch_size": 14,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "fullatt_block_indexes": [1], "window_size": 56,
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+    }
     config = tf.Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=93,
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=93,
         vision_end_token_id=94,
-    )  # fmt: skip
+    )
     return tf.Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -74,9 +101,10 @@ def _image(tokens: int, **more: torch.Tensor) -> Inputs:
 def _grid_image(tokens: int) -> Inputs:
     """One image in an overview and one tile, as LLaVA-NeXT takes it."""
     return {
-        "input_ids": _prompt([IMAGE] * tokens), "pixel_values": torch.randn(1, 2, 3, 28, 28),
+        "input_ids": _prompt([IMAGE] * tokens),
+        "pixel_values": torch.randn(1, 2, 3, 28, 28),
         "image_sizes": torch.tensor([[28, 28]]),
-    }  # fmt: skip
+    }
 
 
 def _video(tokens: int, frames: int) -> Inputs:

@@ -41,15 +41,26 @@ def test_an_evaluation_goes_on_and_refuses_another(tmp_path: Path) -> None:
 def test_memories_are_compared_question_by_question() -> None:
     def row(policy: str, clip: int, exact: int, budget: float | None = 0.5) -> dict[str, object]:
         return {
-            "task": "last", "sample": f"{clip}", "clip": f"clip {clip}", "tokens": 24, "policy": policy, "exact": exact,
-            "budget": budget, "bytes_held": 1, "bytes_full": 2, "slots": 1, "slots_full": 2, "clip_tokens": 145,
-        }  # fmt: skip
+            "task": "last",
+            "sample": f"{clip}",
+            "clip": f"clip {clip}",
+            "tokens": 24,
+            "policy": policy,
+            "exact": exact,
+            "budget": budget,
+            "bytes_held": 1,
+            "bytes_full": 2,
+            "slots": 1,
+            "slots_full": 2,
+            "clip_tokens": 145,
+        }
 
     right = {"full": (1, 1, 1, 1), "h2o": (1, 0, 0, 1), "builtin:mine": (1, 1, 0, 1)}
     rows = [
         row(policy, clip, exact, None if policy == "full" else 0.5)
-        for policy, exacts in right.items() for clip, exact in enumerate(exacts)
-    ]  # fmt: skip
+        for policy, exacts in right.items()
+        for clip, exact in enumerate(exacts)
+    ]
     (found,) = tables(rows)
     assert [line[3][:5] for line in found.lines] == ["-", "-0.50", "-0.25"]
     assert found.learned == ["NAMM mine"]

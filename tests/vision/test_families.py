@@ -45,10 +45,13 @@ def test_forgets_and_goes_on(name: str, policy: str | namm.NAMM) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "count", "tokens"),
     [
-        ("llava", IMAGE, 1, 4), ("llava-next-video", FRAME, 6, 6), ("llava-onevision-video", FRAME, 6, 7),
-        ("qwen2.5-vl-image", IMAGE, 1, 4), ("qwen2.5-vl-video", FRAME, 3, 12),
+        ("llava", IMAGE, 1, 4),
+        ("llava-next-video", FRAME, 6, 6),
+        ("llava-onevision-video", FRAME, 6, 7),
+        ("qwen2.5-vl-image", IMAGE, 1, 4),
+        ("qwen2.5-vl-video", FRAME, 3, 12),
     ],
-)  # fmt: skip
+)
 def test_layout_tells_pictures_from_text(name: str, kind: str, count: int, tokens: int) -> None:
     model, inputs = family(name)
     parts = layout(model.config, inputs)

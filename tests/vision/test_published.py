@@ -37,8 +37,9 @@ def make_video(file: Path, frames: int = 12) -> None:
 def longvideobench(tmp_path: Path) -> Path:
     records = [
         {**QUESTION, "id": f"v{i}_{j}", "video_path": f"v{i}.mp4", "correct_choice": j, "duration_group": 15 * (i + 1)}
-        for i in range(2) for j in range(2)
-    ]  # fmt: skip
+        for i in range(2)
+        for j in range(2)
+    ]
     (tmp_path / "lvb_val.json").write_text(json.dumps(records))
     for i in range(2):
         make_video(tmp_path / "videos" / f"v{i}.mp4")
@@ -59,16 +60,25 @@ def test_longvideobench(longvideobench: Path) -> None:
     first, *_, last = load_choices("longvideobench", longvideobench)
     assert (first.task, first.name, first.answer, last.task) == ("15 s", "v0_0", 0, "30 s")
     assert first.prompt.splitlines() == [
-        "Which colour?", "A. red", "B. green", "C. blue",
+        "Which colour?",
+        "A. red",
+        "B. green",
+        "C. blue",
         "Answer with the option's letter from the given choices directly.",
-    ]  # fmt: skip
+    ]
 
 
 def test_mlvu(mlvu: Path) -> None:
     choices = load_choices("mlvu", mlvu)
     assert [choice.task for choice in choices] == [
-        "plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning",
-    ]  # fmt: skip
+        "plotQA",
+        "needle",
+        "ego",
+        "count",
+        "order",
+        "anomaly_reco",
+        "topic_reasoning",
+    ]
     assert {choice.answer for choice in choices} == {2}
 
 

@@ -99,10 +99,15 @@ def _demo_table(trials: list[Trial], story: Story) -> Table:
         r, said = o.report, verdict(o, full, story)
         color = {"right": "green", "wrong": "red"}.get(said, "none")
         table.add_row(
-            o.name, f"[{color}]{said}[/]", f"{r.slots:,}", f"{r.bytes_held / 1e6:.1f}",
-            f"{r.bytes_held / full.report.bytes_held:.0%}", f"{r.peak_bytes / 1e6:.1f}",
-            f"{o.prefill / full.prefill:.2f}x", f"{o.decode / full.decode:.2f}x",
-        )  # fmt: skip
+            o.name,
+            f"[{color}]{said}[/]",
+            f"{r.slots:,}",
+            f"{r.bytes_held / 1e6:.1f}",
+            f"{r.bytes_held / full.report.bytes_held:.0%}",
+            f"{r.peak_bytes / 1e6:.1f}",
+            f"{o.prefill / full.prefill:.2f}x",
+            f"{o.decode / full.decode:.2f}x",
+        )
     return table
 
 

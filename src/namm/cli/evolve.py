@@ -62,9 +62,14 @@ def evolve(
     changes = (f"{places[name]}={value}" for name, value in flags.items() if value is not None)
     given = given.changed(*(settings or ()), *changes)
     bar = Progress(
-        TextColumn("generation"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console,
-    )  # fmt: skip
+        TextColumn("generation"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
     line = bar.add_task("", total=given.generations)
     state = Text("starting")
     last = None

@@ -220,8 +220,13 @@ def _token_rows(runs: dict[str, Forgetting]) -> Iterator[dict[str, object]]:
         for position, (start, stop) in enumerate(run.spans):
             judged = bool(run.judged[position])
             yield {
-                "text": title, "position": position, "token": run.text[start:stop], "start": start, "stop": stop,
-                "class": run.classes.names[position], "judged": judged,
+                "text": title,
+                "position": position,
+                "token": run.text[start:stop],
+                "start": start,
+                "stop": stop,
+                "class": run.classes.names[position],
+                "judged": judged,
                 "kept": round(share[position], 4) if judged else None,
                 "layers": [round(part, 4) for part in layers[position]] if judged else None,
-            }  # fmt: skip
+            }

@@ -46,9 +46,15 @@ def prepare(threads: int = 0) -> None:
 def progress_bar() -> Progress:
     """What is done of all, what is being done, and the time left."""
     return Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, speed_estimate_period=600,
-    )  # fmt: skip
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=600,
+    )
 
 
 def read_share(said: str) -> float | None:

@@ -78,9 +78,10 @@ def _check_beside(out: Path, part: tuple[int, int], mine: dict[str, Any]) -> Non
     running = sorted(file.name for file in out.glob(_lock("*", "*")) if is_locked(file))
     if _lock(*part) in running:
         raise ConfigurationError(
-            f"no other process that measures in the folder {out}", f"one that holds its {_lock(*part)}",
+            f"no other process that measures in the folder {out}",
+            f"one that holds its {_lock(*part)}",
             "Wait for it, or divide the work with --part.",
-        )  # fmt: skip
+        )
     if not running:
         sweep(out)
     elif (theirs := read_json(out / _DIVISION, "Wait until the other parts have ended.")) != mine:
@@ -88,4 +89,4 @@ def _check_beside(out: Path, part: tuple[int, int], mine: dict[str, Any]) -> Non
             f"a part of {theirs.get('parts')}, of the grid {theirs.get('grid')}, as others that measure in {out}",
             f"{part[0]} of {part[1]} of {mine['grid']} beside {', '.join(running)}",
             "Give the same grid and a --part of the same number, or wait until they have ended.",
-        )  # fmt: skip
+        )

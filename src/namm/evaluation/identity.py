@@ -32,12 +32,13 @@ def identity_of(
         "memories": {
             name: {
                 "sha256": hashlib.sha256(b"".join(map(_bytes, (n.theta, n.mean, n.var)))).hexdigest(),
-                "trained_on": n.config.trained_on, "update_interval": n.config.update_interval,
+                "trained_on": n.config.trained_on,
+                "update_interval": n.config.update_interval,
             }
             for name, n in networks.items()
         },
         "sources": sources,
-    }  # fmt: skip
+    }
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
@@ -86,9 +87,10 @@ def joined(out: Path, now: Identity) -> Identity:
     if changed:
         told = "; ".join(f"{name}: {before[name]!r}" for name in changed)
         raise ConfigurationError(
-            f"the configuration of the evaluation in {out} ({told})", f"another {', '.join(changed)}",
+            f"the configuration of the evaluation in {out} ({told})",
+            f"another {', '.join(changed)}",
             "Use the same options to go on with it, or another folder.",
-        )  # fmt: skip
+        )
     config = dict(now["config"])
     for name in GRID:
         old, new = saved["config"][name], config[name]
@@ -97,6 +99,8 @@ def joined(out: Path, now: Identity) -> Identity:
         else:  # 0 stands for all
             config[name] = max(old, new) if old and new else 0
     return {
-        "config": config, "weights": now["weights"], "memories": saved["memories"] | now["memories"],
+        "config": config,
+        "weights": now["weights"],
+        "memories": saved["memories"] | now["memories"],
         "sources": saved["sources"] | now["sources"],
-    }  # fmt: skip
+    }

@@ -103,8 +103,10 @@ def methods(policies: Mapping[str, MemoryPolicy], budgets: Sequence[float | str]
     """Every policy at every budget; at their own threshold those that have one."""
     return [
         Method(name, budget, policy)
-        for name, policy in policies.items() for budget in budgets if budget != OWN or policy.absolute
-    ]  # fmt: skip
+        for name, policy in policies.items()
+        for budget in budgets
+        if budget != OWN or policy.absolute
+    ]
 
 
 def alignment(hops: list[int], interval: int) -> int:
@@ -218,9 +220,15 @@ class Reader:
         return plan_for(method, prefix, len(group.text), self.interval)
 
     def _answers(
-        self, group: TextGroup, sample: Encoded, cache: MemoryCache, methods: Sequence[Method],
-        held: Sequence[Held], reading: float, text: tuple[int, ...] | None = None,
-    ) -> list[Answer]:  # fmt: skip
+        self,
+        group: TextGroup,
+        sample: Encoded,
+        cache: MemoryCache,
+        methods: Sequence[Method],
+        held: Sequence[Held],
+        reading: float,
+        text: tuple[int, ...] | None = None,
+    ) -> list[Answer]:
         start = time.perf_counter()
         rows, rest = len(methods), group.rest(sample)
         nll, chosen = self._likelihood(cache.fork(), rest, sample.answer, rows)
@@ -258,9 +266,13 @@ class Reader:
     def _generated(self, cache: MemoryCache, prompt: tuple[int, ...], sample: Encoded, rows: int) -> list[str]:
         ids = self._ids(prompt, rows)
         out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), **passing(self.model, cache), **_GREEDY,
-            max_new_tokens=sample.sample.max_new_tokens, pad_token_id=self.tokenizer.eos_token_id,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            **passing(self.model, cache),
+            **_GREEDY,
+            max_new_tokens=sample.sample.max_new_tokens,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
         return self.tokenizer.batch_decode(out[:, len(prompt) :], skip_special_tokens=True)
 
     def _ids(self, tokens: Sequence[int], rows: int = 1) -> Tensor:
@@ -293,8 +305,9 @@ def plan_for(method: Method, prefix: Prefix, length: int, interval: int, after: 
     if slots < 1:
         raise ConfigurationError(
             f"a budget that holds the state of {method.name} and a token at least",
-            f"{method.budget:.0%} of {length + after} tokens", "Allow more bytes, or longer texts.",
-        )  # fmt: skip
+            f"{method.budget:.0%} of {length + after} tokens",
+            "Allow more bytes, or longer texts.",
+        )
     budget = method.policy.spending(Budget(tokens=slots))
     return Plan(method.policy, budget, length if method.policy.whole else interval, last=length)
 
@@ -310,9 +323,10 @@ def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: in
     sequences = [layer.sequences[row] for layer in layers]
     if any(sequence.updates != plan.updates(length) for sequence in sequences):
         raise ModelError(
-            f"{plan.updates(length)} updates in each layer", f"{[s.updates for s in sequences]}",
+            f"{plan.updates(length)} updates in each layer",
+            f"{[s.updates for s in sequences]}",
             "This model bypasses its cache; please report it with the model's name.",
-        )  # fmt: skip
+        )
     slots = sum(sum(sequence.slots()) for sequence in sequences)
     held = sum(sequence.nbytes() for sequence in sequences)
     if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
@@ -343,5 +357,6 @@ def check_bytes(method: Method, held: Held) -> None:
     if not allowed - held.bytes_per_slot <= held.bytes_held <= allowed + 1:
         raise ModelError(
             f"{allowed:,.0f} bytes held by {method.name}, to within {held.bytes_per_slot:,}",
-            f"{held.bytes_held:,}", "Please report this with the model's name.",
-        )  # fmt: skip
+            f"{held.bytes_held:,}",
+            "Please report this with the model's name.",
+        )

@@ -89,22 +89,34 @@ def _key(row: Row) -> _Key:
 def keys(group: TextGroup, batch: Iterable[Method]) -> set[_Key]:
     return {
         (encoded.sample.task, group.tokens, encoded.sample.id, method.name, method.budget)
-        for encoded in group.samples for method in batch
-    }  # fmt: skip
+        for encoded in group.samples
+        for method in batch
+    }
 
 
 def row_of(group: TextGroup, answer: Answer) -> Row:
     sample, held = answer.sample.sample, answer.held
     return {
-        "task": sample.task, "tokens": group.tokens, "sample": sample.id, "policy": answer.method.name,
-        "budget": answer.method.budget, "nll": answer.nll, "exact": int(answer.exact), "metric": sample.metric,
-        "score": answer.score, "prediction": answer.prediction, "gold": sample.gold,
+        "task": sample.task,
+        "tokens": group.tokens,
+        "sample": sample.id,
+        "policy": answer.method.name,
+        "budget": answer.method.budget,
+        "nll": answer.nll,
+        "exact": int(answer.exact),
+        "metric": sample.metric,
+        "score": answer.score,
+        "prediction": answer.prediction,
+        "gold": sample.gold,
         **dataclasses.asdict(held),
-        "context_tokens": len(group.text), "prompt_tokens": len(answer.sample.prompt),
-        "removed_tokens": answer.sample.removed, "rendered": answer.sample.template,
-        "context_hash": _hash(sample.context), "prompt_sha256": _hash(list(answer.sample.prompt)),
+        "context_tokens": len(group.text),
+        "prompt_tokens": len(answer.sample.prompt),
+        "removed_tokens": answer.sample.removed,
+        "rendered": answer.sample.template,
+        "context_hash": _hash(sample.context),
+        "prompt_sha256": _hash(list(answer.sample.prompt)),
         "seconds": round(answer.seconds, 4),
-    }  # fmt: skip
+    }
 
 
 def _hash(value: str | list[int]) -> str:
@@ -115,18 +127,22 @@ def common_fields(config: EvaluationConfig, model: PreTrainedModel, tokenizer: P
     """What is the same in all rows. `template` is of the run; how a sample was put, `rendered`, stands in its row."""
     return {
         "template": "chat" if config.template != "raw" and tokenizer.chat_template else "raw",
-        "split": config.split, "seed": config.seed, "protocol": config.protocol, "model": config.model,
-        "update_interval": config.update_interval, **provenance(model),
-    }  # fmt: skip
+        **config.model_dump(include={"model", "update_interval", "split", "seed", "protocol"}),
+        **provenance(model),
+    }
 
 
 def provenance(model: PreTrainedModel) -> Row:
     """What a number was measured by and on."""
     return {
-        "dtype": str(model.dtype).removeprefix("torch."), "namm": __version__, "torch": torch.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(), "hardware": _hardware(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "namm": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "hardware": _hardware(),
         "commit": _commit(),
-    }  # fmt: skip
+    }
 
 
 def _hardware() -> str:

@@ -119,9 +119,10 @@ def write_report(out: str | Path) -> Summary:
     summary = summarise(read_rows(out), saved)
     title = f"{saved['config']['model']} with a memory"
     for name, text in (
-        ("summary.md", to_markdown(summary)), ("summary.json", to_json(summary)),
+        ("summary.md", to_markdown(summary)),
+        ("summary.json", to_json(summary)),
         ("report.html", to_html(summary, title)),
-    ):  # fmt: skip
+    ):
         write(out / name, text)
     return summary
 

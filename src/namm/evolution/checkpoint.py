@@ -212,9 +212,10 @@ def _check_same_run(saved: dict[str, Any], now: dict[str, Any], done: int) -> No
     before, after = saved.pop("stages"), now.pop("stages")
     if sum(stage["generations"] for stage in after) < done:
         raise ConfigurationError(
-            f"at least {done} generations, those of the run to resume", sum(s["generations"] for s in after),
+            f"at least {done} generations, those of the run to resume",
+            sum(s["generations"] for s in after),
             "Use another folder, or start another run at its memory.",
-        )  # fmt: skip
+        )
     shared = [{"generations": stage.pop("generations"), **stage} for stage in map(dict, before)]
     common = [{"generations": stage.pop("generations"), **stage} for stage in map(dict, after[: len(before)])]
     if shared and len(common) == len(shared):
@@ -238,9 +239,10 @@ def _saved_identity(file: Path) -> dict[str, Any]:
     version = values.get("format")
     if version != FORMAT_VERSION:
         raise ConfigurationError(
-            f"a run folder of format {FORMAT_VERSION}", f"{file} of {'none' if version is None else version}",
+            f"a run folder of format {FORMAT_VERSION}",
+            f"{file} of {'none' if version is None else version}",
             "Resume it with the version of namm that started it, or use another folder.",
-        )  # fmt: skip
+        )
     try:
         return EvolutionConfig(**values).identity()
     except ConfigurationError as error:

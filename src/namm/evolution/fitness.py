@@ -145,9 +145,10 @@ class ModelProblem:
                 found = [sample for i, sample in enumerate(found) if (i % _HELD_OUT == _HELD_OUT - 1) == held_out]
             if not found:
                 raise ConfigurationError(
-                    f"a sample of {item.task} for {item.split} at least", "none",
+                    f"a sample of {item.task} for {item.split} at least",
+                    "none",
                     f"Each {_HELD_OUT}th sample of a file is held out for validation: give {_HELD_OUT} or more.",
-                )  # fmt: skip
+                )
             self._loaded[key] = found
         return self._loaded[key]
 
@@ -280,9 +281,10 @@ def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> N
     asked = max((tokens for stage in generated for tokens in stage.tokens), default=0)
     if longest is not None and asked > longest:
         raise ConfigurationError(
-            f"stages.tokens that all models of the run can read: {name} reads {longest}", asked,
+            f"stages.tokens that all models of the run can read: {name} reads {longest}",
+            asked,
             "Use shorter texts, or leave that model out.",
-        )  # fmt: skip
+        )
 
 
 class _Scores(Probe):

@@ -95,8 +95,11 @@ class RayWorkers(Pool[_Actor]):
             if wanted * self._count > offered.get(name, 0):
                 log.warning(
                     "the Ray cluster offers %g %s, %d workers want %g each: those without wait for it to grow",
-                    offered.get(name, 0), name, self._count, wanted,
-                )  # fmt: skip
+                    offered.get(name, 0),
+                    name,
+                    self._count,
+                    wanted,
+                )
 
 
 class _Measurer:
@@ -133,9 +136,12 @@ def _connect(ray: ModuleType, workers: Workers) -> None:
             _check_address(address, workers.timeout)
         code = {"py_modules": [str(Path(namm.__file__).parent)]}
         ray.init(
-            address=address, runtime_env=None if address == "local" else code, log_to_driver=False,
-            logging_level=logging.WARNING, include_dashboard=False if address == "local" else None,
-        )  # fmt: skip
+            address=address,
+            runtime_env=None if address == "local" else code,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=False if address == "local" else None,
+        )
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
         reason = " ".join(str(error).split())[:300]
         way_out = (

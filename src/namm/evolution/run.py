@@ -196,13 +196,19 @@ class _Run:
             validated |= dict(zip([n for n, _, _ in named], self._validate(stage, named), strict=True))
         seconds = time.perf_counter() - began
         progress = Generation(
-            after, self.config.generations, self.config.stages[stage].name, _number(fitness[0]),
+            after,
+            self.config.generations,
+            self.config.stages[stage].name,
+            _number(fitness[0]),
             _number(np.nanmax(fitness[1:])) if not np.isnan(fitness[1:]).all() else None,
-            _number(np.mean([o.share for row in outcomes for o in row])), self.strategy.step_size, self.evaluations,
-            (self.evaluations - spent) / seconds, seconds,
+            _number(np.mean([o.share for row in outcomes for o in row])),
+            self.strategy.step_size,
+            self.evaluations,
+            (self.evaluations - spent) / seconds,
+            seconds,
             validated[MEAN]["fitness"] if MEAN in validated else None,
             self.records[self._winner()].fitness if self.records else None,
-        )  # fmt: skip
+        )
         row = asdict(progress) | {"time": time.time(), "validated": validated}
         done = (*self.folder.state.told, as_told(told))
         self.folder.write(Checkpoint(done, self.records, self.evaluations, self.drawn, self.versions), row)
@@ -219,14 +225,16 @@ class _Run:
         told = self.strategy.told[-1]
         if np.isnan(told).all():
             raise RunError(
-                "candidates that can be measured", f"NaN for all of them in {_STANDSTILL} generations",
+                "candidates that can be measured",
+                f"NaN for all of them in {_STANDSTILL} generations",
                 "Check the model in its dtype on these tasks; what was done is kept.",
-            )  # fmt: skip
+            )
         raise RunError(
-            "candidates that differ in fitness", f"the same for all in {_STANDSTILL} generations",
+            "candidates that differ in fitness",
+            f"the same for all in {_STANDSTILL} generations",
             "Nothing that matters is forgotten, or everything: change objective.budgets, the texts' length against "
             "memory.update_interval, or start.bias; or raise search.sigma.",
-        )  # fmt: skip
+        )
 
     def _stage(self, generation: int) -> tuple[int, int, int]:
         """Index of the stage that `generation` belongs to, its first generation, and that of the next stage."""
@@ -271,11 +279,13 @@ class _Run:
                 self._keep(name, point)
             rows.append(
                 {
-                    "fitness": fitness, "nll": _number(np.mean([o.nll for o in mine])),
-                    "share": _number(np.mean([o.share for o in mine])), "scores": [_number(o.score) for o in mine],
+                    "fitness": fitness,
+                    "nll": _number(np.mean([o.nll for o in mine])),
+                    "share": _number(np.mean([o.share for o in mine])),
+                    "scores": [_number(o.score) for o in mine],
                     "models": [_number(scores[:, index].mean()) for scores in of_model],
                 }
-            )  # fmt: skip
+            )
         return rows
 
     def _threshold(self, items: list[Item], point: np.ndarray) -> float:
@@ -313,7 +323,7 @@ def _other_candidates(path: Path, state: Checkpoint) -> RunError:
         "others, under " + ("; ".join(differ) or f"the same versions ({', '.join(map(' '.join, now.items()))})"),
         f"Resume it where it ran, with those versions, or start another run from {path / MEMORY} (start.from): "
         "nothing was changed.",
-    )  # fmt: skip
+    )
 
 
 def _measured(problem: Problem, unit: tuple[Item, NAMM]) -> list[Outcome]:

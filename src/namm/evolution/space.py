@@ -125,9 +125,10 @@ def _gains(origin: NAMM, theta: np.ndarray, place: dict[str, slice]) -> np.ndarr
     weights = theta[place["w_qkv"]].reshape(rows, columns)
     if not weights.any():
         raise ConfigurationError(
-            'a start with weights for the space "gains"', "zeros, which a factor leaves zero",
+            'a start with weights for the space "gains"',
+            "zeros, which a factor leaves zero",
             'Start warm or at a memory, or use the space "scoring".',
-        )  # fmt: skip
+        )
     basis = np.zeros((len(theta), rows))
     for row in range(rows):
         first = place["w_qkv"].start + row * columns

@@ -36,14 +36,7 @@ def start_memory(config: EvolutionConfig, executor: Executor) -> NAMM:
 
 def layout(config: EvolutionConfig) -> NAMMConfig:
     """The kind of network that `config` evolves."""
-    memory = config.memory
-    return NAMMConfig(
-        features=memory.features, width=memory.width, update_interval=memory.update_interval, per=memory.per,
-        safeguard=memory.safeguard,
-        rehearses=memory.rehearses, rehearsal=memory.rehearsal, window=memory.window, rotated=memory.rotated,
-        competes=memory.competes,
-        trained_on=description(config),
-    )  # fmt: skip
+    return NAMMConfig(**dict(config.memory), trained_on=description(config))
 
 
 def description(config: EvolutionConfig) -> str:
@@ -69,9 +62,10 @@ def _saved(config: EvolutionConfig) -> NAMM:
     for name in ("features", "width"):
         if getattr(start.config, name) != getattr(wanted, name):
             raise ConfigurationError(
-                f"a start with memory.{name} = {getattr(wanted, name)!r}", repr(getattr(start.config, name)),
+                f"a start with memory.{name} = {getattr(wanted, name)!r}",
+                repr(getattr(start.config, name)),
                 f"Set memory.{name} to what {config.start.from_} has, or start at another memory.",
-            )  # fmt: skip
+            )
     return NAMM.from_vector(start.theta, start.mean, start.var, wanted)
 
 

@@ -125,9 +125,13 @@ def versions() -> dict[str, str]:
     loaded = package("threadpoolctl", "evolve").threadpool_info()
     blas = {f"{x['internal_api']} {x['version']} {x.get('architecture')}" for x in loaded if x["user_api"] == "blas"}
     return {
-        "namm": __version__, "cma": package("cma", "evolve").__version__, "numpy": np.__version__,
-        "torch": torch.__version__, "blas": ", ".join(sorted(blas)), "machine": platform.machine(),
-    }  # fmt: skip
+        "namm": __version__,
+        "cma": package("cma", "evolve").__version__,
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "blas": ", ".join(sorted(blas)),
+        "machine": platform.machine(),
+    }
 
 
 def paired_ranks(scores: np.ndarray) -> np.ndarray:

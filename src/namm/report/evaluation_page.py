@@ -50,14 +50,20 @@ def to_html(summary: Summary, title: str) -> str:
     settings = [(setting, list(groups)) for setting, groups in groupby(summary.groups, key=lambda g: g.setting)]
     findings = [(setting, list(_findings(groups))) for setting, groups in settings]
     values = {
-        "title": title, "subtitle": _subtitle(summary), "summary": summary, "columns": COLUMNS,
+        "title": title,
+        "subtitle": _subtitle(summary),
+        "summary": summary,
+        "columns": COLUMNS,
         "settings": [(setting, groups, figures(groups, f"s{i}")) for i, (setting, groups) in enumerate(settings)],
         "findings": [(setting, found) for setting, found in findings if found],
         "configuration": dict(_flat(summary.config)),
         "found": {name: ", ".join(values) for name, values in summary.provenance.items() if values},
-        "heads_of": _heads_of, "plain_heads": _plain_heads, "baselines_of": _baselines_of,
-        "normalised_of": _normalised_of, "gap_of": _gap_of,
-    }  # fmt: skip
+        "heads_of": _heads_of,
+        "plain_heads": _plain_heads,
+        "baselines_of": _baselines_of,
+        "normalised_of": _normalised_of,
+        "gap_of": _gap_of,
+    }
     return fill(
         "evaluation.html",
         values,

@@ -21,19 +21,35 @@ if TYPE_CHECKING:
 # The style sheet may have another value for each of these names, and has one in the dark. Lines are Okabe and Ito's,
 # made darker for contrast.
 COLOURS = {
-    "ink": "#1c2126", "soft": "#59626c", "grid": "#e9e8e3", "paper": "#f7f6f2", "plain": "#7d8691",
-    "learned-0": "#c2410c", "learned-1": "#8a3ffc", "learned-2": "#9b1c4a",
-    "line-0": "#0072b2", "line-1": "#009070", "line-2": "#b07a00", "line-3": "#b0568f", "line-4": "#3c93c8",
+    "ink": "#1c2126",
+    "soft": "#59626c",
+    "grid": "#e9e8e3",
+    "paper": "#f7f6f2",
+    "plain": "#7d8691",
+    "learned-0": "#c2410c",
+    "learned-1": "#8a3ffc",
+    "learned-2": "#9b1c4a",
+    "line-0": "#0072b2",
+    "line-1": "#009070",
+    "line-2": "#b07a00",
+    "line-3": "#b0568f",
+    "line-4": "#3c93c8",
     "line-5": "#6f7d1c",
-}  # fmt: skip
+}
 _MORE, _LESS = (22, 104, 181), (190, 96, 8)  # kept more than others, and less
 _CLIPPED = 2.0  # powers of two
 _BINS, _SHADES = 240, 65
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "namm", "text.parse_math": False, "font.family": "DejaVu Sans",
-    "text.color": COLOURS["ink"], "axes.labelcolor": COLOURS["ink"], "xtick.color": COLOURS["ink"],
-    "ytick.color": COLOURS["ink"], "axes.edgecolor": COLOURS["soft"],
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "namm",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "xtick.color": COLOURS["ink"],
+    "ytick.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["soft"],
+}
 
 
 @contextmanager
@@ -141,9 +157,14 @@ def kept_heatmap(
             rows = [np.histogram(head, edges)[0] / np.diff(edges) for layer in layers for head in layer]
             heads = len(layers[0])
             image = panel.imshow(
-                np.array(rows), aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest",
+                np.array(rows),
+                aspect="auto",
+                cmap="Blues",
+                vmin=0,
+                vmax=1,
+                interpolation="nearest",
                 extent=(0, tokens, len(layers), 0),
-            )  # fmt: skip
+            )
             kept = sum(len(head) for layer in layers for head in layer) / (len(rows) * tokens)
             panel.set_title(f"{name}: {kept:.0%} of the slots kept", loc="left", fontsize=10)
             panel.set_ylabel(f"layer\n({heads} kv head{'s' if heads > 1 else ''} each)", fontsize=8)

@@ -126,15 +126,23 @@ def forgetting_of(
     ids, spans, interval = to_read(model, tokenizer, text, policy, update_interval)
     if policy.evicts and len(ids) < interval:
         raise ConfigurationError(
-            f"at least {interval} tokens, the update interval", f"{len(ids)} tokens",
+            f"at least {interval} tokens, the update interval",
+            f"{len(ids)} tokens",
             "Nothing would be forgotten: lower the interval or give a longer text.",
-        )  # fmt: skip
+        )
     events = record(model, tokenizer, text, policy, selection, interval, names=names)
     judged = torch.arange(len(ids)) < (len(ids) // interval * interval if policy.evicts else len(ids))
     return Forgetting(
-        text, spans, classify(text, spans, language, file), tuple(events[0]["layers"]), events[0]["heads"],
-        _kept(events), judged, interval, events,
-    )  # fmt: skip
+        text,
+        spans,
+        classify(text, spans, language, file),
+        tuple(events[0]["layers"]),
+        events[0]["heads"],
+        _kept(events),
+        judged,
+        interval,
+        events,
+    )
 
 
 def by_class(*runs: Forgetting, layer: int | None = None) -> list[_ClassShare]:
@@ -155,11 +163,14 @@ def class_table(run: Forgetting, layer: int | None = None) -> list[tuple[str, ..
     """What was kept of each class, as text under `COLUMNS`; a class of few tokens has an asterisk."""
     return [
         (
-            row.name + ("*" if row.tokens < FEW else ""), f"{row.tokens:,}", percent(row.share), times(row.ratio),
+            row.name + ("*" if row.tokens < FEW else ""),
+            f"{row.tokens:,}",
+            percent(row.share),
+            times(row.ratio),
             times(row.ratio_among_neighbours),
         )
         for row in by_class(run, layer=layer)
-    ]  # fmt: skip
+    ]
 
 
 def percent(share: float) -> str:

@@ -59,16 +59,21 @@ def memory_page(
     for recording in shown:
         if not 1 <= len(recording["traces"]) <= 2:
             raise ConfigurationError(
-                f"one or two memories of {recording['title']!r}", f"{len(recording['traces'])}",
+                f"one or two memories of {recording['title']!r}",
+                f"{len(recording['traces'])}",
                 "Write a page for each two that are to be compared.",
-            )  # fmt: skip
+            )
     heading = "Inside the memory" if live is not None or len(shown) != 1 else shown[0]["title"]
     values = {
         "title": f"{heading}, as a memory holds it" if heading != "Inside the memory" else heading,
-        "heading": heading, "scripts": _SCRIPTS, "runs": runs, "few": FEW,
-        "data": {"live": live, "recordings": []} if live is not None else
-            {"live": None, "recordings": shown, "layer": layer, "classes": CLASSES},
-    }  # fmt: skip
+        "heading": heading,
+        "scripts": _SCRIPTS,
+        "runs": runs,
+        "few": FEW,
+        "data": {"live": live, "recordings": []}
+        if live is not None
+        else {"live": None, "recordings": shown, "layer": layer, "classes": CLASSES},
+    }
     if runs:
         values |= _comparison(runs, layer)
     return fill("memory.html", values, {"percent": _percent, "times": times, "tone": _tone, "strength": _strength})

@@ -20,9 +20,12 @@ def fill(template: str, values: dict[str, Any], filters: dict[str, Any] | None =
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("namm.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("namm.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     environment.filters |= filters or {}
     environment.globals["asset"] = lambda name: Markup((_FILES / name).read_text(encoding="utf-8"))

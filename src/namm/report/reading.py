@@ -36,9 +36,10 @@ def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
     fitting = min(own_interval(policy), tokens // policy.hop * policy.hop)
     if fitting == 0:
         raise ConfigurationError(
-            f"a text of at least {policy.hop} tokens, the least that {policy.name} can judge", f"{tokens} tokens",
+            f"a text of at least {policy.hop} tokens, the least that {policy.name} can judge",
+            f"{tokens} tokens",
             "Give a longer text.",
-        )  # fmt: skip
+        )
     return fitting
 
 
@@ -48,9 +49,10 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int]
         raise ConfigurationError("a text to read", "an empty one" if not text else "white space only", "Give a text.")
     if not tokenizer.is_fast:
         raise ModelError(
-            "a tokenizer that knows where its tokens stand in the text", type(tokenizer).__name__,
+            "a tokenizer that knows where its tokens stand in the text",
+            type(tokenizer).__name__,
             "Load the fast tokenizer of this model: AutoTokenizer.from_pretrained(..., use_fast=True).",
-        )  # fmt: skip
+        )
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     return list(encoded["input_ids"]), tuple((start, stop) for start, stop in encoded["offset_mapping"])
 
@@ -60,6 +62,7 @@ def _check_context(model: PreTrainedModel, tokens: int) -> None:
     longest = context_length(model)
     if longest is not None and tokens > longest:
         raise ConfigurationError(
-            f"a text of at most {longest:,} tokens, the context of this model", f"{tokens:,} tokens",
+            f"a text of at most {longest:,} tokens, the context of this model",
+            f"{tokens:,} tokens",
             "Cut the text, or inspect it with a model of longer context.",
-        )  # fmt: skip
+        )

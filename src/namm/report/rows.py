@@ -11,18 +11,27 @@ from typing import Any, TypeGuard
 import numpy as np
 from jaxtyping import Float
 
+from namm.configuration import OWN
 from namm.errors import ConfigurationError
 
 _MEASURES = (
-    "nll", "exact", "score", "bytes_held", "bytes_full", "bytes_per_slot", "slots", "slots_full", "peak_bytes",
-    "seconds", "bytes_elsewhere",
-)  # fmt: skip
+    "nll",
+    "exact",
+    "score",
+    "bytes_held",
+    "bytes_full",
+    "bytes_per_slot",
+    "slots",
+    "slots_full",
+    "peak_bytes",
+    "seconds",
+    "bytes_elsewhere",
+)
 _SIGNED = ("nll", "score")
 _TEXTS = ("task", "sample", "protocol", "template", "policy", "context_hash", "prompt_sha256")
 _MAY_BE_NULL = ("exact", "score", "peak_bytes", "seconds", "bytes_elsewhere")
 _NAMES = ("task", "tokens", "sample", "protocol", "template", "policy", "budget", "context_hash", "prompt_sha256")
 WITHOUT_BUDGET = ("full", "floor")
-OWN = "own"
 
 Budget = float | str | None
 Row = dict[str, Any]
@@ -75,18 +84,20 @@ def check(rows: Iterable[Row]) -> list[Row]:
         key = (setting, sample, row["policy"], budget_of(row))
         if key in seen:
             raise ConfigurationError(
-                "one row for each task, length, sample, protocol, policy and budget", f"two of {_name(row)}",
+                "one row for each task, length, sample, protocol, policy and budget",
+                f"two of {_name(row)}",
                 "Rows of two runs do not go into one summary; summarise each folder by itself.",
-            )  # fmt: skip
+            )
         seen.add(key)
         if (
             row["policy"] != "truncated"
             and prompts.setdefault((setting, sample), row["prompt_sha256"]) != (row["prompt_sha256"])
         ):
             raise ConfigurationError(
-                "the same prompt for all policies on a sample", f"another prompt_sha256 in {_name(row)}",
+                "the same prompt for all policies on a sample",
+                f"another prompt_sha256 in {_name(row)}",
                 "The rows come from different versions of the task; evaluate again into a new folder.",
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -145,9 +156,10 @@ def _check_fields(row: Row) -> None:
     missing = [name for name in (*_NAMES, *_MEASURES) if name not in row and name not in _MAY_BE_NULL]
     if missing:
         raise ConfigurationError(
-            f"rows with {', '.join(missing)}", f"a row with only {', '.join(sorted(row)) or 'nothing'}",
+            f"rows with {', '.join(missing)}",
+            f"a row with only {', '.join(sorted(row)) or 'nothing'}",
             "Write rows with `namm eval`.",
-        )  # fmt: skip
+        )
     for name in _TEXTS:
         if not isinstance(row[name], str):
             raise ConfigurationError(
@@ -159,19 +171,22 @@ def _check_fields(row: Row) -> None:
             continue
         if not _is_number(value) or (value < 0 and measure not in _SIGNED):
             raise ConfigurationError(
-                f"a finite number for {measure}", f"{value!r} in {_name(row)}",
+                f"a finite number for {measure}",
+                f"{value!r} in {_name(row)}",
                 "Evaluate this sample again; a mean over such a row would mean nothing.",
-            )  # fmt: skip
+            )
     if row["bytes_full"] <= 0 or row["slots_full"] <= 0:
         raise ConfigurationError(
-            "a full cache of at least one slot", f"bytes_full {row['bytes_full']}, slots_full {row['slots_full']} in "
-            f"{_name(row)}", "Evaluate this sample again.",
-        )  # fmt: skip
+            "a full cache of at least one slot",
+            f"bytes_full {row['bytes_full']}, slots_full {row['slots_full']} in {_name(row)}",
+            "Evaluate this sample again.",
+        )
     if row["policy"] not in WITHOUT_BUDGET and not (row["budget"] == OWN or _is_number(row["budget"])):
         raise ConfigurationError(
-            f'a budget that is a share of the full cache\'s bytes or "{OWN}"', f"{row['budget']!r} in {_name(row)}",
+            f'a budget that is a share of the full cache\'s bytes or "{OWN}"',
+            f"{row['budget']!r} in {_name(row)}",
             "Only full and floor have no budget.",
-        )  # fmt: skip
+        )
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

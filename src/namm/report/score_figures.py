@@ -136,11 +136,14 @@ def chart(title: str, groups: Sequence[Group], task: str | None, looks: dict[str
                 points.setdefault((line.policy, group.budget == "own"), []).append(point)
     curves = [
         Curve(
-            label(policy) + (", own threshold" if own else ""), looks[policy],
-            tuple(sorted(found, key=lambda p: p.share)), own, whiskers=policy in learned and not exact,
+            label(policy) + (", own threshold" if own else ""),
+            looks[policy],
+            tuple(sorted(found, key=lambda p: p.share)),
+            own,
+            whiskers=policy in learned and not exact,
         )
         for (policy, own), found in sorted(points.items(), key=lambda item: item[0][0] in learned)  # drawn last
-    ]  # fmt: skip
+    ]
     shown = tuple((label(policy).split(" (")[0], looks[policy], value) for policy, value in levels.items())
     ticks = tuple(sorted({group.budget for group in groups if isinstance(group.budget, float)}))
     return Chart(title, tuple(curves), shown, ticks, least=0.0 if exact else -0.5, most=1.0 if exact else 1.5)
@@ -224,9 +227,13 @@ def _curve(curve: Curve, axes: Axes, gid: str, labels: bool) -> dict[str, str]:
     style: dict[str, Any] = {"color": look.colour, "clip_on": False}
     if not curve.own and len(curve.points) > 1:
         axes.plot(
-            [p.share for p in curve.points], [inside(p.value) for p in curve.points], linewidth=look.width,
-            linestyle=look.dash, gid=gid, **style,
-        )  # fmt: skip
+            [p.share for p in curve.points],
+            [inside(p.value) for p in curve.points],
+            linewidth=look.width,
+            linestyle=look.dash,
+            gid=gid,
+            **style,
+        )
         titles[gid] = curve.name
     for i, point in enumerate(curve.points):
         y, arrow = inside(point.value), "up" if point.value > high else "down" if point.value < low else ""
@@ -240,9 +247,14 @@ def _curve(curve: Curve, axes: Axes, gid: str, labels: bool) -> dict[str, str]:
         titles[f"{gid}p{i}"] = f"{curve.name}, {share(point.share)} of the bytes: {number(point.value)}{between}"
         if curve.own and labels:
             axes.annotate(
-                "own", (point.share, y), (0, -17 if i % 2 else 9), textcoords="offset points", ha="center",
-                fontsize=12, color=look.colour,
-            )  # fmt: skip
+                "own",
+                (point.share, y),
+                (0, -17 if i % 2 else 9),
+                textcoords="offset points",
+                ha="center",
+                fontsize=12,
+                color=look.colour,
+            )
     return titles
 
 
@@ -270,10 +282,17 @@ def _label(chart: Chart, axes: Axes, width: int, height: int) -> None:
     for (value, at, name, look), y in zip(ends, heights, strict=True):
         tie = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.8, "alpha": 0.5, "shrinkA": 2, "shrinkB": 0}
         axes.annotate(
-            name, (at, value), (1 + 14 / wide, y / tall), textcoords="axes fraction", va="center_baseline", fontsize=12,
-            color=look.colour, weight="bold" if look.width > 2 else "normal", annotation_clip=False,
+            name,
+            (at, value),
+            (1 + 14 / wide, y / tall),
+            textcoords="axes fraction",
+            va="center_baseline",
+            fontsize=12,
+            color=look.colour,
+            weight="bold" if look.width > 2 else "normal",
+            annotation_clip=False,
             arrowprops={**tie, "relpos": (0, 0.5)},
-        )  # fmt: skip
+        )
 
 
 def _apart(wanted: list[float], gap: float, bottom: float, top: float) -> list[float]:

@@ -25,9 +25,18 @@ _FEW_CONTEXTS = 10
 _SPECIAL = ("full", "oracle", "random", "truncated", "floor")
 _SANITY = ("full", "random", "streaming", "truncated")
 _PROVENANCE = (
-    "model", "dtype", "split", "seed", "update_interval", "commit", "namm", "torch", "transformers", "python",
+    "model",
+    "dtype",
+    "split",
+    "seed",
+    "update_interval",
+    "commit",
+    "namm",
+    "torch",
+    "transformers",
+    "python",
     "hardware",
-)  # fmt: skip
+)
 
 _Column = Float[np.ndarray, "sample"]
 
@@ -87,14 +96,18 @@ def _group(setting: Setting, budget: Budget, rows: Sequence[Row], universe: Sequ
     lines = tuple(_line(table, policy) for policy in policies)
     spans = [_span(block) for block in laid]
     return Group(
-        setting.protocol, setting.template, setting.tokens, budget,
+        setting.protocol,
+        setting.template,
+        setting.tokens,
+        budget,
         tasks={block.task: block.metric for block in laid},
-        lines=lines, best_heuristic=best,
+        lines=lines,
+        best_heuristic=best,
         samples=sum(len(block.clusters) for block in laid),
         short_spans=sum(int((span < LEAST_SPAN).sum()) for span in spans),
         spans=sum(int((~np.isnan(span)).sum()) for span in spans),
         notes=tuple(_notes(table, lines, budget, overlooked)),
-    )  # fmt: skip
+    )
 
 
 def _best_heuristic(laid: Sequence[TaskTable], heuristics: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -190,16 +203,23 @@ def _scores(table: _Table, policy: str, scope: str | None) -> Scores:
     compared = [b for b in table.baselines if b != policy and kind(policy) not in WITHOUT_BUDGET]
     gap_closed, gap_refused = _gap_closed(table, policy, scope)
     return Scores(
-        n=n, missing=sum(len(block.clusters) for block in within) - n,
-        nll=mean("nll"), exact=mean("exact"), score=mean("score"),
+        n=n,
+        missing=sum(len(block.clusters) for block in within) - n,
+        nll=mean("nll"),
+        exact=mean("exact"),
+        score=mean("score"),
         normalised=estimates.get(("normalised", policy)),
-        to_full=estimates.get(("to full", policy)), score_to_full=estimates.get(("score to full", policy)),
+        to_full=estimates.get(("to full", policy)),
+        score_to_full=estimates.get(("score to full", policy)),
         against={b: _comparison(estimates.get(("against", policy, b)), within, policy, b) for b in compared},
-        gap_closed=gap_closed, gap_refused=gap_refused,
+        gap_closed=gap_closed,
+        gap_refused=gap_refused,
         bytes_share=mean("bytes_held", "bytes_full"),
         bytes_range=(float(np.nanmin(shares)), float(np.nanmax(shares))) if n else None,
-        slots_share=mean("slots", "slots_full"), peak_share=mean("peak_bytes", "bytes_full"), seconds=mean("seconds"),
-    )  # fmt: skip
+        slots_share=mean("slots", "slots_full"),
+        peak_share=mean("peak_bytes", "bytes_full"),
+        seconds=mean("seconds"),
+    )
 
 
 def _comparison(estimate: Estimate | None, within: Sequence[TaskTable], a: str, b: str) -> Comparison:
@@ -320,25 +340,29 @@ def _notes_of_bytes(table: _Table, of: dict[str, Scores]) -> Iterator[str]:
     }
     gaps = {
         (a, b)
-        for a, scores in of.items() if scores.gap_refused == "bytes differ"
-        for b in (table.best, "oracle") if b and b != a and not _bytes_agree(table.blocks, a, b)
-    }  # fmt: skip
+        for a, scores in of.items()
+        if scores.gap_refused == "bytes differ"
+        for b in (table.best, "oracle")
+        if b and b != a and not _bytes_agree(table.blocks, a, b)
+    }
     pairs = {frozenset(pair) for pair in against | gaps}
     while pairs:
         worst = max(of, key=lambda policy: sum(policy in pair for pair in pairs))
         others = [policy for policy in of if policy != worst and frozenset((worst, policy)) in pairs]
         yield (
             f"Bytes differ, not compared: {label(worst)} ({share(of[worst].bytes_share)} of the full cache) with "
-            + ", ".join(f"{label(other)} ({share(of[other].bytes_share)})" for other in others) + "."
-        )  # fmt: skip
+            + ", ".join(f"{label(other)} ({share(of[other].bytes_share)})" for other in others)
+            + "."
+        )
         pairs -= {frozenset((worst, other)) for other in others}
     fewer = [p for p in of if "truncated" in of[p].against and not of[p].against["truncated"].refused]
     fewer = [p for p in fewer if any((-_excess_below(block, p) > 0).any() for block in table.blocks)]
     if fewer:
         yield (
             f"The truncated prompt holds fewer bytes ({share(of['truncated'].bytes_share)}) than "
-            + ", ".join(f"{label(p)} ({share(of[p].bytes_share)})" for p in fewer) + "; compared all the same."
-        )  # fmt: skip
+            + ", ".join(f"{label(p)} ({share(of[p].bytes_share)})" for p in fewer)
+            + "; compared all the same."
+        )
 
 
 def _excess_below(block: TaskTable, policy: str) -> _Column:

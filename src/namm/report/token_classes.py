@@ -22,8 +22,19 @@ KEYWORD, IDENTIFIER, LITERAL = "keywords", "identifiers", "literals"
 _SPECIAL = "special tokens"  # such as <s>, which stand for no character of the text
 
 CLASSES = (
-    CONTENT, STOP, NUMBER, IDENTIFIER, KEYWORD, LITERAL, COMMENT, DOCSTRING, PUNCTUATION, INDENTATION, SPACE, _SPECIAL,
-)  # fmt: skip
+    CONTENT,
+    STOP,
+    NUMBER,
+    IDENTIFIER,
+    KEYWORD,
+    LITERAL,
+    COMMENT,
+    DOCSTRING,
+    PUNCTUATION,
+    INDENTATION,
+    SPACE,
+    _SPECIAL,
+)
 
 CODE_SUFFIXES = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cs", ".go", ".java", ".js", ".rs", ".sh", ".ts")
 
@@ -43,7 +54,7 @@ with within without won't would wouldn't yet you your yours yourself yourselves
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 _PROSE = re.compile(
     r"(?P<space>\s+)|(?P<number>\d+(?:[.,:]\d+)*[^\W\d_]*)|(?P<word>[^\W_]+(?:['\u2019][^\W_]+)*)|(?P<other>\S)"
-)  # fmt: skip
+)
 _LINE_START = re.compile(r"^[ \t]+", re.MULTILINE)
 
 
@@ -142,9 +153,15 @@ def _code(text: str, lexer: Any) -> Iterator[tuple[Span, str]]:
     from pygments.token import Token
 
     classes = (
-        (Token.Comment.PreprocFile, LITERAL), (Token.Comment.Preproc, KEYWORD), (Token.Comment, COMMENT),
-        (Token.Literal.String.Doc, DOCSTRING), (Token.Literal, LITERAL), (Token.Keyword, KEYWORD),
-        (Token.Operator.Word, KEYWORD), (Token.Name, IDENTIFIER), (Token.Text, SPACE),
-    )  # fmt: skip
+        (Token.Comment.PreprocFile, LITERAL),
+        (Token.Comment.Preproc, KEYWORD),
+        (Token.Comment, COMMENT),
+        (Token.Literal.String.Doc, DOCSTRING),
+        (Token.Literal, LITERAL),
+        (Token.Keyword, KEYWORD),
+        (Token.Operator.Word, KEYWORD),
+        (Token.Name, IDENTIFIER),
+        (Token.Text, SPACE),
+    )
     for start, kind, piece in lexer.get_tokens_unprocessed(text):
         yield (start, start + len(piece)), next((name for of, name in classes if kind in of), PUNCTUATION)

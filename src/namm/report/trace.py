@@ -114,10 +114,18 @@ def start_event(
     """
     continues = 0 if cache is None else cache.get_seq_length()
     return {
-        "type": "start", "model": model, "memory": memory, "rule": rule, "layers": list(shape.layers),
-        "heads": shape.heads, "bytes_per_token": shape.bytes_per_token, "interval": interval, "tokens": list(tokens),
-        "continues": continues, "held": packed(held_by(cache)) if cache is not None and continues else None,
-    }  # fmt: skip
+        "type": "start",
+        "model": model,
+        "memory": memory,
+        "rule": rule,
+        "layers": list(shape.layers),
+        "heads": shape.heads,
+        "bytes_per_token": shape.bytes_per_token,
+        "interval": interval,
+        "tokens": list(tokens),
+        "continues": continues,
+        "held": packed(held_by(cache)) if cache is not None and continues else None,
+    }
 
 
 class Recorder:
@@ -134,9 +142,11 @@ class Recorder:
         """An `update` event if a layer forgot since the last call, else a `read` event."""
         report, updates = cache.memory(), _updates(cache)
         event: Event = {
-            "type": "read", "seen": report.tokens_seen, "bytes_held": report.bytes_held,
+            "type": "read",
+            "seen": report.tokens_seen,
+            "bytes_held": report.bytes_held,
             "bytes_full": report.bytes_full,
-        }  # fmt: skip
+        }
         if updates != self._updates:
             self._updates = updates
             event |= {"type": "update", "held": packed(held_by(cache))}
@@ -275,10 +285,15 @@ def record(
     decoder = find_decoder(model)
     events = [
         start_event(
-            None, shape_of(decoder.config, model.dtype), model=reader, memory=remembered, rule=rule_of(plan),
-            interval=interval, tokens=pieces(tokenizer, ids),
+            None,
+            shape_of(decoder.config, model.dtype),
+            model=reader,
+            memory=remembered,
+            rule=rule_of(plan),
+            interval=interval,
+            tokens=pieces(tokenizer, ids),
         )
-    ]  # fmt: skip
+    ]
     cache, recorder = None, Recorder()
     with attach(model, policy, selection, interval) as handle:
         for block in torch.tensor([ids], device=model.device).split(interval, dim=1):

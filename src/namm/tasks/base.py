@@ -46,15 +46,17 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.answers or not all(self.answers):
             raise ConfigurationError(
-                "at least one answer, none of them empty", f"{self.answers!r} in sample {self.id!r} of {self.task}",
+                "at least one answer, none of them empty",
+                f"{self.answers!r} in sample {self.id!r} of {self.task}",
                 "Repair or drop this sample.",
-            )  # fmt: skip
+            )
         if self.metric == "exact" and len(self.answers) > 1 and not self.target:
             got = f"{self.answers!r} in sample {self.id!r} of {self.task}"
             raise ConfigurationError(
-                'one answer, or a target, for the metric "exact"', got,
+                'one answer, or a target, for the metric "exact"',
+                got,
                 'Name a metric such as "qa_f1", for which any of the answers counts.',
-            )  # fmt: skip
+            )
 
     @property
     def gold(self) -> str:
@@ -142,9 +144,10 @@ def encode(
         raise ConfigurationError(f"a template of {', '.join(_TEMPLATES)}", repr(template), "Try auto.")
     if template == "chat" and not tokenizer.chat_template:
         raise ConfigurationError(
-            "a tokenizer with a chat template", f"{type(tokenizer).__name__} without one",
+            "a tokenizer with a chat template",
+            f"{type(tokenizer).__name__} without one",
             'Use template "raw", or a model tuned for chat.',
-        )  # fmt: skip
+        )
     chat = template != "raw" and bool(tokenizer.chat_template) and not sample.completion
     text, cut = sample.context + sample.question, len(sample.context)
     if chat:
@@ -195,5 +198,5 @@ def _shortened(
             f"a sample that fits into {longest} tokens when the middle of its context is removed",
             f"{len(ids)} tokens, {after} of them after the context, in sample {sample.id!r} of {sample.task}",
             "Allow longer prompts, or use a model with a longer context.",
-        )  # fmt: skip
+        )
     return ids[:head] + ids[head + removed :], boundary - removed, removed

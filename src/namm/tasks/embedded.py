@@ -33,9 +33,27 @@ from namm.tasks.text import check_split, code, passage
 
 _NAMES = ("harbour", "lantern", "orchard", "falcon", "velvet", "copper", "meadow", "glacier", "saffron", "compass")
 WORDS = (
-    "elephant", "umbrella", "chocolate", "mountain", "bicycle", "dragon", "piano", "tomato", "rocket", "penguin",
-    "blanket", "diamond", "kitchen", "thunder", "pumpkin", "castle", "monkey", "garlic", "violin", "tractor",
-)  # fmt: skip
+    "elephant",
+    "umbrella",
+    "chocolate",
+    "mountain",
+    "bicycle",
+    "dragon",
+    "piano",
+    "tomato",
+    "rocket",
+    "penguin",
+    "blanket",
+    "diamond",
+    "kitchen",
+    "thunder",
+    "pumpkin",
+    "castle",
+    "monkey",
+    "garlic",
+    "violin",
+    "tractor",
+)
 _CONTINUED = 128  # tokens of a language-modelling answer
 _SHORTEST = 256  # tokens; with less, the facts of a task leave no room for a text
 _TITLES = {"Mrs", "Miss", "Sir", "Lady", "Captain", "Admiral", "Colonel", "Lord"}
@@ -83,8 +101,9 @@ def _niah(draft: _Draft, *, keys: int = 1, values: int = 1, asked: int = 1, kind
     words = iter(rng.sample(WORDS, keys * values))
     facts = [
         (key, next(words) if kind == "word" else str(rng.randint(1000000, 9999999)))
-        for key in names for _ in range(values)
-    ]  # fmt: skip
+        for key in names
+        for _ in range(values)
+    ]
     rng.shuffle(facts)
     lines = [f"The special {kind} of the {key} is {value}. " for key, value in facts]
     text = _hidden(rng, draft.haystack(lines), lines)
@@ -117,9 +136,10 @@ def _quote(draft: _Draft) -> _Parts:
     long = [sentence for sentence in text[:-2] if len(sentence.split()) >= 18]
     words = draft.rng.choice(long or [max(text, key=len)]).split()
     return {
-        "context": "".join(text).rstrip(), "answers": (" ".join(words[8:20]),),
+        "context": "".join(text).rstrip(),
+        "answers": (" ".join(words[8:20]),),
         "question": f"\n\nAs was said above: {' '.join(words[:8])}",
-    }  # fmt: skip
+    }
 
 
 def _character(draft: _Draft) -> _Parts:
@@ -156,9 +176,12 @@ def _continued(draft: _Draft, source: Callable[[int], list[str]]) -> _Parts:
 
 def _asked(text: list[str], question: str, reply: str, answers: list[str]) -> _Parts:
     return {
-        "context": "".join(text).rstrip(), "question": f"\n\n{question}", "reply": reply, "answers": tuple(answers),
+        "context": "".join(text).rstrip(),
+        "question": f"\n\n{question}",
+        "reply": reply,
+        "answers": tuple(answers),
         "target": _listed(answers),
-    }  # fmt: skip
+    }
 
 
 def _listed(words: list[str]) -> str:

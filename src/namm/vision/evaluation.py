@@ -75,14 +75,24 @@ def evaluate_video(
                 else:
                     cache, held = watcher.watch(showing, whole, method)
                 replies = watcher.ask(cache, showing.queries)
-                file.add([
-                    {
-                        "task": reply.query.kind, "tokens": showing.length, "sample": reply.query.name,
-                        "policy": method.name, "budget": method.budget, "clip": showing.name,
-                        "exact": int(reply.right), "nll": reply.nll, "clip_tokens": showing.tokens, **asdict(held),
-                    } | common
-                    for reply in replies
-                ])  # fmt: skip
+                file.add(
+                    [
+                        {
+                            "task": reply.query.kind,
+                            "tokens": showing.length,
+                            "sample": reply.query.name,
+                            "policy": method.name,
+                            "budget": method.budget,
+                            "clip": showing.name,
+                            "exact": int(reply.right),
+                            "nll": reply.nll,
+                            "clip_tokens": showing.tokens,
+                            **asdict(held),
+                        }
+                        | common
+                        for reply in replies
+                    ]
+                )
     if on_progress:
         on_progress(VideoProgress(len(listings), len(listings), "done"))
     text = to_markdown(read_rows(out), config.unit)
@@ -93,9 +103,11 @@ def evaluate_video(
 def _methods(config: VideoConfig, policies: dict[str, MemoryPolicy]) -> list[Method]:
     shares = [budget for budget in config.budgets if budget != OWN]
     return [
-        Method("full", None), Method("floor", None), *(Method(_THINNED, share) for share in shares),
+        Method("full", None),
+        Method("floor", None),
+        *(Method(_THINNED, share) for share in shares),
         *methods(policies, config.budgets),
-    ]  # fmt: skip
+    ]
 
 
 def _keys(listing: Listing, method: Method) -> set[tuple[Any, ...]]:

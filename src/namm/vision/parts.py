@@ -121,9 +121,10 @@ def _frames_of_runs(inputs: Mapping[str, Tensor], runs: int) -> list[int]:
     frames = [pixels.shape[1]] * pixels.shape[0] if grid is None else [int(count) for count in grid[:, 0]]
     if runs not in (len(frames), sum(frames)):
         raise ConfigurationError(
-            f"a place in the prompt for each of {len(frames)} videos", f"{runs}",
+            f"a place in the prompt for each of {len(frames)} videos",
+            f"{runs}",
             "Make the prompt with the model's processor and its <video> token.",
-        )  # fmt: skip
+        )
     return frames if runs == len(frames) else [1] * runs
 
 
@@ -133,7 +134,7 @@ def _check_there(what: str, places: int, pixels: Tensor | None) -> None:
             f"tokens of each {what} in the prompt, and each {what} beside it",
             f"{places} places in the prompt, and {'no ' if pixels is None else ''}pixel values",
             f"Make the prompt with the model's processor and its <{what}> token.",
-        )  # fmt: skip
+        )
 
 
 def _parts(runs: list[tuple[str, int, int]], frames: list[int]) -> Iterator[Part]:

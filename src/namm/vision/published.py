@@ -57,9 +57,10 @@ def load_choices(benchmark: str, folder: str | Path) -> list[Choice]:
     choices = list(loaders[benchmark](Path(folder)))
     if missing := [choice.video for choice in choices if not choice.video.is_file()]:
         raise NotFoundError(
-            f"the videos of {benchmark}", f"no {missing[0]} ({len(missing)} are missing)",
+            f"the videos of {benchmark}",
+            f"no {missing[0]} ({len(missing)} are missing)",
             "Unpack its archives of videos into that folder.",
-        )  # fmt: skip
+        )
     return choices
 
 
@@ -85,9 +86,10 @@ def _choice(record: dict[str, Any], task: str, name: Any, video: Path, answer: A
     whole = isinstance(question, str) and isinstance(candidates, list) and 2 <= len(candidates) <= len(_LETTERS)
     if not whole or not isinstance(answer, int) or not 0 <= answer < len(candidates or ()):
         raise ArtefactError(
-            "a question with candidates, one of which is the answer", json.dumps(record)[:200],
+            "a question with candidates, one of which is the answer",
+            json.dumps(record)[:200],
             "Take the benchmark's own files.",
-        )  # fmt: skip
+        )
     assert isinstance(question, str)
     assert isinstance(candidates, list)
     return Choice(task, str(name), video, question, tuple(map(str, candidates)), answer)

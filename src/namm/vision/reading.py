@@ -148,9 +148,13 @@ class Watcher:
         full = held_by(cache, 0, plan, whole, seen)
         scale = showing.tokens / seen
         return cache, Held(
-            full.slots, round(full.slots * scale), full.bytes_held, round(full.bytes_held * scale),
-            full.bytes_per_slot, full.bytes_held,
-        )  # fmt: skip
+            full.slots,
+            round(full.slots * scale),
+            full.bytes_held,
+            round(full.bytes_held * scale),
+            full.bytes_per_slot,
+            full.bytes_held,
+        )
 
     @torch.no_grad()
     def ask(self, cache: MemoryCache, queries: Sequence[Query]) -> list[Reply]:

@@ -63,8 +63,9 @@ def _up_to_video(model: PreTrainedModel, inputs: Any) -> tuple[Inputs, int]:
     length = inputs["input_ids"].shape[1]
     return {
         name: (value[:, :cut] if value.shape[:2] == (1, length) else value).to(model.device)
-        for name, value in tensors.items() if name != "attention_mask"
-    }, cut  # fmt: skip
+        for name, value in tensors.items()
+        if name != "attention_mask"
+    }, cut
 
 
 def read_frames(video: Path, count: int) -> UInt8[np.ndarray, "frame height width 3"]:
@@ -104,9 +105,10 @@ def _boundary(model: PreTrainedModel, ids: list[int]) -> int:
     places = [i for i, token in enumerate(ids) if token == getattr(model.config, "video_token_id", None)]
     if not places:
         raise ModelError(
-            "a model and processor for videos", f"{type(model).__name__}, whose prompt has no place for one",
+            "a model and processor for videos",
+            f"{type(model).__name__}, whose prompt has no place for one",
             "LLaVA-NeXT-Video, LLaVA-OneVision and Qwen-VL take videos.",
-        )  # fmt: skip
+        )
     return places[-1] + 1
 
 
@@ -114,7 +116,8 @@ def _letters(processor: Any, choice: Choice) -> tuple[int, tuple[int, ...]]:
     options = tuple(processor.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in choice.letters)
     if len(set(options)) < len(options):
         raise ModelError(
-            "a tokenizer that tells letters apart", f"{choice.letters} as {list(options)}",
+            "a tokenizer that tells letters apart",
+            f"{choice.letters} as {list(options)}",
             "Use a model that can answer multiple choice.",
-        )  # fmt: skip
+        )
     return options[choice.answer], options

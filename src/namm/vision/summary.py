@@ -77,12 +77,17 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         held = float(np.mean([row["bytes_held"] / row["bytes_full"] for row in mine]))
         slots = float(np.mean([row["slots"] / row["slots_full"] for row in mine]))
         of_kinds = [[row["exact"] for row in mine if row["task"] == asked] for asked in kinds]
-        lines.append([
-            _name(policy), str(len(mine)), estimate(_mean_of([row["exact"] for row in mine], mine)),
-            "-" if policy == "full" else estimate(_above(of_policy, by_policy["full"]), sign=True),
-            *(number(float(np.mean(right)) if right else None) for right in of_kinds),
-            share(round(held, 3)), share(round(slots, 3)),
-        ])  # fmt: skip
+        lines.append(
+            [
+                _name(policy),
+                str(len(mine)),
+                estimate(_mean_of([row["exact"] for row in mine], mine)),
+                "-" if policy == "full" else estimate(_above(of_policy, by_policy["full"]), sign=True),
+                *(number(float(np.mean(right)) if right else None) for right in of_kinds),
+                share(round(held, 3)),
+                share(round(slots, 3)),
+            ]
+        )
     learned = [policy for policy in by_policy if policy not in _NAMES and kind(policy) == "learned"]
     equal = [
         p for p, r in by_policy.items() if p not in learned and isinstance(next(iter(r.values()))["budget"], float)

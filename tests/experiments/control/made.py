@@ -12,8 +12,10 @@ def trajectories(lengths: tuple[int, ...] = (30, 12, 1, 40), seed: int = 0) -> l
     rng = np.random.default_rng(seed)
     return [
         Trajectory(
-            rng.normal(size=(n + 1, STATE)).astype(np.float32), rng.uniform(-1, 1, (n, ACTION)).astype(np.float32),
-            rng.normal(size=n).astype(np.float32), n < LIMIT,
+            rng.normal(size=(n + 1, STATE)).astype(np.float32),
+            rng.uniform(-1, 1, (n, ACTION)).astype(np.float32),
+            rng.normal(size=n).astype(np.float32),
+            n < LIMIT,
         )
         for n in lengths
-    ]  # fmt: skip
+    ]

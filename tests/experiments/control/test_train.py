@@ -41,9 +41,10 @@ def test_windows_are_pieces_of_episodes(data: Offline) -> None:
         n, t = int(windows.real[row].sum()), int(windows.timesteps[row, 0])
         short += n < 5
         found = [
-            e for e in data.trajectories
+            e
+            for e in data.trajectories
             if len(e) >= t + n and np.array_equal(e.actions[t : t + n], windows.actions[row, :n].numpy())
-        ]  # fmt: skip
+        ]
         assert len(found) == 1
         left = [found[0].rewards[t + i :].sum() / about.unit for i in range(n)]
         np.testing.assert_allclose(windows.returns[row, :n].numpy(), left, atol=1e-5)
@@ -112,9 +113,7 @@ def test_a_checkpoint_of_another_kind(data: Offline, tmp_path: Path) -> None:
 
 
 def test_one_process_trains_in_a_folder(data: Offline, tmp_path: Path) -> None:
-    for start in (
-        lambda: train(data, tmp_path, RECIPE), lambda: train_behaviour("Toy-v0", tmp_path, BEHAVIOUR),
-    ):  # fmt: skip
+    for start in (lambda: train(data, tmp_path, RECIPE), lambda: train_behaviour("Toy-v0", tmp_path, BEHAVIOUR)):
         with locked(tmp_path), pytest.raises(ConfigurationError, match=f"no other run in the folder {tmp_path}"):
             start()
     assert contents(tmp_path) == {}

@@ -41,9 +41,12 @@ def test_each_question_sees_the_clip_and_itself_only(model) -> None:
     batch = make_batch(clips, asked)
     with torch.no_grad():
         states = model.model(
-            input_ids=batch.ids, pixel_values_videos=batch.pixels, position_ids=batch.positions,
-            attention_mask=batch.mask, use_cache=False,
-        ).last_hidden_state  # fmt: skip
+            input_ids=batch.ids,
+            pixel_values_videos=batch.pixels,
+            position_ids=batch.positions,
+            attention_mask=batch.mask,
+            use_cache=False,
+        ).last_hidden_state
         together = model.lm_head(states)
         for row, (clip, questions) in enumerate(zip(clips, asked, strict=True)):
             places = (batch.gold[row] != IGNORED).nonzero()[:, 0].tolist()
