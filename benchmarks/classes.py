@@ -25,8 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import namm
 from namm.policies import DEFAULT_MEMORY, MemoryPolicy, View, resolve
 from namm.policies.base import PROTECTED
-from namm.report.bootstrap import resample
-from namm.report.token_classes import CLASSES, SPECIAL, classify
+from namm.report import CLASSES, SPECIAL, classify, resample
 from namm.tasks import text
 
 TOKENS, AFTER, INTERVAL, BUDGET = 1024, 128, 512, 0.25

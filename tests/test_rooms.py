@@ -1,6 +1,7 @@
 """The house: modules import each other in one direction, and a room is entered by its `__init__`."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
@@ -41,6 +42,17 @@ def imported(body: list[ast.stmt]) -> set[str]:
 def test_modules_import_each_other_in_one_direction() -> None:
     graph = {m: imported(tree.body) - {m} for m, tree in MODULES.items() if not m.startswith(AT_WORK)}
     TopologicalSorter(graph).prepare()  # raises for a circle, and names it
+
+
+def test_a_room_knows_only_those_below_it() -> None:
+    (line,) = re.findall(r"\* \*\*One direction\.\*\*(.*?)\.\n", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    floors = [re.findall(r"`(\w+)`", part) for part in line.split(">")]
+    floor = {room: number for number, rooms in enumerate(floors) for room in rooms}
+    for module, tree in MODULES.items():
+        for other in imported(tree.body):
+            here, there = (f"{name}.".split(".")[1] for name in (module, other))
+            if here != there and {here, there} <= floor.keys() and module != "namm.lm_eval.__main__":  # a command
+                assert floor[here] < floor[there], f"{module} imports {other}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -1,4 +1,4 @@
-"""What memories are worth to the small model: accuracy over bytes on made clips.
+"""How the small model answers under memories: accuracy over bytes on made clips.
 
 python experiments/video/evaluate.py --help
 """

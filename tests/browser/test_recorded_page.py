@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import namm
-from namm.report.forgetting import Forgetting, by_class, forgetting
+from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.memory_page import Recording, memory_page
 from namm.report.trace import Event, record, unpacked
 from tests.report.test_trace import character_tokenizer
@@ -192,7 +192,7 @@ def runs() -> dict[str, Forgetting]:
     texts = {"prose": TEXT, "code": "import os\n\ndef area(r):\n    return 3.14 * r  # a circle\n\n" * 5}
     budget, tokenizer = namm.Budget(fraction=0.25), character_tokenizer()
     return {
-        title: forgetting(causal_model("llama"), tokenizer, text, "h2o", budget, INTERVAL)
+        title: forgetting_of(causal_model("llama"), tokenizer, text, "h2o", budget, INTERVAL)
         for title, text in texts.items()
     }
 

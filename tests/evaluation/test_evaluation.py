@@ -348,6 +348,17 @@ def test_configurations_that_cannot_be(change: dict[str, Any], message: str) -> 
         SMALL.replace(**change)
 
 
+def test_a_folder_with_the_checksum_of_before_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    saved = json.loads((out / "run.json").read_text())
+    saved["weights"]["sha256"] = saved["weights"].pop("fingerprint")
+    (out / "run.json").write_text(json.dumps(saved))
+    before = rows_text(out)
+    run(out)
+    assert rows_text(out) == before
+    assert json.loads((out / "run.json").read_text()) == json.loads((finished / "run.json").read_text())
+
+
 def test_a_folder_of_another_evaluation_is_refused(finished: Path, tmp_path: Path) -> None:
     before = (finished / "rows.jsonl").read_bytes()
     with pytest.raises(namm.ConfigurationError, match=r"update_interval: 128.*another update_interval"):

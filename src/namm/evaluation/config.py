@@ -40,7 +40,15 @@ class EvaluationConfig(ReadingConfig):
     model: str = DEFAULT_MODEL
     """Known name, folder, GGUF file or hub id."""
     policies: tuple[str, ...] = (
-        "h2o", "observed-max", "tova", "snapkv", "knorm", "requery", "kvzip", "kvzip-whole", DEFAULT_MEMORY
+        "h2o",
+        "observed-max",
+        "tova",
+        "snapkv",
+        "knorm",
+        "requery",
+        "kvzip",
+        "kvzip-whole",
+        DEFAULT_MEMORY,
     )
     """Policy or memory to compare, by name; the full cache and what else checks the table is there besides."""
     budgets: Budgets = (0.5, 0.25)

@@ -9,14 +9,16 @@ from namm.report.rows import Row
 from namm.report.samples import embedded_samples
 from namm.report.statistics import LEAST_SPAN, kind, summarise
 from namm.report.summary import Estimate, Summary, estimate, label, number, share, to_json
-from namm.report.token_classes import CODE_SUFFIXES, Language
+from namm.report.token_classes import CLASSES, CODE_SUFFIXES, SPECIAL, Language, classify
 from namm.report.trace import record
 
 __all__ = [
+    "CLASSES",
     "CODE_SUFFIXES",
     "COLUMNS",
     "FEW",
     "LEAST_SPAN",
+    "SPECIAL",
     "Estimate",
     "Forgetting",
     "Language",
@@ -24,6 +26,7 @@ __all__ = [
     "Summary",
     "class_heatmap",
     "class_table",
+    "classify",
     "embedded_samples",
     "estimate",
     "forgetting_of",

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from namm.configuration import OWN
 from namm.policies import BASELINES
 from namm.report.bootstrap import DRAWS, Resampled, interval, pool, resample
-from namm.report.rows import OWN, WITHOUT_BUDGET, Budget, Row, Setting, TaskTable, blocks, budget_of, check, setting_of
+from namm.report.rows import WITHOUT_BUDGET, Budget, Row, Setting, TaskTable, blocks, budget_of, check, setting_of
 from namm.report.summary import Comparison, Estimate, Group, Line, Scores, Summary, label, share
 
 LEAST_SPAN = 0.1  # nats between floor and full, below which a sample cannot tell policies apart

@@ -19,7 +19,7 @@ Language = Literal["prose", "code"]
 SPACE, PUNCTUATION, STOP, CONTENT, NUMBER = "white space", "punctuation", "stop words", "content words", "numbers"
 INDENTATION, COMMENT, DOCSTRING = "indentation", "comments", "docstrings"
 KEYWORD, IDENTIFIER, LITERAL = "keywords", "identifiers", "literals"
-_SPECIAL = "special tokens"  # such as <s>, which stand for no character of the text
+SPECIAL = "special tokens"  # such as <s>, which stand for no character of the text
 
 CLASSES = (
     CONTENT,
@@ -33,7 +33,7 @@ CLASSES = (
     PUNCTUATION,
     INDENTATION,
     SPACE,
-    _SPECIAL,
+    SPECIAL,
 )
 
 CODE_SUFFIXES = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cs", ".go", ".java", ".js", ".rs", ".sh", ".ts")
@@ -119,7 +119,7 @@ def _painted(text: str, pieces: Iterator[tuple[Span, str]]) -> list[str]:
 
 def _class_of(text: str, painted: list[str], indented: set[int], span: Span) -> str:
     if span[0] == span[1]:
-        return _SPECIAL
+        return SPECIAL
     inked = [i for i in range(*span) if not text[i].isspace()]
     if inked:
         return Counter(painted[i] for i in inked).most_common(1)[0][0]
