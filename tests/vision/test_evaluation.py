@@ -22,8 +22,8 @@ def test_an_evaluation_goes_on_and_refuses_another(tmp_path: Path) -> None:
     )
     listings = [listing(141, 3, number) for number in range(2)]
     seen: list[str] = []
-    evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
-    text = evaluate_video(config, listings, model, tmp_path, lambda p: seen.append(p.watching))
+    evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.reading))
+    text = evaluate_video(config, listings, model, tmp_path, lambda p: seen.append(p.reading))
     assert [name for name in seen if name.startswith("video 0")] == [
         f"video 0: {name}" for name in ("full", "floor", "fewer-frames", "streaming", "h2o")
     ]

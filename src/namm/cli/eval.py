@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from namm.cli.options import Memories, options_of
-from namm.cli.shared import console, progress_bar, quiet
+from namm.cli.shared import console, evaluation_bar, quiet
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def evaluate(
         return
     if out is None:
         raise ConfigurationError("a folder for the results", "none", "Give one: --out results/mine.")
-    from namm.evaluation import EvaluationConfig, Progress, write_report
+    from namm.evaluation import EvaluationConfig, write_report
     from namm.evaluation import evaluate as run
 
     if report:
@@ -48,12 +48,7 @@ def evaluate(
     quiet()
     settings["policies"] += memory or []
     config = EvaluationConfig(**settings)
-    with progress_bar() as bar:
-        line = bar.add_task(f"loading {config.model}", total=None)
-
-        def show(step: Progress) -> None:
-            bar.update(line, completed=step.done, total=step.total, description=step.reading)
-
+    with evaluation_bar(f"loading {config.model}") as show:
         summary = run(config, out, show, part=_part(part))
     _show(summary, out)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from namm.errors import ConfigurationError, NammError
+
+if TYPE_CHECKING:
+    from namm.evaluation import Progress as EvaluationProgress
 
 console = Console()
 
@@ -55,6 +59,14 @@ def progress_bar() -> Progress:
         console=console,
         speed_estimate_period=600,
     )
+
+
+@contextmanager
+def evaluation_bar(first: str) -> Iterator[Callable[[EvaluationProgress], None]]:
+    """A bar of an evaluation, which says `first` until it is told what is being read."""
+    with progress_bar() as bar:
+        line = bar.add_task(first, total=None)
+        yield lambda step: bar.update(line, completed=step.done, total=step.total, description=step.reading)
 
 
 def read_share(said: str) -> float | None:

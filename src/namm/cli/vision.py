@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from namm.cli.options import Memories, add_command, options_of
-from namm.cli.shared import console, prepare, progress_bar
+from namm.cli.shared import console, evaluation_bar, prepare
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -54,14 +54,9 @@ add_command(vision, "eval", _evaluate, _options)
 def measure(config: VideoConfig, listings: Iterable[Listing], model: PreTrainedModel, out: Path) -> None:
     """Evaluate under a progress bar, and print the tables."""
     from namm.evaluation import read_rows
-    from namm.vision import VideoProgress, evaluate_video, tables
+    from namm.vision import evaluate_video, tables
 
-    with progress_bar() as bar:
-        line = bar.add_task("loading", total=None)
-
-        def show(p: VideoProgress) -> None:
-            bar.update(line, completed=p.done, total=p.total, description=p.watching)
-
+    with evaluation_bar("loading") as show:
         evaluate_video(config, listings, model, out, show)
     for found in tables(read_rows(out), config.unit):
         shown = ("policy", "accuracy", "to full", "bytes")

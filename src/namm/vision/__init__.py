@@ -6,7 +6,7 @@ from namm.lazy import names_of
 
 if TYPE_CHECKING:
     from namm.vision.config import VideoConfig
-    from namm.vision.evaluation import VideoProgress, evaluate_video
+    from namm.vision.evaluation import evaluate_video
     from namm.vision.parts import FRAME, Part, PartReport, kept, layout
     from namm.vision.published import load_choices
     from namm.vision.reading import Inputs, Listing, Query, Showing
@@ -22,7 +22,6 @@ __all__ = [
     "Query",
     "Showing",
     "VideoConfig",
-    "VideoProgress",
     "choice_listings",
     "evaluate_video",
     "evenly",

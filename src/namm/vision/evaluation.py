@@ -6,7 +6,7 @@ The folder is that of a text evaluation: `run.json`, `rows.jsonl`, `summary.md`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ import torch
 from transformers import PreTrainedModel
 
 from namm.configuration import OWN
-from namm.evaluation import Method, alignment, check_folder, identity_of, methods, open_folder, provenance, read_rows
+from namm.evaluation import (
+    Method,
+    Progress,
+    alignment,
+    check_folder,
+    identity_of,
+    methods,
+    open_folder,
+    provenance,
+    read_rows,
+)
 from namm.files import write
 from namm.policies import MemoryPolicy, resolve
 from namm.vision.config import VideoConfig
@@ -24,21 +34,12 @@ from namm.vision.summary import to_markdown
 _THINNED = "fewer-frames"
 
 
-@dataclass(frozen=True)
-class VideoProgress:
-    """Clips done of all, and what is watched now."""
-
-    done: int
-    total: int
-    watching: str
-
-
 def evaluate_video(
     config: VideoConfig,
     listings: Iterable[Listing],
     model: PreTrainedModel,
     out: str | Path,
-    on_progress: Callable[[VideoProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> str:
     """Measure, or go on measuring, how well memories answer on clips; returns the table, which is also in `out`.
 
@@ -68,7 +69,7 @@ def evaluate_video(
             whole = watcher.whole(showing)
             for method in missing:
                 if on_progress:
-                    on_progress(VideoProgress(number, len(listings), f"{showing.name}: {method.name}"))
+                    on_progress(Progress(number, len(listings), f"{showing.name}: {method.name}"))
                 if method.name == _THINNED:
                     assert isinstance(method.budget, float)
                     cache, held = watcher.watch_thinned(showing, whole, method.budget)
@@ -94,7 +95,7 @@ def evaluate_video(
                     ]
                 )
     if on_progress:
-        on_progress(VideoProgress(len(listings), len(listings), "done"))
+        on_progress(Progress(len(listings), len(listings), "done"))
     text = to_markdown(read_rows(out), config.unit)
     write(out / "summary.md", text)
     return text

@@ -140,8 +140,8 @@ def test_an_evaluation_goes_on_and_refuses_another(model, tmp_path: Path) -> Non
     )
     listings = list(clip_listings(images(), 24, 2, 3))
     seen: list[str] = []
-    evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.watching))
-    text = evaluate_video(config, listings, model, tmp_path, lambda p: seen.append(p.watching))
+    evaluate_video(config, listings[:1], model, tmp_path, lambda p: seen.append(p.reading))
+    text = evaluate_video(config, listings, model, tmp_path, lambda p: seen.append(p.reading))
     assert [name for name in seen if name.startswith("clip 0")] == [
         f"clip 0: {name}" for name in ("full", "floor", "fewer-frames", "streaming", "h2o")
     ]
