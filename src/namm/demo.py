@@ -118,11 +118,7 @@ def attachments(fraction: float, memory: MemoryPolicy, interval: int) -> dict[st
 
 @torch.inference_mode()
 def _perform(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    story: Story,
-    attachment: _Attachment | None,
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, attachment: _Attachment | None
 ) -> Trial:
     """Read the text and answer, under one memory; None is the untouched model with its own cache."""
     text, question = story.text.to(model.device), story.question.to(model.device)

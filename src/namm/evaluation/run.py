@@ -26,15 +26,7 @@ from namm.evaluation.rows import common_fields, keys, read_rows, row_of
 from namm.files import write
 from namm.memory.prefix import Prefix
 from namm.models import context_length, load_model
-from namm.policies import (
-    BASELINES,
-    MemoryPolicy,
-    NAMMPolicy,
-    builtin_memories,
-    own_interval,
-    resolve,
-    spent,
-)
+from namm.policies import BASELINES, MemoryPolicy, NAMMPolicy, builtin_memories, own_interval, resolve, spent
 from namm.report import Summary, summarise, to_html, to_json, to_markdown
 from namm.selection import WAYS
 from namm.tasks import Encoded, Request, Sample, Task, encode, find_tasks, sources

@@ -95,14 +95,7 @@ def rule_of(plan: Plan) -> str:
 
 
 def start_event(
-    cache: MemoryCache | None,
-    shape: Shape,
-    *,
-    model: str,
-    memory: str,
-    rule: str,
-    interval: int,
-    tokens: Iterable[str],
+    cache: MemoryCache | None, shape: Shape, *, model: str, memory: str, rule: str, interval: int, tokens: Iterable[str]
 ) -> Event:
     """The first event: who reads, under which rule, and the text known so far.
 
