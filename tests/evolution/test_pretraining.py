@@ -1,4 +1,4 @@
-"""The pretraining start: what it is fitted to is the attention that comes, and the fit follows it."""
+"""Pretraining: what it is fitted to is the attention that comes, and the fit follows it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def observed(
 
 @torch.no_grad()
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_worth_is_the_largest_attention_that_comes_later(weight: float) -> None:
+def test_the_target_is_the_largest_attention_that_comes_later(weight: float) -> None:
     given = problem("compact")
     config = WarmStart(rehearsal=False, question_weight=weight)
     layers = observed(given, ITEMS[0], config=config)
@@ -69,7 +69,7 @@ def test_a_rehearsal_asks_for_every_token() -> None:
 
 
 @pytest.mark.parametrize(("features", "per"), [("compact-rehearsed", "layer"), ("paper", "head")])
-def test_the_fit_follows_worth_and_is_the_same_each_time(features: str, per: str) -> None:
+def test_the_fit_follows_its_targets_and_is_the_same_each_time(features: str, per: str) -> None:
     given, kind = problem(features), layout(features, per)
     fitted = pretraining.fit(given, kind, ITEMS, QUICK)
     again = pretraining.fit(problem(features), kind, ITEMS, QUICK)
@@ -88,7 +88,7 @@ def test_later_rounds_see_what_the_memory_itself_left() -> None:
     item = Item("train", "passkey", 360, 0, 0.5)
     own, full = (observed(given, item, kind, memory) for memory in (network, None))
     slots = [sum(seen.age.numel() for layer in layers for seen in layer) for layers in (own, full)]
-    assert slots[0] < 0.8 * slots[1]
+    assert slots[0] < 0.95 * slots[1]  # nothing is forgotten before the budget is full
     assert any(len(layer) > 1 for layer in own)  # heads that hold unequal numbers come apart
 
 
