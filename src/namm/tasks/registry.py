@@ -14,6 +14,8 @@ from namm.tasks.hub import origin
 from namm.tasks.infinitebench import PUBLISHED as INFINITEBENCH_DATA
 from namm.tasks.infinitebench import TASKS as INFINITEBENCH
 from namm.tasks.jsonl import user_task
+from namm.tasks.kvpress import PUBLISHED as KVPRESS_DATA
+from namm.tasks.kvpress import SUITES as KVPRESS
 from namm.tasks.longbench import PUBLISHED as LONGBENCH_DATA
 from namm.tasks.longbench import TASKS as LONGBENCH
 from namm.tasks.repository import TASKS as REPOSITORY
@@ -23,11 +25,17 @@ SUITES: dict[str, dict[str, Task]] = {
     "embedded": EMBEDDED,
     "repository": REPOSITORY,
     "ruler": RULER,
+    **KVPRESS,
     "longbench": LONGBENCH,
     "infinitebench": INFINITEBENCH,
     "choubun": CHOUBUN,
 }
-_PUBLISHED = {"longbench": LONGBENCH_DATA, "infinitebench": INFINITEBENCH_DATA, "choubun": CHOUBUN_DATA}
+_PUBLISHED = {
+    "longbench": LONGBENCH_DATA,
+    "infinitebench": INFINITEBENCH_DATA,
+    "choubun": CHOUBUN_DATA,
+    **dict.fromkeys(KVPRESS, KVPRESS_DATA),
+}
 TASKS: dict[str, Task] = {name: task for suite in SUITES.values() for name, task in suite.items()}
 
 
