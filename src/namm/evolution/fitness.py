@@ -18,6 +18,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from namm.compat import passing
 from namm.errors import ConfigurationError, ScoreError
 from namm.evaluation.config import OWN
 from namm.evaluation.reader import Contender, Group, Reader, text_before
-from namm.evolution.config import EvolutionConfig
+from namm.evolution.config import EvolutionConfig, Stage
 from namm.evolution.problem import Item, Outcome
 from namm.memory.plan import Plan, Probe, Read
 from namm.memory.prefix import Prefix
@@ -138,10 +139,11 @@ class ModelProblem:
         """Samples of a task that is no part of the embedded suite; of loaded ones the split has its share."""
         key = f"{item.split}/{item.task}/{item.tokens}"
         if key not in self._loaded:
-            (task,) = find_tasks([item.task])
+            (task,) = find_tasks([item.task], self.config.data)
             count = self.config.search.pool
+            data = Path(self.config.data) if self.config.data else None
             request = Request(
-                self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed
+                self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed, data
             )
             found = list(islice(task.samples(request), count * HELD_OUT))
             if not task.generated:
@@ -279,8 +281,12 @@ class ModelProblem:
                 )
 
 
+def _generated(config: EvolutionConfig, stage: Stage) -> bool:
+    return any(task.generated for task in find_tasks(stage.task_names, config.data))
+
+
 def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> None:
-    generated = [stage for stage in config.stages if any(task.generated for task in find_tasks(stage.task_names))]
+    generated = [stage for stage in config.stages if _generated(config, stage)]
     asked = max((tokens for stage in generated for tokens in stage.tokens), default=0)
     if longest is not None and asked > longest:
         raise ConfigurationError(

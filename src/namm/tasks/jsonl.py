@@ -30,7 +30,9 @@ def user_task(path: Path) -> Task:
     path = path.expanduser()
     if not path.is_file():
         raise NotFoundError(
-            "a JSONL file with context, question and answers on each line", str(path), "Check the path."
+            "a JSONL file with context, question and answers on each line",
+            f"no file {path}",
+            "Check the path; of a run of evolution `data` names the folder.",
         )
 
     def samples(request: Request) -> Iterator[Sample]:

@@ -42,11 +42,17 @@ TASKS: dict[str, Task] = {name: task for suite in SUITES.values() for name, task
 def sources(tasks: Iterable[Task], data: Path | None) -> dict[str, str]:
     """For each published suite among `tasks` where its files come from: a folder, or repository and revision."""
     suites = {task.name.partition("/")[0] for task in tasks}
-    return {suite: origin(published, data) for suite, published in _PUBLISHED.items() if suite in suites}
+    found = {suite: origin(published, data) for suite, published in _PUBLISHED.items() if suite in suites}
+    if data and "ruler" in suites:  # its essays and its questions
+        found["ruler"] = f"folder {data}"
+    return found
 
 
-def find_tasks(names: Iterable[str]) -> list[Task]:
+def find_tasks(names: Iterable[str], folder: Path | str | None = None) -> list[Task]:
     """The tasks meant by names of tasks, suites and JSONL files, each once, in the order of the names.
+
+    Args:
+        folder: where the files are; the working folder if left out.
 
     Raises:
         NotFoundError: nothing has that name; the message gives the nearest that has.
@@ -58,7 +64,7 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
         elif name in TASKS:
             found[name] = TASKS[name]
         elif name.endswith(".jsonl"):
-            task = user_task(Path(name))
+            task = user_task(Path(folder or "").expanduser() / Path(name).expanduser())
             if task.name in found:
                 way_out = "Rename one, since rows know a task by its name."
                 raise ConfigurationError("files with a name each", f"two tasks called {task.name!r}", way_out)
