@@ -137,8 +137,8 @@ def test_tasks_are_found_by_name_suite_and_file() -> None:
         "niah_word", *(name for name in TASKS if name != "niah_word")
     ]  # fmt: skip
     assert {name: len(suite) for name, suite in SUITES.items()} == {
-        "embedded": 11, "ruler": 13, "kvpress-4096": 13, "kvpress-8192": 13, "kvpress-16384": 13, "longbench": 21,
-        "infinitebench": 12, "choubun": 4,
+        "embedded": 11, "repository": 1, "ruler": 13, "kvpress-4096": 13, "kvpress-8192": 13, "kvpress-16384": 13,
+        "longbench": 21, "infinitebench": 12, "choubun": 4,
     }  # fmt: skip
     with pytest.raises(namm.NotFoundError, match="Did you mean 'ruler/vt'"):
         find_tasks(["ruler/v"])
