@@ -16,6 +16,7 @@ from namm.evolution.fitness import LanguageProblem, ModelProblem
 from namm.evolution.problem import Item
 from tests.evolution.planted import same
 from tests.letters import letters
+from tests.tasks.test_benchmarks import longbench_record, write_lines
 from tests.zoo import causal_model
 
 KINDS = ("llama", "qwen2")
@@ -119,6 +120,10 @@ def test_files_that_tasks_name_are_in_the_folder_of_the_data(tmp_path: Path) -> 
     given = config(f"data={tmp_path}", 'stages.0.tasks=["mine.jsonl"]', names=KINDS[:1])
     problem = ModelProblem(given, loaded=(causal_model("llama"), letters()))
     assert problem.encoded(Item("validation", "mine.jsonl", 300, 0, None)).sample.id == "4"
+    records = [longbench_record("narrativeqa", number) for number in range(8)]
+    write_lines(tmp_path / "narrativeqa.jsonl", records)
+    for split, first in (("train", "narrativeqa-0"), ("validation", "narrativeqa-3")):  # of the one split there is
+        assert problem.encoded(Item(split, "longbench/narrativeqa", 300, 0, None)).sample.id == first
     for missing in (given.changed("data=null"), given.changed(f"data={tmp_path / 'nowhere'}")):
         with pytest.raises(namm.NotFoundError, match=r"no file .*mine\.jsonl\. .*`data` names the folder"):
             evolve(missing, tmp_path / "run", curves=False)

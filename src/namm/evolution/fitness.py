@@ -142,9 +142,9 @@ class ModelProblem:
             (task,) = find_tasks([item.task], self.config.data)
             count = self.config.search.pool
             data = Path(self.config.data) if self.config.data else None
-            request = Request(
-                self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed, data
-            )
+            request = Request(self.tokenizer, item.split, count, item.tokens, self.config.seed, data)
+            if not task.generated:  # one split is published, which is divided below
+                request = replace(request, split="test", count=None)
             found = list(islice(task.samples(request), count * HELD_OUT))
             if not task.generated:
                 held_out = item.split == "validation"

@@ -145,7 +145,7 @@ def _check_revision(published: Published, folder: Path, path: Path) -> None:
     notes = folder / ".cache" / "huggingface" / "download" / f"{file.relative_to(folder)}.metadata"
     commit = folder.name if folder.parent.name == "snapshots" else published.revision
     if notes.is_file():
-        commit = notes.read_text(encoding="utf-8").partition("\n")[0]
+        commit = notes.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     if commit != published.revision:
         again = f"hf download {published.repository} --repo-type dataset --revision {published.revision}"
         raise ConfigurationError(

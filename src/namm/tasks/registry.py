@@ -65,7 +65,7 @@ def find_tasks(names: Iterable[str], folder: Path | str | None = None) -> list[T
             found[name] = TASKS[name]
         elif name.endswith(".jsonl"):
             task = user_task(Path(folder or "").expanduser() / Path(name).expanduser())
-            if task.name in found:
+            if found.get(task.name, task).description != task.description:  # which is the path
                 way_out = "Rename one, since rows know a task by its name."
                 raise ConfigurationError("files with a name each", f"two tasks called {task.name!r}", way_out)
             found[task.name] = task
