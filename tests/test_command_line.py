@@ -140,6 +140,9 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none.gguf"), "no-such-model", str(tmp_path)):
         with pytest.raises(namm.NotFoundError):
             namm.models.load_model(name)
+    (tmp_path / "half.gguf").write_bytes(b"GGUF\3\0\0\0\2\0")
+    with pytest.raises(namm.NotFoundError, match=r"half\.gguf \(.*It has 10 bytes: .* join all of its parts"):
+        namm.models.load_model(tmp_path / "half.gguf")
     with pytest.raises(namm.ConfigurationError, match="torch dtype"):
         namm.models.load_model(dtype="float31")
 

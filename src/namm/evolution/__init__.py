@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from namm.evolution.checkpoint import read_log
     from namm.evolution.config import EvolutionConfig, Stage, Workers
     from namm.evolution.executors import make_executor
-    from namm.evolution.fitness import ModelProblem
+    from namm.evolution.fitness import HELD_OUT, ModelProblem
     from namm.evolution.problem import Item, Outcome, Problem
     from namm.evolution.run import Generation, evolve
     from namm.evolution.space import make_space
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from namm.evolution.strategy import VARIANTS, Strategy
 
 __all__ = [
+    "HELD_OUT",
     "VARIANTS",
     "EvolutionConfig",
     "Generation",

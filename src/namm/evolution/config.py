@@ -216,6 +216,8 @@ class EvolutionConfig(Section):
     "model"; with that changed it is 2."""
     seed: int = Field(default=0, ge=0)
     """The same seed gives the same run."""
+    data: str | None = None
+    """Folder of the JSONL files that tasks name, and of downloaded benchmarks; without it these come from the hub."""
     models: tuple[Model, ...] = Field(default=(Model(),), min_length=1)
     """Fitness is the mean over them."""
     memory: Memory = Memory()

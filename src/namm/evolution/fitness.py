@@ -18,6 +18,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from namm.compat import passing
 from namm.configuration import OWN
 from namm.errors import ConfigurationError, ScoreError
 from namm.evaluation import Method, Reader, TextGroup, text_before
-from namm.evolution.config import EvolutionConfig
+from namm.evolution.config import EvolutionConfig, Stage
 from namm.evolution.problem import Item, Outcome
 from namm.memory.plan import Plan, Probe, Read
 from namm.memory.prefix import Prefix
@@ -40,7 +41,7 @@ from namm.spectrogram import HOP, Statistics
 from namm.tasks import EMBEDDED, Encoded, Request, Sample, encode, find_tasks, make_sample
 
 _SPAN = 0.5  # nats between the references, at least: where forgetting costs nothing, noise must not count
-_HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
+HELD_OUT = 4  # of a file or a published suite, each so many-th sample is for validation
 _FAILED = Outcome(score=math.nan, nll=math.nan, share=math.nan)
 _Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 _ROWS = 16  # of one batch on a CPU
@@ -134,20 +135,21 @@ class ModelProblem:
         """Samples of a task that is no part of the embedded suite; of loaded ones the split has its share."""
         key = f"{item.split}/{item.task}/{item.tokens}"
         if key not in self._loaded:
-            (task,) = find_tasks([item.task])
+            (task,) = find_tasks([item.task], self.config.data)
             count = self.config.search.pool
-            request = Request(
-                self.tokenizer, item.split, count if task.generated else None, item.tokens, self.config.seed
-            )
-            found = list(islice(task.samples(request), count * _HELD_OUT))
+            data = Path(self.config.data) if self.config.data else None
+            request = Request(self.tokenizer, item.split, count, item.tokens, self.config.seed, data)
+            if not task.generated:  # one split is published, which is divided below
+                request = replace(request, split="test", count=None)
+            found = list(islice(task.samples(request), count * HELD_OUT))
             if not task.generated:
                 held_out = item.split == "validation"
-                found = [sample for i, sample in enumerate(found) if (i % _HELD_OUT == _HELD_OUT - 1) == held_out]
+                found = [sample for i, sample in enumerate(found) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
             if not found:
                 raise ConfigurationError(
                     f"a sample of {item.task} for {item.split} at least",
                     "none",
-                    f"Each {_HELD_OUT}th sample of a file is held out for validation: give {_HELD_OUT} or more.",
+                    f"Each {HELD_OUT}th sample of a file is held out for validation: give {HELD_OUT} or more.",
                 )
             self._loaded[key] = found
         return self._loaded[key]
@@ -276,8 +278,12 @@ class ModelProblem:
                 )
 
 
+def _generated(config: EvolutionConfig, stage: Stage) -> bool:
+    return any(task.generated for task in find_tasks(stage.task_names, config.data))
+
+
 def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> None:
-    generated = [stage for stage in config.stages if any(task.generated for task in find_tasks(stage.task_names))]
+    generated = [stage for stage in config.stages if _generated(config, stage)]
     asked = max((tokens for stage in generated for tokens in stage.tokens), default=0)
     if longest is not None and asked > longest:
         raise ConfigurationError(

@@ -116,7 +116,8 @@ def _language_problem(config: EvolutionConfig, models: Sequence[tuple[PreTrained
     from namm.evolution.fitness import LanguageProblem
     from namm.tasks import find_tasks
 
-    find_tasks(task for stage in config.stages for task in stage.tasks)  # a mistake here need not wait for a model
+    names = (task for stage in config.stages for task in stage.tasks)
+    find_tasks(names, config.data)  # a mistake here need not wait for a model
     return partial(LanguageProblem, config, models)
 
 

@@ -29,6 +29,7 @@ class Sample:
         max_new_tokens: length of a generated answer.
         completion: the text goes on by itself and is never put into a chat template.
         classes: all labels, for classification.
+        whole: nothing may be taken out of a prompt that a model cannot read; it is refused.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Sample:
     max_new_tokens: int = 32
     completion: bool = False
     classes: tuple[str, ...] = ()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not self.answers or not all(self.answers):
@@ -130,7 +132,9 @@ def encode(
 ) -> Encoded:
     """Token ids of a sample.
 
-    A bare space that the tokenizer splits off the answer belongs to the prompt, so that it is not scored.
+    A bare space that the tokenizer splits off the answer belongs to the prompt, so that it is not scored. A chat
+    template is filled as kvpress does it: the text stands as it is between what the template puts before and after a
+    turn, and a model that can think aloud is told to answer at once.
 
     Args:
         template: "chat" puts the prompt into the tokenizer's chat template, "raw" leaves it; "auto" takes the
@@ -138,7 +142,8 @@ def encode(
         longest: most tokens of prompt and answer together; the middle of a longer prompt is removed, as LongBench does.
 
     Raises:
-        ConfigurationError: a chat template is asked for and there is none, or the sample cannot be made to fit.
+        ConfigurationError: a chat template is asked for and there is none, or the sample cannot be made to fit, or may
+            not be.
     """
     if template not in _TEMPLATES:
         raise ConfigurationError(f"a template of {', '.join(_TEMPLATES)}", repr(template), "Try auto.")
@@ -151,14 +156,8 @@ def encode(
     chat = template != "raw" and bool(tokenizer.chat_template) and not sample.completion
     text, cut = sample.context + sample.question, len(sample.context)
     if chat:
-        turn = [{"role": "user", "content": text}]
-        whole = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        kept = text.strip()  # some templates strip the turn
-        if kept not in whole:
-            got = f"one that alters sample {sample.id!r} of {sample.task}"
-            raise ConfigurationError("a chat template that leaves the text as it is", got, 'Use template "raw".')
-        start = whole.find(text) if text in whole else whole.index(kept) - (len(text) - len(text.lstrip()))
-        text, cut = whole, start + cut
+        start, end = _around_a_turn(tokenizer)
+        text, cut = start + text + end, len(start) + cut
     prompt = text + sample.reply
     ids = tokenizer.encode(prompt, add_special_tokens=not chat)
     boundary = _common(ids, tokenizer.encode(prompt[:cut], add_special_tokens=not chat))
@@ -180,6 +179,17 @@ def encode(
     )
 
 
+def _around_a_turn(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template puts before and after what a user says."""
+    said = "#" * 32
+    turn = [{"role": "user", "content": said}]
+    whole = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    before, found, after = whole.partition(said)
+    if not found:
+        raise ConfigurationError("a chat template that holds what a user says", repr(whole), 'Use template "raw".')
+    return before, after
+
+
 def _common(a: list[int], b: list[int]) -> int:
     """Length of the common start."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -191,6 +201,12 @@ def _shortened(
     room = len(ids) if longest is None else longest - max(len(answer), sample.max_new_tokens)
     if len(ids) <= room:
         return ids, boundary, 0
+    if sample.whole:
+        raise ConfigurationError(
+            f"a model that reads {len(ids) - room} tokens more, since {sample.task} is asked whole",
+            f"one that reads {longest}, and sample {sample.id!r}",
+            "Take a model with a longer context, or a task of shorter texts.",
+        )
     head, removed = room // 2, len(ids) - room
     if room < 2 or boundary < head + removed:
         after = len(ids) - boundary

@@ -72,6 +72,20 @@ class Row:
             raise self._refusal(f"at least one answer that is not empty in the field {name!r}", value, name)
         return texts
 
+    def whole(self, name: str) -> int:
+        """The field `name`, which must be a whole number above 0."""
+        value = self.fields.get(name)
+        if type(value) is not int or value < 1:
+            raise self._refusal(f"a whole number above 0 in the field {name!r}", value, name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """The field `name`, which must be true or false."""
+        value = self.fields.get(name)
+        if not isinstance(value, bool):
+            raise self._refusal(f"true or false in the field {name!r}", value, name)
+        return value
+
     def prompt(self, template: str, **fields: str) -> tuple[str, str]:
         """The template with its fields filled in, cut in two after `{context}`."""
         before, after = template.split("{context}")
@@ -109,13 +123,36 @@ def rows(published: Published, task: str, request: Request) -> Iterator[Row]:
 
     Raises:
         NotFoundError: no such folder or file, a part of it is missing, or the hub cannot be reached.
-        ConfigurationError: the split is not "test", or (on the way) a file or record is damaged.
+        ConfigurationError: the split is not "test", the folder was downloaded at another revision, or (on the way) a
+            file or record is damaged.
     """
     if request.split != "test":
         way_out = "Ask for the split test, or train on a generated task."
         raise ConfigurationError(f'the split "test", the only one of {published.repository}', request.split, way_out)
     folder = request.data.expanduser() if request.data else download(published, task)
-    return islice(_records(find(folder, task)), request.count)
+    found = find(folder, task)
+    for path in found:
+        _check_revision(published, folder, path)
+    return islice(_records(found), request.count)
+
+
+def _check_revision(published: Published, folder: Path, path: Path) -> None:
+    """Raise if the hub's client noted another commit for a file; of a file that came another way nothing is known.
+
+    The client writes its notes beside what it downloads (`hf download --local-dir`), or names a folder by the commit.
+    """
+    file = path.parent if path.parent.suffix == ".zip" else path
+    notes = folder / ".cache" / "huggingface" / "download" / f"{file.relative_to(folder)}.metadata"
+    commit = folder.name if folder.parent.name == "snapshots" else published.revision
+    if notes.is_file():
+        commit = notes.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    if commit != published.revision:
+        again = f"hf download {published.repository} --repo-type dataset --revision {published.revision}"
+        raise ConfigurationError(
+            f"{published.repository} at {published.revision}",
+            f"{file} of revision {commit}",
+            f"Samples may differ, so download that one: {again} --local-dir FOLDER.",
+        )
 
 
 def find(folder: Path, task: str) -> list[Path]:

@@ -2,6 +2,11 @@
 
 Prompts (those for models with open weights), lengths of answers and scores are from github.com/OpenBMB/InfiniteBench
 (MIT). A prompt holds a whole book: give `encode` the model's length, so that the middle is removed as its authors do.
+
+The infinitebench of lm-evaluation-harness asks otherwise, and both stay as they are: it takes the authors' prompts for
+GPT-4, but the lengths of answers that go with those here (its code_debug asks to repeat functions within 5 tokens),
+ends an answer at a line break, stems words for ROUGE and leaves out math_calc. `python -m namm.lm_eval` runs it with a
+memory.
 """
 
 from __future__ import annotations

@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from namm.errors import ConfigurationError, NotFoundError, nearest
+from namm.errors import NotFoundError, nearest
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.hub import Row, jsonl_records
 from namm.tasks.metrics import METRICS
-
-_Value = TypeVar("_Value", int, bool)
 
 
 def user_task(path: Path) -> Task:
@@ -32,7 +30,9 @@ def user_task(path: Path) -> Task:
     path = path.expanduser()
     if not path.is_file():
         raise NotFoundError(
-            "a JSONL file with context, question and answers on each line", str(path), "Check the path."
+            "a JSONL file with context, question and answers on each line",
+            f"no file {path}",
+            "Check the path; of a run of evolution `data` names the folder.",
         )
 
     def samples(request: Request) -> Iterator[Sample]:
@@ -47,7 +47,7 @@ def _samples(path: Path) -> Iterator[Sample]:
 
 
 def _sample(task: str, row: Row) -> Sample:
-    known = {name: row.text(name) for name in ("reply", "target", "metric") if name in row.fields}
+    known: dict[str, Any] = {name: row.text(name) for name in ("reply", "target", "metric") if name in row.fields}
     if (metric := known.get("metric", "exact")) not in METRICS:
         raise NotFoundError("a known metric", f"{metric!r} in {row.place}", nearest(metric, METRICS))
     return Sample(
@@ -56,16 +56,8 @@ def _sample(task: str, row: Row) -> Sample:
         context=row.text("context"),
         question=row.text("question"),
         answers=row.texts("answers"),
-        max_new_tokens=_value(row, "max_new_tokens", 32),
-        completion=_value(row, "completion", False),
+        max_new_tokens=row.whole("max_new_tokens") if "max_new_tokens" in row.fields else 32,
+        completion="completion" in row.fields and row.flag("completion"),
         classes=row.texts("classes") if row.fields.get("classes") else (),
         **known,
     )
-
-
-def _value(row: Row, name: str, default: _Value) -> _Value:
-    value = row.fields.get(name, default)
-    if type(value) is not type(default) or (value < 1 and name == "max_new_tokens"):
-        expected = "true or false" if isinstance(default, bool) else "a whole number above 0"
-        raise ConfigurationError(f"{expected} in the field {name!r}", f"{value!r} in {row.place}", "Repair this line.")
-    return value

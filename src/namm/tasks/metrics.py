@@ -3,10 +3,12 @@
 
 With several answers the best one counts, unless a metric says otherwise. Sources:
 
-* LongBench (MIT), `metrics.py` and `eval.py` of github.com/THUDM/LongBench at 2e00731: F1, ROUGE-L, classification,
+* LongBench (MIT), `metrics.py` and `eval.py` of github.com/THUDM/LongBench at 2e00731: F1, ROUGE-L, _classification,
   retrieval, count and edit similarity, with their Chinese variants.
 * InfiniteBench (MIT): see `namm.tasks.infinitebench_scores`.
-* RULER (Apache-2.0), `scripts/eval/synthetic/constants.py` of github.com/NVIDIA/RULER: the string matches.
+* RULER (Apache-2.0), `scripts/eval/synthetic/constants.py` of github.com/NVIDIA/RULER: the string matches. Those that
+  end in `_joined` are kvpress's (Apache-2.0), `evaluation/benchmarks/ruler/calculate_metrics.py` of
+  github.com/NVIDIA/kvpress.
 * The Japanese variants are the Chinese ones with words from fugashi (MeCab, UniDic).
 
 LongBench scores only the first line of what was generated for trec, triviaqa, samsum and lsht; the metrics of these
@@ -63,6 +65,15 @@ def _string_match_all(prediction: str, answers: tuple[str, ...], classes: tuple[
 def _string_match_part(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
     """1 if any answer stands in the prediction, whatever their case (RULER)."""
     return float(any(answer.lower() in prediction.lower() for answer in answers))
+
+
+def _joined(whole: _Metric) -> _Metric:
+    """Control characters are taken out of the prediction, so that lines are joined (kvpress)."""
+
+    def score(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+        return whole(re.sub(r"[\x00-\x1f]", "", prediction), answers, classes)
+
+    return score
 
 
 def _classification(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
@@ -206,6 +217,8 @@ METRICS: dict[str, _Metric] = {
     "exact": exact,
     "string_match_all": _string_match_all,
     "string_match_part": _string_match_part,
+    "string_match_all_joined": _joined(_string_match_all),
+    "string_match_part_joined": _joined(_string_match_part),
     "qa_f1": _f1(_words_en),
     "qa_f1_first_line": _on_first_line(_f1(_words_en)),
     "qa_f1_zh": _f1(_spoken(_words_zh)),

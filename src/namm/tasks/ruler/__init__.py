@@ -12,24 +12,25 @@ and lengths of answers are those of its `scripts/synthetic.yaml` and `scripts/da
 | ruler/cwe, ruler/fwe | the ten most common words of a list, after an example; the three most frequent coded words |
 | ruler/qa_1, ruler/qa_2 | a question of SQuAD, of HotpotQA, its documents among others |
 
-What differs from NVIDIA/RULER:
+kvpress's samples of it are `namm.tasks.kvpress`. What differs from NVIDIA/RULER, and why:
 
-* Its prose is Paul Graham's essays, which may not be passed on. They are read for the split "test" if the folder
-  `Request.data` holds its file `PaulGrahamEssays.json`; the sample's id then ends in "-essays". Otherwise, and always
-  for training, prose is the novels of the split, from a random sentence on. Prose ends with a whole sentence and starts
-  anew where it runs out.
-* Its words are those of the package wonderwords. Here they are words of the shipped novels (`shared.vocabulary`);
-  adjectives and nouns of the keys are told by their endings. Keys and values of one sample are all distinct; there
-  they may collide.
-* Its length counts the answer: its 4096 is 4096 tokens less `max_new_tokens` here. `Request.tokens` bounds the prompt,
-  which is filled to about one piece (sentence, line, word, document), there to one step of up to 500 words. Special
-  tokens count; a chat template does not.
-* A sample has its own random numbers, of seed, split and index; there, one order of needles, words and documents serves
-  all samples.
-* The example of vt has ten lines of noise, there as many fives as 500 tokens hold; below 4096 tokens, shorter than any
-  official length, six. Its value is never that of the question.
-* qa_1 and qa_2 have a "test" split only, which is the development set, as there. Repeated answers are dropped.
-* Without a count, there are 500 samples of a task, as there.
+* Its prose is Paul Graham's essays, which may not be passed on: here it is the novels of the split, from a random
+  sentence on, unless the folder `Request.data` holds its file `PaulGrahamEssays.json` and the split is "test"; the
+  sample's id then ends in "-essays".
+* Prose ends with a whole sentence, and starts anew where it runs out: half a sentence makes nothing harder.
+* Its words are those of the package wonderwords; words that only have to differ are worth no package, so here they are
+  of the shipped novels (`shared.vocabulary`), adjectives and nouns told by their endings.
+* Keys and values of one sample are distinct; there they may collide, and a question then has two answers.
+* `Request.tokens` bounds the prompt, as in every task here, so its 4096, which counts the answer, is 4096 less
+  `max_new_tokens`. To about one piece (sentence, line, word, document) the prompt is as long as that, so that a length
+  is what it says; there it falls short by up to 500 words. Special tokens count; a chat template, a model's own, does
+  not.
+* A sample has its own random numbers, of seed, split and index, so that no sample changes when more or longer ones are
+  made; there, one order of needles, words and documents serves all.
+* The example of vt never has the value of the question, which would have two answers; and below 4096 tokens, shorter
+  than any official length, it has six lines of noise in place of ten, to leave room for the text.
+* qa_1 and qa_2 may read any files in the layout of theirs (`benchmarks/passages.py` makes some that need no hub);
+  results on such are not RULER's.
 """
 
 from __future__ import annotations

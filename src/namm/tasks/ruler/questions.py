@@ -130,7 +130,8 @@ def load(source: Source, request: Request) -> Corpus:
     if path is None or not path.is_file():
         raise NotFoundError(
             f"{source.file} in the data folder", "no data folder" if path is None else f"no file {path}",
-            f"Download {source.address}, save it as {source.file} in a folder, and give that folder as the data.",
+            f"Download {source.address}, save it as {source.file} in a folder, and give that folder as the data; or "
+            "make one of other questions with benchmarks/passages.py.",
         )  # fmt: skip
     try:
         corpus = source.parse(parsed_value(read(path, _again(source)), str(path), _again(source)))
