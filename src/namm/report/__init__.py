@@ -3,7 +3,7 @@
 from namm.report.bootstrap import interval, resample
 from namm.report.evaluation_page import to_html
 from namm.report.figures import class_heatmap, kept_heatmap, save
-from namm.report.forgetting import COLUMNS, FEW, Forgetting, class_table, forgetting_of
+from namm.report.forgetting import COLUMNS, FEW, Forgetting, by_class, class_table, forgetting_of
 from namm.report.markdown import of_forgetting, table, to_markdown
 from namm.report.rows import Row
 from namm.report.samples import embedded_samples
@@ -24,6 +24,7 @@ __all__ = [
     "Language",
     "Row",
     "Summary",
+    "by_class",
     "class_heatmap",
     "class_table",
     "classify",
