@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What docs/results.md shows of one model: every memory on the same samples, at equal bytes.
 #   benchmarks/evidence.sh smollm2|qwen|gemma MODEL [namm] [folder]
-# MODEL: a folder, GGUF file or hub id, by the same name each time. Two processes of one thread share the work. Stopped, the same command goes on, also
+# MODEL: a folder, GGUF file or hub id, by the same name each time. ROUNDS=1 in the environment stops after so many rounds. Two processes of one thread share the work. Stopped, the same command goes on, also
 # on another machine from the rows in benchmarks/results. Samples come in rounds, so that what there is is even: after each
 # round the rows are copied there. Hours on two cores.
 set -euo pipefail
@@ -15,7 +15,9 @@ if [ ! -e "$out/run.json" ] && [ -e "$kept.json" ]; then
   xz -dc "$kept.jsonl.xz" > "$out/rows.jsonl"
 fi
 
+rounds=${ROUNDS:-99}
 measure() { # tokens, samples of each task, budgets, tasks
+  [ "$((rounds--))" -gt 0 ] || return 0
   local tokens=$1 samples=$2 budgets=($3) tasks=($4) running=()
   for part in 1/2 2/2; do
     "$namm" eval --model "$model" --out "$out" --dtype bfloat16 --threads 1 --tokens "$tokens" --samples "$samples" \
