@@ -9,14 +9,22 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache
 from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.utils.chat_parsing import ResponseParser as ResponseParser  # noqa: PLC0414  # for others
 
 TESTED = ((5, 17), (5, 24))  # the oldest and the newest version that the tests were run with; see pyproject.toml
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -88,34 +96,48 @@ def drops_its_cache(decoder: torch.nn.Module) -> bool:
 # -- generation --------------------------------------------------------------------------------------------------------
 
 
-def prepared(model: PreTrainedModel, config: GenerationConfig) -> GenerationConfig:
-    """A copy with the defaults and special tokens that `model.generate` fills in."""
-    filled, _ = model._prepare_generation_config(config)
-    model._prepare_special_tokens(filled, False, device=model.device, batch_size=1)
-    return filled
+def generation(
+    model: PreTrainedModel, config: GenerationConfig, prompt: int
+) -> tuple[GenerationConfig, LogitsProcessorList]:
+    """The configuration that `model.generate` works with, defaults filled in, and what it does to logits then.
 
-
-def logits_processors(model: PreTrainedModel, filled: GenerationConfig, prompt: int) -> LogitsProcessorList:
-    """What `model.generate` does to logits under a `prepared` configuration.
+    `generate` prepares both for a decoding loop of ours, which looks at them and decodes nothing.
 
     Args:
         prompt: tokens before the first one that is generated.
     """
-    return model._get_logits_processor(
-        generation_config=filled,
-        input_ids_seq_length=prompt,
-        encoder_input_ids=torch.zeros(1, prompt, dtype=torch.long, device=model.device),
-        device=model.device,
-        model_kwargs={},
-    )
+    found: list[tuple[GenerationConfig, LogitsProcessorList]] = []
+
+    def look(
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **_: Any,
+    ) -> torch.Tensor:
+        found.append((generation_config, logits_processor))
+        return input_ids
+
+    config = deepcopy(config)
+    config.use_cache = False  # nothing is decoded, so nothing is to be allocated
+    ids = torch.zeros(1, prompt, dtype=torch.long, device=model.device)
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=look)
+    return found[0]
 
 
-def response_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """How answers of this model are told from its thoughts and calls of tools; None if it writes only text."""
+def response_parser(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prefix: str, tools: list[dict[str, Any]] | None
+) -> ResponseParser | None:
+    """Tells text, thoughts and calls apart in an answer to this prompt; None for a model that writes only text.
+
+    Raises:
+        ValueError, LookupError, TypeError: the model's response template does not go with the prompt or the tools.
+    """
     from transformers.cli.serving.utils import get_response_template
 
-    template: dict[str, Any] | None = get_response_template(tokenizer, model)
-    return template
+    template = get_response_template(tokenizer, model)
+    return None if template is None else ResponseParser(template, prefix=prefix, tools=tools)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 import namm
 from namm.memory.cache import make_plan
 from namm.report.memory_page import memory_page
-from namm.report.trace import Event, Recorder, end_event, rule_of, shape_of, start_event, token_event
+from namm.trace import Event, Recorder, end_event, rule_of, shape_of, start_event, token_event
 from tests.report.test_trace import character_tokenizer
 from tests.zoo import causal_model
 

@@ -12,7 +12,8 @@ import pytest
 import namm
 from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.memory_page import Recording, memory_page
-from namm.report.trace import Event, record, unpacked
+from namm.report.recording import record
+from namm.trace import Event, unpacked
 from tests.report.test_trace import character_tokenizer
 from tests.zoo import causal_model
 
@@ -313,7 +314,7 @@ def test_many_tokens_are_fast(open_page: Callable[..., Any], tmp_path: Path) -> 
     """8,000 tokens and 90 heads: a move of the slider takes less than the blink of an eye, on a slow machine too."""
     import numpy as np
 
-    from namm.report.trace import packed
+    from namm.trace import packed
 
     layers, heads, tokens, interval = 30, 3, 8000, 500
     chance, kept, events = np.random.default_rng(0), np.zeros((layers, heads, 0), dtype=bool), []

@@ -17,7 +17,7 @@ from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.reading import fitting_interval
 from namm.report.samples import embedded_samples
 from namm.report.token_classes import Classes, classify, detect
-from namm.report.trace import unpacked
+from namm.trace import unpacked
 from tests.zoo import causal_model
 
 TEXT = "It was the best of times, it was the worst of times; it was 1775. " * 2

@@ -10,8 +10,9 @@ import pytest
 import namm
 from namm.report.forgetting import Forgetting, by_class, forgetting_of
 from namm.report.memory_page import memory_page
+from namm.report.recording import record
 from namm.report.token_classes import CLASSES
-from namm.report.trace import Event, record
+from namm.trace import Event
 from tests.report.test_trace import character_tokenizer
 from tests.zoo import causal_model
 

@@ -10,15 +10,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import namm
+from namm.detokeniser import Detokeniser, pieces
 from namm.memory.cache import make_plan
-from namm.report.trace import (
-    Pieces,
+from namm.report.recording import record
+from namm.trace import (
     Recorder,
     end_event,
     held_by,
     packed,
-    pieces,
-    record,
     rule_of,
     shape_of,
     start_event,
@@ -197,7 +196,7 @@ def test_special_tokens_have_their_name() -> None:
 def test_bytes_that_are_no_text_hold_nothing_up() -> None:
     tokenizer = byte_tokenizer()
     broken = tokenizer("😀")["input_ids"][:1] * 6
-    shown = Pieces(tokenizer)
+    shown = Detokeniser(tokenizer)
     texts = [shown.next(token) for token in [*broken, *tokenizer("ab")["input_ids"]]]
     assert texts[3] == "\ufffd" * 4
     assert "".join(texts).endswith("ab")
@@ -210,7 +209,7 @@ def test_a_broken_character_of_a_tokenizer_that_spells_in_bytes_is_not_the_end()
     backend.decoder = decoders.Sequence(steps)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     broken = [257, *(byte + 1 for byte in "é".encode()), 0xE2 + 1, 257, 257]
-    shown = Pieces(tokenizer, longest=None)
+    shown = Detokeniser(tokenizer, longest=None)
     texts = [shown.next(token) for token in broken]
     assert texts[:4] == ["a", "", "é", ""]
     assert texts[4].startswith("\ufffd")

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from namm.cli import main
 from namm.serving.engine import Engine
-from namm.serving.job import Job
+from namm.serving.session import Session
 from namm.serving.settings import Settings
 
 LOST, FAULT = "lose the device", "trip over a bug"
@@ -21,13 +21,13 @@ def break_at_words() -> None:
     """Prompts with `LOST` or `FAULT` in them end the engine."""
     read, admit = Engine._read, Engine._admit
 
-    def broken_read(engine: Engine, job: Job) -> None:
-        if LOST in job.prompt:
+    def broken_read(engine: Engine, session: Session) -> None:
+        if LOST in session.prompt:
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-        read(engine, job)
+        read(engine, session)
 
     def broken_admit(engine: Engine) -> None:
-        if any(FAULT in job.prompt for job in engine._queue):
+        if any(FAULT in one.prompt for one in engine._scheduler.waiting):
             raise RuntimeError("a bug of the loop")
         admit(engine)
 

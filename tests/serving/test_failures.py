@@ -29,10 +29,10 @@ class Broken:
     def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str = LONG) -> None:
         read = server.engine._read
 
-        def broken(job):
-            if text in job.prompt:
+        def broken(session):
+            if text in session.prompt:
                 raise error
-            read(job)
+            read(session)
 
         monkeypatch.setattr(server.engine, "_read", broken)
 
@@ -42,7 +42,7 @@ def loop_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     real = server.engine._drop_cancelled
 
     def broken() -> None:
-        if any(LONG in job.prompt for job in server.engine._queue):
+        if any(LONG in one.prompt for one in server.engine._scheduler.waiting):
             raise RuntimeError(SECRET)
         real()
 
@@ -183,10 +183,10 @@ def test_health_knows_a_step_that_does_not_end(serve: Serve, monkeypatch: pytest
     go_on, reached = threading.Event(), threading.Event()
     read = server.engine._read
 
-    def blocked(job) -> None:
+    def blocked(session) -> None:
         reached.set()
         assert go_on.wait(60)
-        read(job)
+        read(session)
 
     idle = server.http().get("/health")
     assert (idle.status_code, idle.json()["step_age_seconds"]) == (200, 0)
@@ -225,11 +225,11 @@ def test_ray_is_told_of_a_replica_that_stalls(serve: Serve):
     server = serve(limits={"step_timeout": 1})
     one._app = server.server.config.app
     one.check_health()
-    server.engine._queue._count += 1  # as if somebody waited
+    server.engine._calls.append(None)  # as if somebody waited
     server.engine._stepped -= 2
     with pytest.raises(RuntimeError, match="stalled"):
         one.check_health()
-    server.engine._queue._count -= 1
+    server.engine._calls.clear()
     del one._app
 
 

@@ -16,7 +16,7 @@ import torch
 import namm
 from namm.errors import ArtefactError
 from namm.memory.cache import MemoryCache
-from namm.serving import admission
+from namm.serving import conversations
 from namm.serving.conversations import Conversation, Conversations, Said, rested
 from namm.serving.host import Host
 from tests.serving.conftest import Running, Serve
@@ -225,7 +225,7 @@ def counted(server: Running, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often conversations are searched and rests of prompts cut into tokens from now on."""
     counts = {"find": 0, "new_tokens": 0, "decoded": 0}
     kept, engine = server.engine.conversations, server.engine
-    real = {"find": kept.find, "new_tokens": admission.new_tokens, "decoded": engine._answer}
+    real = {"find": kept.find, "new_tokens": conversations.new_tokens, "decoded": engine._answer}
 
     def counting(name: str):
         def count(*args):
@@ -235,7 +235,7 @@ def counted(server: Running, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return count
 
     monkeypatch.setattr(kept, "find", counting("find"))
-    monkeypatch.setattr(admission, "new_tokens", counting("new_tokens"))
+    monkeypatch.setattr(conversations, "new_tokens", counting("new_tokens"))
     monkeypatch.setattr(engine, "_answer", counting("decoded"))
     return counts
 

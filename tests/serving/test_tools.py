@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from transformers.utils.chat_parsing import ResponseParser
 
-from namm.serving.messages import Message
+from namm.compat import ResponseParser
+from namm.serving.messages import AnswerMessage
 from namm.serving.sampling import Sampler
 from namm.serving.settings import Settings
 from tests.serving.conftest import Running, running
@@ -139,7 +139,7 @@ def test_in_whatever_pieces_it_comes():
     text, prompt = f"<think>Let me see.</think>I ask.{CALL}<|im_end|>", "<|im_start|>assistant\n"
     wholes = []
     for size in (1, 2, 7, 1000):
-        message = Message("x", ResponseParser(RESPONSES, prefix=prompt))
+        message = AnswerMessage("x", ResponseParser(RESPONSES, prefix=prompt))
         message.begin()
         for start in range(0, len(text), size):
             message.add(text[start : start + size])
@@ -150,7 +150,7 @@ def test_in_whatever_pieces_it_comes():
 
 
 def test_what_the_prompt_has_begun_is_told():
-    message = Message("x", ResponseParser(RESPONSES, prefix="<|im_start|>assistant\n<think>Well, "))
+    message = AnswerMessage("x", ResponseParser(RESPONSES, prefix="<|im_start|>assistant\n<think>Well, "))
     assert message.begin() == [{"reasoning_content": "Well, "}]
     message.add("so.</think>Yes.")
     message.close()

@@ -10,7 +10,7 @@ from namm.report.samples import embedded_samples
 from namm.report.statistics import LEAST_SPAN, kind, summarise
 from namm.report.summary import Estimate, Summary, estimate, label, number, share, to_json
 from namm.report.token_classes import CLASSES, CODE_SUFFIXES, SPECIAL, Language, classify
-from namm.report.trace import record
+from namm.report.recording import record
 
 __all__ = [
     "CLASSES",

@@ -26,9 +26,10 @@ from namm.errors import ConfigurationError
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.report.reading import to_read
+from namm.report.recording import record
 from namm.report.token_classes import CLASSES, Classes, Language, Span, classify
-from namm.report.trace import Event, record, unpacked
 from namm.selection import Selection
+from namm.trace import Event, unpacked
 
 FEW = 20  # tokens; the share of a smaller class is mostly chance
 COLUMNS = ("class", "tokens", "kept", "ratio", "neighbours")
@@ -48,7 +49,7 @@ class Forgetting:
         kept: share of the layer's kv heads that hold the token.
         judged: whether the token was read before the last update.
         update_interval: tokens between two updates.
-        events: what was held after each update, for the memory page; see `namm.report.trace`.
+        events: what was held after each update, for the memory page; see `namm.trace`.
     """
 
     text: str

@@ -14,7 +14,7 @@ from namm.errors import ConfigurationError
 from namm.report.forgetting import FEW, Forgetting, by_class, percent, times
 from namm.report.page import fill
 from namm.report.token_classes import CLASSES
-from namm.report.trace import Event
+from namm.trace import Event
 
 _SCRIPTS = ("trace.js", "panel.js", "grid.js", "classes.js", "card.js", "timeline.js", "chat.js", "memory.js")
 _STRONGEST = 4.0  # ratio of the full tint; its inverse likewise
@@ -24,7 +24,7 @@ class Recording(TypedDict):
     """A text that was read, by one memory or by two that are shown side by side.
 
     Attributes:
-        traces: events of each memory, see `namm.report.trace.record`.
+        traces: events of each memory, see `namm.report.recording.record`.
         language: how the text is set; prose if left out.
         classes: the class of each token; tells what is kept of each.
     """
@@ -55,7 +55,7 @@ def memory_page(
     """
     shown = list(recordings)
     if live is None and not shown:
-        raise ConfigurationError("recordings or a live page", "neither", "Record a text: namm.report.trace.record.")
+        raise ConfigurationError("recordings or a live page", "neither", "Record a text: namm.report.recording.record.")
     for recording in shown:
         if not 1 <= len(recording["traces"]) <= 2:
             raise ConfigurationError(

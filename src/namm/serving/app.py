@@ -1,31 +1,24 @@
 """The web application: OpenAI's routes, conversations, health, metrics, and the page."""
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
-from namm.errors import NotFoundError
-from namm.report.memory_page import memory_page
 from namm.serving.access import Access
-from namm.serving.conversations import Conversation
-from namm.serving.engine import Engine
-from namm.serving.handlers import Handlers
-from namm.serving.host import Host, describe_model
-from namm.serving.metrics import Metrics
-from namm.serving.middleware import CLIENT_CLOSED, AccessMiddleware, Gone, RequestLog
-from namm.serving.refusals import Refusal, answer_of, not_removed, unknown_model
+from namm.serving.host import Limits
+from namm.serving.middleware import CLIENT_CLOSED, AccessMiddleware, Gone, RequestLog, unless_gone
+from namm.serving.refusals import Refusal, answer_of, not_json, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, described
-from namm.serving.sticky import CHAT, TEXT
+from namm.serving.service import EVENTS, Answer, Backend, Start
 from namm.version import __version__
 
-log = logging.getLogger("namm.serving")
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -61,37 +54,30 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(
-    engine: Engine,
-    metrics: Metrics,
-    access: Access,
-    page: dict[str, Any] | None = None,
-) -> FastAPI:
-    """The application around an engine; the engine is closed when it ends.
+def create_app(backend: Backend, limits: Limits, access: Access, page: str) -> FastAPI:
+    """The application in front of whoever answers.
 
     Args:
+        limits: on bodies.
         access: who may ask.
-        page: what the page at `/` is given, such as an example text.
+        page: what `/` shows, in HTML.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(engine.close)
+        async with backend.running():
+            yield
 
     app = FastAPI(
         title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(AccessMiddleware, access=access, body=engine.limits.body, bodies=engine.limits.bodies)
-    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(AccessMiddleware, access=access, body=limits.body, bodies=limits.bodies)
+    app.add_middleware(RequestLog, registry=backend.registry)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Gone, _gone)
     app.add_exception_handler(HTTPException, _http)
-    app.state.engine = engine
-    app.include_router(_answers(engine))
-    app.include_router(_models(engine.host))
-    app.include_router(_conversations(engine))
-    app.include_router(_watching(engine, metrics, page))
+    for router in (_answers(backend), _models(backend), _conversations(backend), _watching(backend, page)):
+        app.include_router(router)
     return app
 
 
@@ -104,90 +90,122 @@ def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=Fa
 Owner = Annotated[str, Depends(_owner)]
 
 
-def _answers(engine: Engine) -> APIRouter:
-    router, handlers = APIRouter(responses=_REFUSALS), Handlers(engine)
+# -- answers -----------------------------------------------------------------------------------------------------------
 
-    @router.post(CHAT, openapi_extra=described(ChatRequest, CHAT))
+
+def _answers(backend: Backend) -> APIRouter:
+    router = APIRouter(responses=_REFUSALS)
+
+    @router.post(ChatRequest.path, openapi_extra=described(ChatRequest))
     async def chat_completions(request: Request, owner: Owner) -> Response:
         """Answer a chat; one that extends an earlier one goes on from what was remembered of it."""
-        return await handlers.answer(ChatRequest, request, owner)
+        return await _answered(backend, request, owner)
 
-    @router.post(TEXT, openapi_extra=described(CompletionRequest, TEXT))
+    @router.post(CompletionRequest.path, openapi_extra=described(CompletionRequest))
     async def completions(request: Request, owner: Owner) -> Response:
         """Continue a text."""
-        return await handlers.answer(CompletionRequest, request, owner)
+        return await _answered(backend, request, owner)
 
     return router
 
 
-def _models(host: Host) -> APIRouter:
+async def _answered(backend: Backend, http: Request, owner: str) -> Response:
+    """
+    Raises:
+        Gone: the client left.
+        Refusal: the body is not said to be JSON.
+    """
+    if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise not_json()  # a form of another web page sends anything else
+    answer = backend.answer(http.url.path, await http.body(), owner, http.state.log)
+    streaming = False
+    try:
+        start = await unless_gone(http.receive, anext(answer))
+        assert isinstance(start, Start)
+        if start.media_type == EVENTS:
+            streaming = True
+            return _Streaming(start, answer)
+        body = "".join([str(piece) async for piece in answer])
+        return Response(body, start.status, start.headers, start.media_type)
+    finally:
+        if not streaming:  # the client is answered, refused or gone
+            await answer.aclose()
+
+
+class _Streaming(StreamingResponse):
+    """A stream whose answer is closed however it ends."""
+
+    def __init__(self, start: Start, answer: Answer) -> None:
+        super().__init__((str(piece) async for piece in answer), start.status, start.headers, start.media_type)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()
+
+
+# -- all else ----------------------------------------------------------------------------------------------------------
+
+
+def _models(backend: Backend) -> APIRouter:
     router = APIRouter(responses=_REFUSALS)
 
     @router.get("/v1/models")
     async def models(_: Owner) -> dict[str, Any]:
         """The model, once for each memory it is served with."""
-        return {"object": "list", "data": [describe_model(served, host) for served in host.served.values()]}
+        return {"object": "list", "data": backend.models}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str, _: Owner) -> dict[str, Any]:
         """One of them."""
-        if model not in host.served:
-            raise unknown_model(model, list(host.served))
-        return describe_model(host.served[model], host)
+        known = {one["id"]: one for one in backend.models}
+        if model not in known:
+            raise unknown_model(model, list(known))
+        return known[model]
 
     return router
 
 
-def _conversations(engine: Engine) -> APIRouter:
-    router, kept = APIRouter(responses=_REFUSALS), engine.conversations
+def _conversations(backend: Backend) -> APIRouter:
+    router = APIRouter(responses=_REFUSALS)
 
     @router.get("/v1/conversations")
     async def conversations(owner: Owner) -> dict[str, Any]:
         """This key's conversations that can go on without being read again, least recently used first."""
-        found: list[Conversation] = await _ask(engine, lambda: kept.of(owner))
-        return {"object": "list", "data": [one.describe() for one in found]}
+        return {"object": "list", "data": await backend.conversations(owner)}
 
     @router.delete("/v1/conversations/{ident}", status_code=204)
     async def delete(ident: str, owner: Owner) -> Response:
         """Forget a conversation."""
-        if not await _ask(engine, lambda: kept.remove(kept.get(owner, ident))):
-            raise not_removed(ident)
+        await backend.forget(owner, ident)
         return Response(status_code=204)
 
     return router
 
 
-def _watching(engine: Engine, metrics: Metrics, page: dict[str, Any] | None) -> APIRouter:
-    router, html = APIRouter(), memory_page(live=page or {})
+def _watching(backend: Backend, page: str) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/health")
     async def health() -> JSONResponse:
         """200 while requests are taken and steps end in time, else 503."""
-        status = engine.status
-        return JSONResponse({"status": status, **engine.state()}, 200 if status == "ok" else 503)
+        found = await backend.health()
+        return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         """For Prometheus; counts only, of all keys together."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        told = generate_latest(await backend.meters())
+        return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:
         """The page: a chat, and what the model remembers of it."""
-        return HTMLResponse(html)
+        return HTMLResponse(page)
 
     return router
-
-
-# -- conversations -----------------------------------------------------------------------------------------
-
-
-async def _ask(engine: Engine, action: Callable[[], Any]) -> Any:
-    """Something done by the engine's thread, which owns the conversations."""
-    try:
-        return await asyncio.wrap_future(engine.call(action))
-    except NotFoundError as error:
-        raise Refusal(404, str(error), "not_found") from error
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -90,6 +90,25 @@ class Conversation:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Match:
+    """What a request goes on with.
+
+    Attributes:
+        version: of the conversations when it was looked for, see `Conversations.version`.
+        new: tokens to be read after those of the conversation.
+    """
+
+    version: int
+    found: Conversation | None
+    new: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole prompt; a chat that goes on may have been cut into a few more than it is now."""
+        return len(self.new) + (len(self.found.said.ids) if self.found is not None else 0)
+
+
 class _Note(BaseModel):
     """What a file says of its conversation."""
 
@@ -191,6 +210,17 @@ class Conversations:
         """The longest conversation that this prompt goes on with."""
         ident = self._prefixes.longest(_group(owner, served, chat), _text(prompt) if chat else _tokens(ids))
         return self.get(owner, ident) if ident is not None else None
+
+    def match(self, known: Match | None, owner: str, served: str, prompt: str, ids: list[int], chat: bool) -> Match:
+        """What this prompt goes on with; looked for again only if conversations came or went since it was `known`."""
+        if known is not None and known.version == self.version:
+            return known
+        found = self.find(owner, served, prompt, ids, chat)
+        if found is None:
+            return Match(self.version, None, ids)
+        if known is not None and known.found is not None and known.found.said is found.said:
+            return Match(self.version, found, known.new)
+        return Match(self.version, found, new_tokens(found.said, prompt, ids, self._host))
 
     def add(self, one: Conversation) -> None:
         """As the most recently used."""

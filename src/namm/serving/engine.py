@@ -1,8 +1,9 @@
 """The engine: one thread that reads prompts in chunks, answers all requests side by side, and keeps within its bytes.
 
-A request waits until what it will hold at most fits, beside what others will hold; owners take turns; conversations at
-rest make room, least recently used first. Prompts take turns chunk by chunk, and after each chunk the answers that are
-being written get as long as the chunk took. So a long prompt makes nobody wait for more than two chunks of it.
+The scheduler says who is next, the runner runs the model, sessions tell their clients. A request waits until what it
+will hold at most fits, beside what others will hold; conversations at rest make room, least recently used first.
+Prompts take turns chunk by chunk, and after each chunk the answers that are being written get as long as the chunk
+took. So a long prompt makes nobody wait for more than two chunks of it.
 """
 
 from __future__ import annotations
@@ -13,28 +14,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from namm.compat import passing
 from namm.errors import ArtefactError, NammError
-from namm.memory.batch import can_join, together
+from namm.memory.batch import can_join
 from namm.memory.cache import MemoryCache
-from namm.memory.rehearsal import rehearsing
-from namm.memory.routing import route, unroute
-from namm.report.trace import Pieces, Recorder, end_event, pieces, start_event, token_event
-from namm.serving.admission import Admission
-from namm.serving.answer import Piece, Scored
-from namm.serving.conversations import Conversation, Conversations, Said, kept_tokens, rested
-from namm.serving.fair_queue import FairQueue
+from namm.serving.conversations import Conversations, Match, Said, kept_tokens, rested
 from namm.serving.fatal import end_process, is_fatal
 from namm.serving.host import Host, Limits
-from namm.serving.job import Job
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, draining, generation_failed, invalid, never_fits
-from namm.serving.sampling import Sampler, scored
+from namm.serving.refusals import Refusal, draining, generation_failed, never_fits
+from namm.serving.runner import Runner
+from namm.serving.sampling import Sampler
+from namm.serving.scheduler import Scheduler
+from namm.serving.session import Session, Status
 
 log = logging.getLogger("namm.serving")
 Result = TypeVar("Result")
@@ -57,12 +54,8 @@ class Engine:
         on_failure: Callable[[], None] = end_process,
     ) -> None:
         self.host, self.limits, self.conversations, self._metrics = host, limits, conversations, metrics
-        self._queue = FairQueue(limits.waiting, limits.waiting_all)
-        self._admission = Admission(host, limits, conversations)
+        self._scheduler, self._runner = Scheduler(limits), Runner(host.model, host.decoder)
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._jobs: set[Job] = set()  # admitted; each is in one of the two that follow
-        self._reading: deque[Job] = deque()
-        self._answering: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
         self._on_failure = on_failure
@@ -76,20 +69,14 @@ class Engine:
 
     # -- for other threads ---------------------------------------------------------------------------------------------
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, sessions: Sequence[Session]) -> None:
         """All of these, or none: they are one request.
 
         Raises:
             Refusal: the request can never be held, the queue is full, or the server is shutting down.
         """
-        for job in jobs:
-            needed = job.width * job.served.bytes_for(len(job.prompt_ids) + job.most)
-            if needed > self.limits.memory:
-                raise never_fits(needed, self.limits.memory, len(job.prompt_ids), job.most)
-            if job.width > self.limits.parallel:
-                raise invalid(f"expected at most {self.limits.parallel} answers at once; got {job.width}.", "n")
         with self._work_comes():
-            self._queue.add(jobs, max(0, self.limits.parallel - len(self._jobs)), self.wait_seconds())
+            self._scheduler.add(sessions, self.wait_seconds())
 
     def call(self, action: Callable[[], Result]) -> Future[Result]:
         """Have something done between two steps, with the conversations at rest."""
@@ -134,25 +121,24 @@ class Engine:
 
     def wait_seconds(self) -> int:
         """A guess of when a request may come again."""
-        return max(1, min(60, round(self._seconds * (1 + len(self._queue) / self.limits.parallel))))
+        return max(1, min(60, round(self._seconds * (1 + len(self._scheduler.waiting) / self.limits.parallel))))
 
     def state(self) -> dict[str, float]:
         """Counts and bytes after the last step, and its age."""
-        now = {"waiting": len(self._queue), "running": len(self._jobs), "step_age_seconds": round(self.step_age, 3)}
-        return self._state | now
+        waiting, running = len(self._scheduler.waiting), len(self._scheduler.running)
+        return self._state | {
+            "waiting": waiting, "running": running, "step_age_seconds": round(self.step_age, 3)
+        }  # fmt: skip
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _idle(self) -> bool:
-        return not (self._queue or self._calls or self._jobs)
+        return self._scheduler.idle and not self._calls
 
     def _run(self) -> None:
         done = False
         try:
-            with ExitStack() as stack, torch.inference_mode():
-                route(self.host.model.config)
-                stack.callback(unroute, self.host.model.config)
-                stack.enter_context(rehearsing(self.host.decoder))
+            with self._runner.running():
                 while self._waits_for_work():
                     self._serve_calls()
                     self._turn()
@@ -168,8 +154,8 @@ class Engine:
         try:
             with self._wake:
                 self._closing = True
-            for job in (*self._queue, *self._jobs):
-                self._fail(job, generation_failed(job.id))
+            for session in (*self._scheduler.waiting, *self._scheduler.running):
+                session.fail(generation_failed(session.id))
             for _, done in self._calls:
                 if done.running() or done.set_running_or_notify_cancel():
                     done.set_exception(draining())
@@ -201,234 +187,166 @@ class Engine:
         self._drop_cancelled()
         self._admit()
         started = time.monotonic()
-        if self._reading:
-            job = self._reading.popleft()
-            with self._guarded(job):
-                self._read(job)
+        if (session := self._scheduler.next_to_read()) is not None:
+            with self._guarded(session):
+                self._read(session)
         now = time.monotonic()
         until = now + (now - started)
-        while self._answering:
-            for group in self._groups():
+        while answering := self._scheduler.having(Status.ANSWERING):
+            for group in _groups(answering):
                 with self._guarded(*group):
                     self._answer(group)
-            if not (self._reading or self._queue) or time.monotonic() >= until:
+            others = self._scheduler.having(Status.WAITING, Status.READING)
+            if not others or time.monotonic() >= until:
                 break
+        with self._wake:
+            self._scheduler.sweep()
         self._measure()
 
     @contextmanager
-    def _guarded(self, *jobs: Job) -> Iterator[None]:
+    def _guarded(self, *sessions: Session) -> Iterator[None]:
         """What fails must cost its own requests only, whatever it was: their memories are in no known state. A device
         that is lost is lost for all.
         """
         try:
             yield
         except Refusal as error:
-            for job in jobs:
-                self._fail(job, error)
+            for session in sessions:
+                session.fail(error)
         except Exception as error:
             if is_fatal(error, self.host.model.device):
                 raise
-            log.exception("a request failed", extra={"requests": [job.id for job in jobs]})
-            for job in jobs:
-                self._fail(job, generation_failed(job.id))
+            log.exception("a request failed", extra={"requests": [session.id for session in sessions]})
+            for session in sessions:
+                session.fail(generation_failed(session.id))
         self._stepped = time.monotonic()
-
-    def _fail(self, job: Job, reason: Refusal) -> None:
-        self._leave(job)
-        job.failed = reason
-        job.streamer.fail(reason)
 
     # -- who gets in ---------------------------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
         """Clients that left free their memory."""
-        with self._wake:
-            gone = [job for job in (*self._queue, *self._jobs) if job.streamer.cancelled]
-        for job in gone:
-            self._leave(job)
-            job.finish = "cancelled"
-            job.streamer.end()
-        if gone:
-            self._metrics.cancelled.inc(len(gone))
+        for session in (*self._scheduler.waiting, *self._scheduler.running):
+            if session.channel.closed:
+                session.cancel()
+                self._metrics.cancelled.inc()
 
     def _admit(self) -> None:
         """In the order of the queue, as far as bytes and places reach."""
-        while (job := self._queue.next) is not None:
-            if sum(one.width for one in self._jobs) + job.width > self.limits.parallel:
-                return
-            with self._guarded(job):
-                if self._admission.fits(job, self._jobs):
-                    with self._wake:
-                        self._queue.take(job)
-                        self._jobs.add(job)
-                    self._begin(job)
-                elif self._jobs:
+        while (session := self._scheduler.next) is not None:
+            with self._guarded(session):
+                if self._fits(session):
+                    self._scheduler.admit(session)
+                    self._begin(session)
+                elif self._scheduler.running:
                     return
                 else:  # nothing is in its way, and still it does not fit
-                    self._fail(job, never_fits(job.reserved, self.limits.memory, len(job.prompt_ids), job.most))
+                    raise never_fits(session.reserved, self.limits.memory, len(session.prompt_ids), session.most)
 
-    def _begin(self, job: Job) -> None:
-        """A new memory, or the one of the conversation that goes on."""
-        job.began = time.monotonic()
-        if job.match is not None and job.match.found is not None:
-            self._go_on(job, job.match.found, job.match.new)
-        job.match = None
-        if job.cache is None:
-            job.cache = MemoryCache.planned(self.host.model.config, (job.served.plan,))
-        job.ids, job.unread = list(job.prompt_ids), len(job.prompt_ids) - job.reused
-        job.sampler = Sampler(self.host.model, job.sampling, len(job.ids))
-        if job.echo:
-            first = (Scored(job.ids[0], None),) if job.scored else ()
-            job.streamer.text(Piece(job.prompt, first))
-        if job.watch:
-            job.recorder = Recorder(job.cache)
-            job.written = Pieces(self.host.tokenizer)
-            job.streamer.event(
-                start_event(
-                    job.cache, self.host.shape, model=self.host.name, memory=job.served.memory, rule=job.served.rule,
-                    interval=job.served.plan.update_interval, tokens=pieces(self.host.tokenizer, job.ids),
-                )
-            )  # fmt: skip
-        self._reading.append(job)
+    def _fits(self, session: Session) -> bool:
+        """Whether the most that it may hold is free beside those that run; conversations at rest make way."""
+        if session.scored:
+            session.match = Match(self.conversations.version, None, session.prompt_ids)
+        else:
+            session.match = self.conversations.match(
+                session.match, session.owner, session.served.id, session.prompt, session.prompt_ids, session.chat
+            )
+        tokens = max(session.match.tokens, len(session.prompt_ids)) + session.most
+        session.reserved = session.width * session.served.bytes_for(tokens)
+        resting, found = self.conversations.bytes_held, session.match.found
+        if found is not None:
+            self.conversations.touch(found)  # the last to make room
+            resting -= found.bytes_held if found.cache is not None else 0
+        missing = self._scheduler.missing(session, resting)
+        if missing:
+            self.conversations.make_room(missing)
+        return missing is not None
 
-    def _go_on(self, job: Job, found: Conversation, new: list[int]) -> None:
-        """Take up what a conversation holds, unless its file is damaged or gone."""
+    def _begin(self, session: Session) -> None:
+        """With the memory of the conversation that goes on, or a new one."""
+        assert session.match is not None
+        cache = self._taken(session, session.match)
+        if cache is None:
+            cache = self._runner.new_cache(session.served.plan)
+        session.begin(cache, Sampler(self.host.model, session.sampling, len(session.prompt_ids)))
+
+    def _taken(self, session: Session, match: Match) -> MemoryCache | None:
+        """What a conversation holds, unless its file is damaged or gone."""
+        if (found := match.found) is None:
+            return None
         try:
-            job.cache = self.conversations.take(found)
+            cache = self.conversations.take(found)
         except ArtefactError as error:  # the whole prompt is here: nothing is lost but time
             log.warning("a conversation is read anew", extra={"conversation": found.id, "error": str(error)})
-            return
-        job.prompt_ids = [*found.said.ids, *new]
-        job.reused, job.conversation = len(found.said.ids), found.id
-        job.forgotten_before = job.reused - found.kept
+            return None
+        session.prompt_ids = [*found.said.ids, *match.new]
+        session.reused, session.conversation = len(found.said.ids), found.id
+        session.forgotten_before = session.reused - found.kept
+        return cache
 
     # -- reading and answering -----------------------------------------------------------------------------------------
 
-    def _read(self, job: Job) -> None:
-        """The next chunk of a prompt, no further than the next update; the last one gives the first token."""
-        assert job.cache is not None
-        seen = len(job.ids) - job.unread
-        due = job.served.plan.next_update(seen)
-        count = min(self.limits.chunk, job.unread, job.unread if due is None else due - seen)
-        chunk = torch.tensor([job.ids[seen : seen + count]], device=self.host.model.device)
-        kept = count if job.scored else 1
-        logits = self.host.model(chunk, **passing(self.host.model, job.cache), logits_to_keep=kept).logits
-        if job.scored:
-            following = job.ids[seen + 1 : seen + 1 + count]
-            tokens = scored(logits[0, : len(following)], following, job.likeliest or 0)
-            job.streamer.text(Piece("", tuple(tokens)))
-        job.unread -= count
-        self._metrics.read.inc(count)
-        self._note(job, reading=True)
-        if job.unread:
-            self._reading.append(job)
+    def _read(self, session: Session) -> None:
+        """The next chunk of a prompt; the last one gives the first token."""
+        assert session.cache is not None
+        chunk = session.next_chunk(self.limits.chunk)
+        logits = self._runner.read(session.cache, chunk, session.scored)
+        session.was_read(len(chunk), logits)
+        self._metrics.read.inc(len(chunk))
+        if session.unread:
             return
-        for one in self._branched(job):
-            self._answering.append(one)
+        for one in self._branched(session):
+            one.status = Status.ANSWERING
             if one.most:
-                self._write(one, logits[:, -1])
+                self._write(one, logits[-1:])
             else:
                 self._finish(one, "length")
 
-    def _branched(self, job: Job) -> list[Job]:
+    def _branched(self, session: Session) -> list[Session]:
         """All answers to a prompt that was read, each with a memory of its own."""
-        assert job.cache is not None
-        jobs = [job, *job.branches]
-        forgotten = len(job.ids) - kept_tokens(job.cache)
-        for one in job.branches:
-            one.cache, one.prompt_ids, one.ids = job.cache.fork(), job.prompt_ids, list(job.ids)
-            one.sampler = Sampler(self.host.model, one.sampling, len(one.ids))
-            one.began, one.forgotten_before = job.began, forgotten
-        job.branches, job.reserved = (), job.reserved // len(jobs)
-        for one in jobs:
-            one.reserved = job.reserved
+        assert session.cache is not None
+        branches, session.branches = session.branches, ()
+        session.reserved //= 1 + len(branches)
+        forgotten = len(session.ids) - kept_tokens(session.cache)
+        for one in branches:
+            one.branch_off(session, Sampler(self.host.model, one.sampling, len(session.ids)), forgotten)
+            one.reserved, one.status = session.reserved, Status.ANSWERING
         with self._wake:
-            self._jobs.update(jobs)
-        return jobs
+            self._scheduler.join(branches)
+        return [session, *branches]
 
-    def _groups(self) -> list[list[Job]]:
-        """Answers that can be written in one batch: of the same memory, with nothing but memories as layers."""
-        groups: dict[object, list[Job]] = {}
-        for job in self._answering:
-            assert job.cache is not None
-            groups.setdefault(job.served.id if can_join(job.cache) else job, []).append(job)
-        return list(groups.values())
-
-    def _answer(self, jobs: list[Job]) -> None:
+    def _answer(self, sessions: list[Session]) -> None:
         """One more token for each of these."""
-        device = self.host.model.device
-        caches = [job.cache for job in jobs if job.cache is not None]
-        tokens = torch.tensor([[job.ids[-1]] for job in jobs], device=device)
-        if len(jobs) == 1:
-            logits = self.host.model(tokens, **passing(self.host.model, caches[0])).logits[:, -1]
-        else:
-            places = torch.tensor([[cache.get_seq_length()] for cache in caches], device=device)
-            with together(caches) as batch:
-                logits = self.host.model(tokens, **passing(self.host.model, batch), position_ids=places).logits[:, -1]
-        for job, row in zip(jobs, logits, strict=True):
-            job.unread = 0
-            self._note(job, reading=False)
-            with self._guarded(job):
-                self._write(job, row[None])
+        caches = [session.cache for session in sessions if session.cache is not None]
+        logits = self._runner.write(caches, [session.ids[-1] for session in sessions])
+        for session, row in zip(sessions, logits, strict=True):
+            session.wrote_was_read()
+            with self._guarded(session):
+                self._write(session, row[None])
 
-    def _write(self, job: Job, logits: torch.Tensor) -> None:
+    def _write(self, session: Session, logits: Float[Tensor, "1 vocabulary"]) -> None:
         """Choose a token, show its text, and see whether it was the last."""
-        assert job.sampler is not None
-        token = job.sampler.next(job.ids, logits)
-        job.ids.append(token)
-        job.unread = 1
-        job.first = job.first or time.monotonic()
+        assert session.sampler is not None
+        token = session.sampler.next(session.ids, logits)
         self._metrics.written.inc()
-        if job.written is not None:
-            job.streamer.event(token_event([job.written.next(token)]))
-        told = None if job.likeliest is None else scored(logits, [token], job.likeliest)[0]
-        job.streamer.text(job.text.add(token, told))
-        if job.sampler.ends(token) or job.text.stopped:
-            self._finish(job, "stop")
-        elif len(job.answer_ids) >= job.most:
-            self._finish(job, "length")
+        if (reason := session.write(token, logits)) is not None:
+            self._finish(session, reason)
 
-    def _note(self, job: Job, reading: bool) -> None:
-        """Show what became of a memory; while it answers, only what was forgotten."""
-        if job.recorder is not None and job.cache is not None:
-            event = job.recorder.after(job.cache)
-            if reading or event["type"] == "update":
-                job.streamer.event(event)
-
-    def _finish(self, job: Job, reason: str) -> None:
+    def _finish(self, session: Session, reason: str) -> None:
         """The conversation comes to rest before its client hears the end, and may go on at once."""
-        cache, read = job.cache, job.read_ids
+        cache, read = session.cache, session.read_ids
         assert cache is not None
-        self._leave(job)
-        job.finish = reason
-        shown = self.host.text_of(read[len(job.prompt_ids) :])
-        job.streamer.text(job.text.close())
-        said = Said(job.chat, job.prompt, shown, tuple(read))
-        rest = rested(job.owner, job.served, said, cache, job.conversation)
-        job.kept, job.bytes_held, job.bytes_full = rest.kept, rest.bytes_held, rest.bytes_full
+        session.leave()
+        shown = self.host.text_of(read[len(session.prompt_ids) :])
+        session.close_text()
+        said = Said(session.chat, session.prompt, shown, tuple(read))
+        rest = rested(session.owner, session.served, said, cache, session.conversation)
         # not so if more was read than is shown, a long stop sequence; nor is what only evaluates a text a conversation
-        goes_on = job.text.shown.startswith(shown) and not job.scored
-        job.conversation = rest.id if goes_on else None
+        goes_on = session.text.shown.startswith(shown) and not session.scored
         if goes_on:
             self.conversations.add(rest)
-        job.ended = time.monotonic()
-        job.first = job.first or job.ended
-        self._seconds += 0.2 * (job.ended - (job.began or job.ended) - self._seconds)
-        self._metrics.finished(job)
-        if job.watch:
-            job.streamer.event(end_event(cache))
-        job.streamer.end()
-
-    def _leave(self, job: Job) -> None:
-        """The job runs no more; what it held is free unless it comes to rest."""
-        job.cache = job.match = None
-        with self._wake:
-            self._queue.remove(job)
-            self._jobs.discard(job)
-        if job in self._reading:
-            self._reading.remove(job)
-        if job in self._answering:
-            self._answering.remove(job)
+        session.complete(reason, rest, goes_on)
+        self._metrics.finished(session)
+        self._seconds += 0.2 * (session.seconds - self._seconds)
 
     def _measure(self) -> None:
         """Counts for other threads, twice a second while something runs."""
@@ -436,13 +354,22 @@ class Engine:
         if now - self._measured < 0.5 and not self._idle():
             return
         self._measured = now
-        held = [job.cache.memory().bytes_held for job in self._jobs if job.cache is not None]
+        running = self._scheduler.running
         self._state = {
-            "running_bytes": sum(held),
-            "reserved_bytes": sum(job.reserved for job in self._jobs),
+            "running_bytes": sum(one.cache.memory().bytes_held for one in running if one.cache is not None),
+            "reserved_bytes": sum(one.reserved for one in running),
             "conversations": len(self.conversations),
             "resting_bytes": self.conversations.bytes_held,
             "disk_bytes": self.conversations.bytes_on_disk,
             "limit_bytes": self.limits.memory,
         }
         self._metrics.gauge(self.state(), self.conversations)
+
+
+def _groups(sessions: list[Session]) -> list[list[Session]]:
+    """Answers that can be written in one batch: of the same memory, with nothing but memories as layers."""
+    groups: dict[object, list[Session]] = {}
+    for session in sessions:
+        assert session.cache is not None
+        groups.setdefault(session.served.id if can_join(session.cache) else session, []).append(session)
+    return list(groups.values())

@@ -21,10 +21,10 @@ from namm.memory.prefix import Footprint, Prefix
 from namm.memory.slots import SLACK
 from namm.models import context_length
 from namm.policies import own_interval, resolve
-from namm.report.trace import Shape, rule_of, shape_of
 from namm.selection import Budget, Selection
 from namm.serving.grammar import Grammars
 from namm.serving.vocabulary import Vocabulary
+from namm.trace import Shape, rule_of, shape_of
 
 UNBOUNDED = 1 << 20  # context of a model whose configuration names none
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers.utils.chat_parsing import ResponseParser
+from namm.compat import ResponseParser
 
 Delta = dict[str, Any]  # what a piece of text adds: "content", "reasoning_content" or "tool_calls"
 _UNREADABLE = (ValueError, LookupError, TypeError)  # what parsers raise at what models write
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what response templates call them
 
 
-class Message:
+class AnswerMessage:
     """Text in, deltas out.
 
     Args:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-if TYPE_CHECKING:
-    from namm.serving.conversations import Conversations
-    from namm.serving.job import Job
+from namm.serving.conversations import Conversations
+from namm.serving.session import Session
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -31,7 +28,6 @@ class Metrics:
         self.written = counter("tokens_written", "Tokens of answers")
         self.forgotten = counter("tokens_forgotten", "Tokens forgotten by finished requests, as a mean over heads")
         self.cancelled = counter("requests_cancelled", "Requests whose client left")
-        self.requests = counter("requests", "Answered requests by path and status", "path", "status")
         self.first = Histogram(
             "namm_time_to_first_token_seconds", "From the request's arrival", buckets=_SECONDS, registry=registry
         )
@@ -50,16 +46,16 @@ class Metrics:
             "conversations_moved", "Conversations that made room, came back, or failed to reach the disk, so far", "how"
         )
 
-    def finished(self, job: Job) -> None:
+    def finished(self, session: Session) -> None:
         """An answer is complete."""
-        assert job.first is not None
-        assert job.ended is not None
-        self.reused.inc(job.reused)
-        self.forgotten.inc(max(0.0, len(job.read_ids) - job.kept - job.forgotten_before))
-        self.first.observe(job.first - job.came)
-        after = len(job.answer_ids) - 1
-        if after > 0 and job.ended > job.first:
-            self.speed.observe(after / (job.ended - job.first))
+        assert session.first is not None
+        assert session.ended is not None
+        self.reused.inc(session.reused)
+        self.forgotten.inc(max(0.0, len(session.read_ids) - session.kept - session.forgotten_before))
+        self.first.observe(session.first - session.came)
+        after = len(session.answer_ids) - 1
+        if after > 0 and session.ended > session.first:
+            self.speed.observe(after / (session.ended - session.first))
 
     def gauge(self, state: dict[str, float], conversations: Conversations) -> None:
         """What is held now."""
@@ -79,7 +75,3 @@ class Metrics:
             ("returned", conversations.returned),
         ):
             self._moved.labels(how).set(count)
-
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return generate_latest(self.registry)

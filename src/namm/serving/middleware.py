@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from fastapi.middleware.cors import CORSMiddleware
+from prometheus_client import CollectorRegistry, Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from namm.serving.access import OPEN, Access, Keys
-from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal, answer_of, too_large, too_many_bodies, too_slow
-from namm.serving.sticky import CHAT, TEXT
+from namm.serving.requests import ChatRequest, CompletionRequest
 
 log = logging.getLogger("namm.serving")
 CLIENT_CLOSED = 499  # nginx' status for a client that left
-TAKE_A_BODY = frozenset({("POST", CHAT), ("POST", TEXT)})
+TAKE_A_BODY = frozenset({("POST", ChatRequest.path), ("POST", CompletionRequest.path)})
 BODY_SECONDS = 60.0  # in which all of a body must have come
 Result = TypeVar("Result")
 
@@ -33,8 +33,11 @@ class Gone(Exception):
 class RequestLog:
     """Gives each request an id, logs it when it is over, and counts it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "namm_requests", "Answered requests by path and status", ("path", "status"), registry=registry
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,7 +63,7 @@ class RequestLog:
             if owner := scope["state"].get("owner"):
                 noted["key"] = owner[:8]
             route = scope.get("route")
-            self._metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
+            self._requests.labels(getattr(route, "path", "other"), str(status)).inc()
             level = logging.INFO if scope["path"].startswith("/v1/") else logging.DEBUG
             log.log(level, "request", extra={**noted, "status": status, "seconds": round(time.monotonic() - began, 4)})
 
@@ -83,7 +86,7 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, access: Access, body: int, bodies: int) -> None:
         self._app, self._access, self._keys, self._body, self._bodies = app, access, Keys(access.keys), body, bodies
-        self._sending: Counter[str] = Counter()
+        self._sending: defaultdict[str, int] = defaultdict(int)
         self._inner: ASGIApp = self._admit
         if access.origins:
             self._inner = CORSMiddleware(self._admit, access.origins, allow_methods=["*"], allow_headers=["*"])
@@ -118,7 +121,7 @@ class AccessMiddleware:
         self._sending[owner] += 1
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return await read_body(receive, headers, self._body)
+                return await _read_body(receive, headers, self._body)
         except TimeoutError as error:
             raise too_slow(BODY_SECONDS) from error
         finally:
@@ -134,7 +137,7 @@ async def _refuse(error: Refusal, scope: Scope, receive: Receive, send: Send) ->
     await answer_of(error)(scope, receive, send)
 
 
-async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
+async def _read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
     """The whole body.
 
     Raises:
@@ -181,6 +184,7 @@ async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
     finally:
         for one in (task, gone):
             one.cancel()
+        await asyncio.wait({task, gone})  # nobody works on it when this is over
 
 
 async def _left(receive: Receive) -> None:

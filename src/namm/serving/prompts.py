@@ -11,12 +11,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 from pydantic_core import from_json
-from transformers.utils.chat_parsing import ResponseParser
 
-from namm.compat import response_template
+from namm.compat import ResponseParser, response_parser
 from namm.serving.host import Host
 from namm.serving.refusals import Refusal, invalid, too_long
-from namm.serving.requests import ChatRequest, Message, Part
+from namm.serving.requests import ChatMessage, ChatRequest, CompletionRequest, Part
 
 _CHARACTERS = 8  # of a token, more than most texts have
 _OF_TEMPLATES = (
@@ -32,19 +31,22 @@ class Prompt:
     ids: list[int]
 
 
-def of_text(text: str, host: Host) -> Prompt:
-    """
+def prompts_of(request: ChatRequest | CompletionRequest, host: Host) -> list[Prompt]:
+    """What the request is about.
+
     Raises:
-        Refusal: the text is far too long.
+        Refusal: texts that are far too long, tokens that the model does not know, messages that it cannot be shown.
     """
-    return Prompt(text, encode(text, host, "prompt", special=True))
+    if isinstance(request, ChatRequest):
+        text = _render(request, host)
+        return [Prompt(text, _encode(text, host, "messages", special=False))]
+    return [
+        Prompt(one, _encode(one, host, "prompt", special=True)) if isinstance(one, str) else _of_tokens(one, host)
+        for one in request.prompts
+    ]
 
 
-def of_tokens(ids: list[int], host: Host) -> Prompt:
-    """
-    Raises:
-        Refusal: a token that the model does not know, or more than it has a context for.
-    """
+def _of_tokens(ids: list[int], host: Host) -> Prompt:
     if len(ids) > host.context:
         raise too_long(len(ids), 0, host.context, "prompt")
     if max(ids) >= host.token_count:
@@ -52,7 +54,7 @@ def of_tokens(ids: list[int], host: Host) -> Prompt:
     return Prompt(host.text_of(ids, special=True), ids)
 
 
-def encode(text: str, host: Host, param: str, special: bool) -> list[int]:
+def _encode(text: str, host: Host, param: str, special: bool) -> list[int]:
     """The tokens of a prompt.
 
     Of a long text a beginning is read first: if that makes twice the tokens that fit, the whole does not fit, however
@@ -73,7 +75,7 @@ def encode(text: str, host: Host, param: str, special: bool) -> list[int]:
     return host.tokens(text, special)
 
 
-def render(request: ChatRequest, host: Host) -> str:
+def _render(request: ChatRequest, host: Host) -> str:
     """The prompt of a chat as text.
 
     Raises:
@@ -94,16 +96,21 @@ def render(request: ChatRequest, host: Host) -> str:
     return prompt
 
 
-def parser_of(request: ChatRequest, prompt: str, host: Host) -> ResponseParser | None:
-    """What tells text, thoughts and tool calls of an answer apart; None for a model that writes text only."""
-    template = response_template(host.model, host.tokenizer)
+def parser_of(request: ChatRequest | CompletionRequest, prompt: str, host: Host) -> ResponseParser | None:
+    """What tells text, thoughts and tool calls of an answer apart; None where there is only text.
+
+    Raises:
+        Refusal: the model's response template does not take this chat.
+    """
+    if not isinstance(request, ChatRequest):
+        return None
     try:
-        return None if template is None else ResponseParser(template, prefix=prompt, tools=request.shown_tools)
+        return response_parser(host.model, host.tokenizer, prompt, request.shown_tools)
     except _OF_TEMPLATES as error:
         raise _not_taken("response", error) from error
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _said(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates expect it: text as a whole, arguments of calls as what their JSON holds."""
     said: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     said |= message.model_dump(include={"name", "tool_call_id", "reasoning_content"}, exclude_none=True)

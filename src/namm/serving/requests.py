@@ -92,7 +92,7 @@ class ToolCall(_Strict):
     index: int | None = None
 
 
-class Message(_Strict):
+class ChatMessage(_Strict):
     """One turn of a chat, also one that came from a server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -108,7 +108,7 @@ class Message(_Strict):
     cache_control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Message:
+    def _says_something(self) -> ChatMessage:
         if self.content is None and not self.tool_calls:
             raise ValueError("expected content, or tool calls of an assistant; got neither")
         return self
@@ -220,9 +220,11 @@ class Request(_Strict):
 class ChatRequest(Request):
     """`POST /v1/chat/completions`."""
 
+    path: ClassVar[str] = "/v1/chat/completions"
+    prompt_field: ClassVar[str] = "messages"
     default_most: ClassVar[int] = 1024  # tokens of an answer, where the client does not say
 
-    messages: Annotated[list[Message], _list(MOST_MESSAGES, least=1)]
+    messages: Annotated[list[ChatMessage], _list(MOST_MESSAGES, least=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: Annotated[list[dict[str, Any]], _list(MOST_TOOLS)] | None = None
@@ -272,6 +274,8 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
+    path: ClassVar[str] = "/v1/completions"
+    prompt_field: ClassVar[str] = "prompt"
     default_most: ClassVar[int] = 16  # as OpenAI has it
 
     prompt: (
@@ -353,8 +357,8 @@ def _malformed(error: ValidationError) -> Refusal:
     return invalid(f"{place}: {message}" if place else message, place or None)
 
 
-def described(kind: type[Request], path: str) -> dict[str, Any]:
+def described(kind: type[ChatRequest] | type[CompletionRequest]) -> dict[str, Any]:
     """The body of a route, for OpenAPI: routes read their bodies themselves."""
-    place = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
+    place = f"#/paths/{kind.path.replace('/', '~1')}/post/requestBody/content/application~1json/schema/$defs/{{model}}"
     schema = kind.model_json_schema(ref_template=place)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

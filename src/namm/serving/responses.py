@@ -12,14 +12,14 @@ from openai.types import Completion, CompletionChoice
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.completion_choice import Logprobs
 from pydantic import BaseModel
-from transformers.utils.chat_parsing import ResponseParser
 
-from namm.report.trace import Event
-from namm.serving.answer import Piece, Scored
-from namm.serving.job import Job
-from namm.serving.messages import Message
+from namm.compat import ResponseParser
+from namm.serving.messages import AnswerMessage
 from namm.serving.requests import ChatRequest, CompletionRequest, Request
+from namm.serving.session import Session
+from namm.serving.text import Piece, Scored
 from namm.serving.vocabulary import Vocabulary
+from namm.trace import Event
 
 UNLIKELY = -9999.0  # what OpenAI tells of a token that is out of the question
 
@@ -54,12 +54,12 @@ class Writer(ABC):
         """The chunk of an event of the memory."""
         return self._chunk([], namm={"event": event})
 
-    def cost(self, jobs: Sequence[Job]) -> list[BaseModel]:
+    def cost(self, sessions: Sequence[Session]) -> list[BaseModel]:
         """The last chunk of a stream, if it was asked for."""
-        return [self._chunk([], usage=usage_of(jobs))] if self._with_usage else []
+        return [self._chunk([], usage=usage_of(sessions))] if self._with_usage else []
 
     @abstractmethod
-    def whole(self, jobs: Sequence[Job]) -> BaseModel:
+    def whole(self, sessions: Sequence[Session]) -> BaseModel:
         """The whole answer."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class ChatWriter(Writer):
     """`/v1/chat/completions`.
 
     Args:
-        parsers: one for each answer, see `Message`.
+        parsers: one for each answer, see `AnswerMessage`.
     """
 
     prefix = "chatcmpl"
@@ -81,7 +81,7 @@ class ChatWriter(Writer):
     def __init__(self, request: ChatRequest, vocabulary: Vocabulary, parsers: Sequence[ResponseParser | None]) -> None:
         super().__init__(request, vocabulary)
         most_calls = 1 if request.parallel_tool_calls is False else None
-        self._messages = [Message(f"{self.id}-{i}", parser, most_calls) for i, parser in enumerate(parsers)]
+        self._messages = [AnswerMessage(f"{self.id}-{i}", parser, most_calls) for i, parser in enumerate(parsers)]
         self._reasons = [""] * len(parsers)
         self._scored = request.logprobs
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in parsers]
@@ -103,13 +103,13 @@ class ChatWriter(Writer):
         self._reasons[choice] = "tool_calls" if message.calls else reason
         return [*chunks, self._delta(choice, {}, self._reasons[choice])]
 
-    def whole(self, jobs: Sequence[Job]) -> BaseModel:
+    def whole(self, sessions: Sequence[Session]) -> BaseModel:
         told = zip(self._messages, self._reasons, self._logprobs, strict=True)
         choices = [
             {"index": i, "message": one.whole(), "finish_reason": reason, "logprobs": self._told_logprobs(logprobs)}
             for i, (one, reason, logprobs) in enumerate(told)
         ]
-        return ChatCompletion.model_validate(self._told("chat.completion", choices=choices, usage=usage_of(jobs)))
+        return ChatCompletion.model_validate(self._told("chat.completion", choices=choices, usage=usage_of(sessions)))
 
     def _delta(
         self, choice: int, delta: dict[str, Any], reason: str | None = None, logprobs: Sequence[dict[str, Any]] = ()
@@ -161,13 +161,13 @@ class TextWriter(Writer):
         self._reasons[choice] = reason
         return [self._choice(choice, "", reason, None)]
 
-    def whole(self, jobs: Sequence[Job]) -> BaseModel:
+    def whole(self, sessions: Sequence[Session]) -> BaseModel:
         told = zip(self._texts, self._reasons, self._logprobs, strict=True)
         choices = [
             {"index": i, "text": text, "finish_reason": reason, "logprobs": logprobs if self._scored else None}
             for i, (text, reason, logprobs) in enumerate(told)
         ]
-        return self._made(choices, usage=usage_of(jobs))
+        return self._made(choices, usage=usage_of(sessions))
 
     def _choice(self, choice: int, text: str, reason: str | None, logprobs: Logprobs | None) -> BaseModel:
         return self._chunk([{"index": choice, "text": text, "finish_reason": reason, "logprobs": logprobs}])
@@ -215,16 +215,19 @@ class TextWriter(Writer):
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)
 
 
-def usage_of(jobs: Sequence[Job]) -> dict[str, Any]:
+def usage_of(sessions: Sequence[Session]) -> dict[str, Any]:
     """Tokens read, remembered and written; what the memories came to hold."""
-    prompt = sum(len(job.prompt_ids) for job in jobs if not job.branch)
-    answer = sum(len(job.answer_ids) for job in jobs)
+    prompt = sum(len(one.prompt_ids) for one in sessions if not one.branch)
+    answer = sum(len(one.answer_ids) for one in sessions)
     return {
-        "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
-        "prompt_tokens_details": {"cached_tokens": sum(job.reused for job in jobs)},
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": sum(one.reused for one in sessions)},
         "namm": {
-            "kept_tokens": round(sum(job.kept for job in jobs), 1),
-            "bytes_held": sum(job.bytes_held for job in jobs), "bytes_full": sum(job.bytes_full for job in jobs),
-            "conversation": jobs[0].conversation if len(jobs) == 1 else None,
+            "kept_tokens": round(sum(one.kept for one in sessions), 1),
+            "bytes_held": sum(one.bytes_held for one in sessions),
+            "bytes_full": sum(one.bytes_full for one in sessions),
+            "conversation": sessions[0].conversation if len(sessions) == 1 else None,
         },
-    }  # fmt: skip
+    }

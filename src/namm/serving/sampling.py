@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from namm.compat import logits_processors, prepared
+from namm.compat import generation
 from namm.errors import NotFoundError
-from namm.serving.answer import Scored
 from namm.serving.grammar import Grammar
 from namm.serving.host import Host
 from namm.serving.refusals import invalid
 from namm.serving.requests import Request
+from namm.serving.text import Scored
 
 _DRAWN = ("temperature", "top_p", "top_k", "min_p")  # any of these asks for an answer that is drawn
 _NO_LIMIT = (-1, 0)  # of top_k
@@ -53,7 +53,7 @@ class Sampling:
             Refusal: a bias for a token that does not exist, or a schema that cannot be followed.
         """
         config = GenerationConfig(**host.model.generation_config.to_dict())
-        config.max_new_tokens, config.max_length = most or None, None
+        config.max_new_tokens, config.max_length = max(1, most), None
         for name in (*_DRAWN, "repetition_penalty"):
             if (value := getattr(request, name)) is not None:
                 setattr(config, name, value)
@@ -111,8 +111,7 @@ class Sampler:
     """
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, prompt: int) -> None:
-        config = prepared(model, sampling.config)
-        self._processors = logits_processors(model, config, prompt)
+        config, self._processors = generation(model, sampling.config, prompt)
         if sampling.presence or sampling.frequency:
             self._processors.insert(0, Penalties(prompt, sampling.presence, sampling.frequency))
         if sampling.bias:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from namm.models import load_model
+from namm.report.memory_page import memory_page
 from namm.serving.access import Access
 from namm.serving.app import create_app
 from namm.serving.conversations import Conversations
@@ -17,6 +18,7 @@ from namm.serving.engine import Engine
 from namm.serving.fatal import end_process
 from namm.serving.host import Host, Limits
 from namm.serving.metrics import Metrics
+from namm.serving.service import Service
 from namm.tasks.text import paragraphs
 
 
@@ -65,10 +67,12 @@ class Settings:
         metrics = Metrics()
         conversations = Conversations(host, self.spill, self.limits.spilled)
         engine = Engine(host, self.limits, conversations, metrics, on_failure)
-        return create_app(engine, metrics, self.access, example())
+        app = create_app(Service(engine, metrics), self.limits, self.access, memory_page(live=_example()))
+        app.state.engine = engine
+        return app
 
 
-def example() -> dict[str, Any]:
+def _example() -> dict[str, Any]:
     """What the page offers to try: a text long enough to be forgotten in part, and a question about it."""
     fact = "The pass key is 60494. Remember it. 60494 is the pass key."
     chapter = paragraphs("persuasion")[40:52]

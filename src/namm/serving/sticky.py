@@ -17,9 +17,9 @@ from hashlib import sha256
 from typing import Any
 
 from namm.serving.refusals import Refusal
-from namm.serving.requests import parse
+from namm.serving.requests import ChatRequest, CompletionRequest, parse
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT = ChatRequest.path, CompletionRequest.path
 BEGINNING = 256  # characters, or tokens
 
 

@@ -23,29 +23,22 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from namm.compat import passing
 from namm.errors import ConfigurationError
-from namm.memory.attach import attach, find_decoder
-from namm.memory.cache import MemoryCache, make_plan, memory_layers
+from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan
-from namm.network import NAMM
-from namm.policies import MemoryPolicy, resolve
-from namm.report.reading import to_read
-from namm.selection import Budget, Selection, Threshold
+from namm.policies import resolve
+from namm.selection import Budget, Threshold
 
 Event = dict[str, Any]
 Held = Bool[np.ndarray, "layer kv_head token"]
-
-_SPLIT = 4  # tokens that one character can be split over, at most: its bytes in UTF-8
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,14 @@ def rule_of(plan: Plan) -> str:
 
 
 def start_event(
-    cache: MemoryCache | None, shape: Shape, *, model: str, memory: str, rule: str, interval: int, tokens: Iterable[str]
+    cache: MemoryCache | None,
+    shape: Shape,
+    *,
+    model: str,
+    memory: str,
+    rule: str,
+    interval: int,
+    tokens: Iterable[str],
 ) -> Event:
     """The first event: who reads, under which rule, and the text known so far.
 
@@ -107,18 +107,10 @@ def start_event(
     """
     continues = 0 if cache is None else cache.get_seq_length()
     return {
-        "type": "start",
-        "model": model,
-        "memory": memory,
-        "rule": rule,
-        "layers": list(shape.layers),
-        "heads": shape.heads,
-        "bytes_per_token": shape.bytes_per_token,
-        "interval": interval,
-        "tokens": list(tokens),
-        "continues": continues,
-        "held": packed(held_by(cache)) if cache is not None and continues else None,
-    }
+        "type": "start", "model": model, "memory": memory, "rule": rule, "layers": list(shape.layers),
+        "heads": shape.heads, "bytes_per_token": shape.bytes_per_token, "interval": interval, "tokens": list(tokens),
+        "continues": continues, "held": packed(held_by(cache)) if cache is not None and continues else None,
+    }  # fmt: skip
 
 
 class Recorder:
@@ -135,11 +127,9 @@ class Recorder:
         """An `update` event if a layer forgot since the last call, else a `read` event."""
         report, updates = cache.memory(), _updates(cache)
         event: Event = {
-            "type": "read",
-            "seen": report.tokens_seen,
-            "bytes_held": report.bytes_held,
+            "type": "read", "seen": report.tokens_seen, "bytes_held": report.bytes_held,
             "bytes_full": report.bytes_full,
-        }
+        }  # fmt: skip
         if updates != self._updates:
             self._updates = updates
             event |= {"type": "update", "held": packed(held_by(cache))}
@@ -192,106 +182,3 @@ def unpacked(held: str, layers: int, heads: int, seen: int) -> Held:
     """`held` of an event, read again."""
     rows = np.frombuffer(b64decode(held), dtype=np.uint8).reshape(layers, heads, -1)
     return np.unpackbits(rows, axis=-1, count=seen).astype(bool)
-
-
-# -- the text of each token --------------------------------------------------------------------------------------------
-
-
-class Pieces:
-    """The text of tokens that come one by one.
-
-    A character that is split over several tokens comes with its last one; those before it have no text.
-    `DecodeStream` of tokenizers would do where all bytes are text: where a tokenizer spells what it does not know in
-    bytes, it raises after a broken character, and again with each token that follows.
-
-    Args:
-        special: whether special tokens have their name as text, or none.
-        longest: tokens after which there is text even if it ends within a character; None to wait for its end, as
-            long as that takes.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: bool = True, longest: int | None = _SPLIT) -> None:
-        self._tokenizer, self._special, self._longest = tokenizer, special, longest
-        self._shown: list[int] = []  # the last tokens whose text was given; what follows may hang together with them
-        self._new: list[int] = []  # tokens whose text was not given yet
-
-    def next(self, token: int) -> str:
-        """The text that `token` adds."""
-        self._new.append(token)
-        text = self._text()
-        if text.endswith("\ufffd") and (self._longest is None or len(self._new) < self._longest):
-            return ""  # the middle of a character
-        self._shown, self._new = self._new, []
-        return text
-
-    def rest(self) -> str:
-        """The text of tokens that still wait for the end of a character."""
-        return self._text()
-
-    def _text(self) -> str:
-        """Of the new tokens, after those before them."""
-        return self._decode(self._shown + self._new)[len(self._decode(self._shown)) :]
-
-    def _decode(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=not self._special, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
-    """The text of each token; together they are the text."""
-    stream = Pieces(tokenizer)
-    return [stream.next(token) for token in ids]
-
-
-# -- recording ---------------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def record(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    memory: NAMM | MemoryPolicy | str | Path,
-    selection: Selection | None = None,
-    update_interval: int | None = None,
-    *,
-    names: tuple[str, str] | None = None,
-) -> list[Event]:
-    """Read `text` under a memory and record what it held after each update.
-
-    Args:
-        memory: as for `namm.attach`.
-        selection: which scored tokens stay; a NAMM decides at its threshold if left out.
-        update_interval: tokens between two updates; `fitting_interval` if left out.
-        names: of the model and of the memory, for the page; their own if left out.
-
-    Raises:
-        ConfigurationError: the text is empty, too short for one update, or longer than the model's context; or
-            options that do not fit together.
-        ModelError: the tokenizer cannot say where its tokens stand in the text.
-    """
-    policy = resolve(memory)
-    ids, _, interval = to_read(model, tokenizer, text, policy, update_interval)
-    plan = make_plan(policy, selection, interval)
-    reader, remembered = names or (model.config.name_or_path or type(model).__name__, policy.name)
-    decoder = find_decoder(model)
-    events = [
-        start_event(
-            None,
-            shape_of(decoder.config, model.dtype),
-            model=reader,
-            memory=remembered,
-            rule=rule_of(plan),
-            interval=interval,
-            tokens=pieces(tokenizer, ids),
-        )
-    ]
-    cache, recorder = None, Recorder()
-    with attach(model, policy, selection, interval) as handle:
-        for block in torch.tensor([ids], device=model.device).split(interval, dim=1):
-            decoder(input_ids=block, **passing(decoder, cache), use_cache=True)
-            cache = handle.cache
-            events.append(recorder.after(cache))
-        events.append(end_event(handle.cache))
-    return events

@@ -1,17 +1,13 @@
-"""The text of an answer while it is being written, and its way to the client that waits for it."""
+"""The text of an answer while it is being written."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from namm.report.trace import Event, Pieces
-from namm.serving.refusals import Refusal
+from namm.detokeniser import Detokeniser
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Text:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...], special: bool) -> None:
         """`special`: whether special tokens are part of the text."""
-        self._pieces = Pieces(tokenizer, special, longest=None)
+        self._pieces = Detokeniser(tokenizer, special, longest=None)
         self._stops = stops
         self._held = ""  # might be the beginning of a stop sequence
         self._scored: deque[tuple[int, int, Scored]] = deque()  # not given out: from and up to which character
@@ -86,57 +82,3 @@ class Text:
 def _overlap(text: str, stop: str) -> int:
     """Characters at the end of `text` that begin `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-class Answers:
-    """Where the answers to a request arrive: in the event loop, from the engine's thread.
-
-    Attributes:
-        cancelled: the client is gone.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._queue: asyncio.Queue[tuple[int, Piece | Event | Refusal | None]] = asyncio.Queue()
-        self.cancelled = False
-
-    def put(self, choice: int, item: Piece | Event | Refusal | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (choice, item))
-
-    async def read(self, count: int) -> AsyncIterator[tuple[int, Piece | Event | None]]:
-        """What comes of `count` answers, each with its number: text, events of the memory, and None for its end.
-
-        Raises:
-            Refusal: there is no answer.
-        """
-        while count:
-            choice, item = await self._queue.get()
-            if isinstance(item, Refusal):
-                raise item
-            count -= item is None
-            yield choice, item
-
-
-class Streamer:
-    """The engine's end of the way of one answer."""
-
-    def __init__(self, answers: Answers, choice: int) -> None:
-        self._answers, self._choice = answers, choice
-
-    @property
-    def cancelled(self) -> bool:
-        return self._answers.cancelled
-
-    def text(self, piece: Piece) -> None:
-        if piece.text or piece.tokens:
-            self._answers.put(self._choice, piece)
-
-    def event(self, event: Event) -> None:
-        self._answers.put(self._choice, event)
-
-    def end(self) -> None:
-        self._answers.put(self._choice, None)
-
-    def fail(self, reason: Refusal) -> None:
-        self._answers.put(self._choice, reason)

@@ -1,0 +1,141 @@
+"""What a server does, without HTTP: it answers, and tells what it remembers and counts. A replica does it elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
+
+from namm.errors import NotFoundError
+from namm.serving.engine import Engine
+from namm.serving.exchange import Exchange, exchange_of
+from namm.serving.host import describe_model
+from namm.serving.metrics import Metrics
+from namm.serving.refusals import Refusal, not_removed
+from namm.serving.requests import ChatRequest, CompletionRequest
+from namm.serving.session import Channel
+
+EVENTS = "text/event-stream"
+_READERS = 2  # bodies that are read at once; more would take the engine's processors
+_KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
+    kind.path: kind for kind in (ChatRequest, CompletionRequest)
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an answer begins; its body follows."""
+
+    status: int = 200
+    media_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Answer = AsyncGenerator[Start | str, None]
+
+
+class Backend(Protocol):
+    """Who answers the requests of an application: an engine in this process, or replicas.
+
+    Attributes:
+        models: as `/v1/models` lists them.
+        registry: counts what the application does.
+    """
+
+    models: list[dict[str, Any]]
+    registry: CollectorRegistry
+
+    def running(self) -> Any:
+        """A context manager around all that follows."""
+
+    def answer(self, path: str, body: bytes, owner: str, cost: dict[str, Any]) -> Answer:
+        """A `Start`, then the body in pieces. Closed before its end, the client is gone: what runs for it stops.
+
+        Args:
+            path: of the route, whose request `body` holds.
+            cost: what the answer has taken is written here, as far as it is known.
+        """
+
+    async def conversations(self, owner: str) -> list[dict[str, Any]]:
+        """Those of this owner that can go on."""
+
+    async def forget(self, owner: str, ident: str) -> None:
+        """
+        Raises:
+            Refusal: this owner has no such conversation, or its file stays.
+        """
+
+    async def health(self) -> dict[str, Any]:
+        """Its status, "ok" or another, and counts."""
+
+    async def meters(self) -> Collector:
+        """For Prometheus."""
+
+
+class Service:
+    """Answers with an engine of this process, which is closed when the application ends."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self.engine, self.registry = engine, metrics.registry
+        self.models = [describe_model(served, engine.host) for served in engine.host.served.values()]
+        self._readers = ThreadPoolExecutor(_READERS, "namm-reader")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(self.engine.close)
+
+    async def answer(self, path: str, body: bytes, owner: str, cost: dict[str, Any]) -> Answer:
+        channel, exchange = Channel(asyncio.get_running_loop()), None
+        try:
+            exchange = await self._exchange(path, body, owner, channel)
+            self.engine.submit([one for one in exchange.sessions if not one.branch])
+            if exchange.request.stream:
+                yield Start(media_type=EVENTS)
+                async for event in exchange.stream():
+                    yield event
+            else:
+                whole = await exchange.whole()
+                yield Start()
+                yield whole
+        except Refusal as error:
+            yield Start(error.status, headers=error.headers())
+            yield error.json()
+        finally:
+            channel.closed = True
+            if exchange is not None:
+                cost.update(exchange.cost())
+
+    async def _exchange(self, path: str, body: bytes, owner: str, channel: Channel) -> Exchange:
+        """Read beside the event loop."""
+        host, limits = self.engine.host, self.engine.limits
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, exchange_of, _KINDS[path], body, owner, channel, host, limits)
+
+    async def conversations(self, owner: str) -> list[dict[str, Any]]:
+        kept = self.engine.conversations
+        return await self._ask(lambda: [one.describe() for one in kept.of(owner)])
+
+    async def forget(self, owner: str, ident: str) -> None:
+        kept = self.engine.conversations
+        if not await self._ask(lambda: kept.remove(kept.get(owner, ident))):
+            raise not_removed(ident)
+
+    async def _ask(self, action: Callable[[], Any]) -> Any:
+        """Something done by the engine's thread, which owns the conversations."""
+        try:
+            return await asyncio.wrap_future(self.engine.call(action))
+        except NotFoundError as error:
+            raise Refusal(404, str(error), "not_found") from error
+
+    async def health(self) -> dict[str, Any]:
+        return {"status": self.engine.status, **self.engine.state()}
+
+    async def meters(self) -> Collector:
+        return self.registry
