@@ -201,13 +201,13 @@ def test_a_key_is_looked_at_before_a_body_is_read(serve: Serve) -> None:
 
 def test_bodies_are_read_where_one_is_taken_only(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    plain = middleware.read_body
+    plain = middleware._read_body
 
     async def counted(*args, **options):
         reads.append(1)
         return await plain(*args, **options)
 
-    monkeypatch.setattr(middleware, "read_body", counted)
+    monkeypatch.setattr(middleware, "_read_body", counted)
     server = serve()
     for method in ("GET", "DELETE", "PUT", "POST"):
         for path in (*EVERYWHERE, "/v1/conversations/x", "/nowhere"):
