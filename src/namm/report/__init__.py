@@ -5,12 +5,12 @@ from namm.report.evaluation_page import to_html
 from namm.report.figures import class_heatmap, kept_heatmap, save
 from namm.report.forgetting import COLUMNS, FEW, Forgetting, by_class, class_table, forgetting_of
 from namm.report.markdown import of_forgetting, table, to_markdown
+from namm.report.recording import record
 from namm.report.rows import Row
 from namm.report.samples import embedded_samples
 from namm.report.statistics import LEAST_SPAN, kind, summarise
 from namm.report.summary import Estimate, Summary, estimate, label, number, share, to_json
 from namm.report.token_classes import CLASSES, CODE_SUFFIXES, SPECIAL, Language, classify
-from namm.report.recording import record
 
 __all__ = [
     "CLASSES",
