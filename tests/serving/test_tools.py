@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -35,10 +36,10 @@ def speak(server: Running, monkeypatch: pytest.MonkeyPatch):
 
     def script(text: str) -> None:
         tokens = server.engine.host.tokenizer(text + "<|im_end|>")["input_ids"]
-        starts: dict[int, int] = {}
+        starts: WeakKeyDictionary[Sampler, int] = WeakKeyDictionary()  # an address may be given twice
 
         def following(sampler: Sampler, ids: list[int], logits: object) -> int:
-            return tokens[len(ids) - starts.setdefault(id(sampler), len(ids))]
+            return tokens[len(ids) - starts.setdefault(sampler, len(ids))]
 
         monkeypatch.setattr(Sampler, "next", following)
 

@@ -19,7 +19,7 @@ from namm.serving.fatal import end_process
 from namm.serving.host import Host, Limits
 from namm.serving.metrics import Metrics
 from namm.serving.service import Service
-from namm.tasks.text import paragraphs
+from namm.tasks import paragraphs
 
 
 @dataclass(frozen=True)
