@@ -18,6 +18,7 @@ from namm.report import interval, label, resample, summarise, table, to_markdown
 
 README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+CHOICE = Path(__file__).parents[1] / "docs" / "which-memory.md"
 
 
 def against(target: float | None, value: float, better: str) -> str:
@@ -127,6 +128,19 @@ def in_a_minute() -> str:
         "tokens; the question is not known when the memory decides. Score: 1 is the full cache, 0 its first four tokens. "
         "Unseen: used in no evolution. How to read this: [evaluate.md](evaluate.md).\n\n" + _ten(COLUMNS)
     )
+
+
+def choices() -> str:
+    """The memories that one may choose from, by model, length and budget."""
+    names = (DEFAULT_MEMORY, RULE, "kvzip@model", "observed-max", "snapkv", "streaming")
+    lines = [
+        [
+            MODELS[r["model"]], f"{r['tokens']:,}", f"{100 * r['budget']:g} %", str(r["n"]),
+            *(_between(r["normalised"][name]) for name in names),
+        ]
+        for r in read("evidence")
+    ]  # fmt: skip
+    return table(["model", "tokens", "bytes", "n", *map(label, names)], lines)
 
 
 def against_each() -> str:
@@ -282,6 +296,12 @@ def card() -> None:
     )
 
 
+def _fill(page: Path, mark: str, text: str) -> None:
+    """Put a text between two marks of a page."""
+    before, _, after = page.read_text().split(mark)
+    page.write_text(mark.join([before, text, after]))
+
+
 PARTS = (
     (in_a_minute, "evidence"),
     (against_each, "evidence"),
@@ -299,8 +319,8 @@ PARTS = (
 def main() -> None:
     head = "# Results\n\nWritten by `python benchmarks/tables.py` from `benchmarks/results/`; do not edit by hand.\n\n"
     if read("evidence"):
-        before, _, after = README.read_text().split("<!-- results -->\n")
-        README.write_text("<!-- results -->\n".join([before, _ten(COLUMNS), after]))
+        _fill(README, "<!-- results -->\n", _ten(COLUMNS))
+        _fill(CHOICE, "<!-- figures -->\n", choices())
         card()
     PAGE.write_text(head + "\n".join(part() for part, rows in PARTS if read(rows)))
 

@@ -10,7 +10,15 @@ from packaging.version import Version
 from namm import compat
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/use.md", "docs/how-it-works.md", "docs/evolve.md", "docs/evaluate.md", "docs/inspect.md"]
+PAGES = [
+    "README.md",
+    "docs/use.md",
+    "docs/which-memory.md",
+    "docs/how-it-works.md",
+    "docs/evolve.md",
+    "docs/evaluate.md",
+    "docs/inspect.md",
+]
 MORE = ["docs/lm-evaluation-harness.md", "docs/kvpress.md", "docs/vision.md", "docs/control.md"]
 SERVING = ["docs/serve.md", "docs/serve-replicas.md"]
 EXPERIMENTS = ["experiments/control/README.md", "experiments/video/README.md"]
