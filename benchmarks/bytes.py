@@ -53,11 +53,11 @@ def main() -> None:
             model(ids, logits_to_keep=1)
         cache, report = handle.cache, handle.memory()
         sequences = [sequence for layer in cache.layers for sequence in layer.sequences]
-        block = sequences[0].blocks[0]
-        kv = 2 * block.keys.shape[-1] * block.keys.element_size()
-        state = block.state.shape[1] * block.state.element_size() + block.positions.element_size()
-        blocks = storage_bytes([t for sequence in sequences for block in sequence.blocks for t in block.tensors()])
-        tail, ratio = report.bytes_held - blocks, blocks / (report.slots * (kv + state))
+        store = sequences[0].store
+        kv = 2 * store.keys.shape[1] * store.keys.element_size()
+        state = store.state.shape[0] * store.state.element_size() + store.positions.element_size()
+        pools = storage_bytes([tensor for sequence in sequences for tensor in sequence.store.tensors()])
+        tail, ratio = report.bytes_held - pools, pools / (report.slots * (kv + state))
         counts = [count for layer in report.kept for row in layer for count in row]
         written.append(
             {

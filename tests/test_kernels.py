@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from namm import kernels, spectrogram
-from namm.kernels import blockwise, native
+from namm.kernels import Lanes, blockwise, native
 
 
 @pytest.fixture(params=["torch", "native"])
@@ -66,6 +66,15 @@ def test_queries_that_ask_again_see_everything(backend: str, queries: int, slots
     torch.testing.assert_close(torch.cat(left, dim=1), (probabilities * part[..., None]).mean(1), atol=2e-6, rtol=1e-5)
 
 
+def pool(lengths, dim, value_dim, dtype, generator):
+    """Lanes with three free slots after each."""
+    starts = [sum(lengths[:i]) + 3 * i for i in range(len(lengths))]
+    keys, values = (
+        torch.randn(sum(lengths) + 3 * len(lengths), d, generator=generator).to(dtype) for d in (dim, value_dim)
+    )
+    return keys, values, starts, list(lengths)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (16, 12), (10, 37)])
 def test_one_query_attends_to_heads_of_unequal_length(
@@ -73,22 +82,22 @@ def test_one_query_attends_to_heads_of_unequal_length(
 ) -> None:
     g = torch.Generator().manual_seed(2)
     lengths = (1, 7, 130, 700)
-    keys = [torch.randn(1 + (n == 7), n, dim, generator=g).to(dtype) for n in lengths]  # two heads share a length
-    values = [torch.randn(len(key), key.shape[1], value_dim, generator=g).to(dtype) for key in keys]
-    query = torch.randn(5, 3, dim, generator=g).to(dtype)
-    out = kernels.attend_one(query, keys, values, 0.3)
+    pools = [Lanes(*pool(lengths[:2], dim, value_dim, dtype, g)), Lanes(*pool(lengths[2:], dim, value_dim, dtype, g))]
+    query = torch.randn(4, 3, dim, generator=g).to(dtype)
+    out = kernels.attend_one(query, pools, 0.3)
     assert out.dtype == dtype
-    for part, key, value in zip(query.split([1, 2, 1, 1]), keys, values, strict=True):
-        _, expected, _ = plain_attention(part[:, :, None].float(), key.float(), value.float(), 0.3)
+    places = [(lanes, *place) for lanes in pools for place in zip(lanes.starts, lanes.counts, strict=True)]
+    for mixed, one, (lanes, start, n) in zip(out, query, places, strict=True):
+        key, value = (t[start : start + n].float()[None] for t in (lanes.keys, lanes.values))
+        _, expected, _ = plain_attention(one[None, :, None].float(), key, value, 0.3)
         tolerance = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
-        torch.testing.assert_close(out[: len(part)].float(), expected.squeeze(2), **tolerance)
-        out = out[len(part) :]
+        torch.testing.assert_close(mixed.float(), expected[0].squeeze(1), **tolerance)
 
 
 def test_a_cache_of_another_precision_is_not_misread(backend: str) -> None:
-    keys = [torch.randn(2, 5, 8)]
+    keys = torch.randn(10, 8)
     with pytest.raises(RuntimeError, match="dtype"):
-        kernels.attend_one(torch.randn(2, 3, 8).bfloat16(), keys, keys, 0.3)
+        kernels.attend_one(torch.randn(2, 3, 8).bfloat16(), [Lanes(keys, keys, [0, 5], [5, 5])], 0.3)
 
 
 def test_queries_looked_at_later_saw_what_they_saw(backend: str) -> None:

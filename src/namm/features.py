@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
@@ -168,19 +168,24 @@ class FeatureSet:
         ]
         return following[0] if len(following) == 1 else torch.cat(following, dim=-2)
 
-    def read(self, state: Float[Tensor, "*lead channel slot"]) -> Float[Tensor, "*lead slot signal"]:
+    def read(
+        self, state: Float[Tensor, "*lead channel slot"], held: Bool[Tensor, "*lead slot"] | None = None
+    ) -> Float[Tensor, "*lead slot signal"]:
         """The signals: the channels; if there are several peaks, their sum; then what is around each of these.
 
         Attention is sharp in some heads and spread in others. With `levels` the mean of each peak over the head's slots
         tells which, and how far above it a token stands: by these, heads that compete for the same slots are compared.
+
+        Args:
+            held: False for empty slots, whose state is 0 and which no mean is over; None if there are none.
         """
         peaks = [state[..., place, :] for place in self._peaks]
         if len(peaks) > 1:
             peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
         rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
         if self.levels:
-            levels = [peak.mean(-1, keepdim=True).expand_as(peak) for peak in peaks]
-            rest += [*levels, *map(_relative, peaks, levels)]
+            levels = [_mean(peak, held).expand_as(peak) for peak in peaks]
+            rest += [*levels, *(_relative(peak, level, held) for peak, level in zip(peaks, levels, strict=True))]
         channels = [
             _log(held) if part.logarithm else held
             for part, held in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
@@ -203,10 +208,18 @@ def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
 
 
-def _relative(values: Float[Tensor, "*lead slot"], mean: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
+def _mean(values: Float[Tensor, "*lead slot"], held: Tensor | None) -> Float[Tensor, "*lead 1"]:
+    """Over the slots that are held, the others being 0."""
+    return values.mean(-1, keepdim=True) if held is None else values.sum(-1, keepdim=True) / held.sum(-1, keepdim=True)
+
+
+def _relative(
+    values: Float[Tensor, "*lead slot"], mean: Float[Tensor, "*lead slot"], held: Tensor | None
+) -> Float[Tensor, "*lead slot"]:
     """Values above their mean over the slots, in standard deviations."""
     apart = values - mean
-    return apart / apart.square().mean(-1, keepdim=True).sqrt().clamp(min=_SPREAD)
+    squares = apart.square() if held is None else apart.square().masked_fill(~held, 0)
+    return apart / _mean(squares, held).sqrt().clamp(min=_SPREAD)
 
 
 FEATURE_SETS: dict[str, FeatureSet] = {

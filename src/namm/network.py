@@ -171,11 +171,18 @@ class NAMM:
     # -- computation -------------------------------------------------------------------------------------------
 
     def features(
-        self, state: Float[Tensor, "*lead channel slot"], age: Int[Tensor, "*lead slot"]
+        self,
+        state: Float[Tensor, "*lead channel slot"],
+        age: Int[Tensor, "*lead slot"],
+        held: Bool[Tensor, "*lead slot"] | None = None,
     ) -> Float[Tensor, "*lead slot feature"]:
-        """Token features from the observed state and the tokens' age (spec 5, 6)."""
+        """Token features from the observed state and the tokens' age (spec 5, 6).
+
+        Args:
+            held: False for empty slots, whose state is 0; None if there are none.
+        """
         scale = self.var.sqrt().clamp(min=1e-7).reciprocal()
-        normalised = (self.feature_set.read(state) - self.mean) * scale
+        normalised = (self.feature_set.read(state, held) - self.mean) * scale
         return self.feature_set.assemble(normalised, age)
 
     def scores(

@@ -19,7 +19,7 @@ class Diary:
     """Kept tokens: `entries[layer, row]` is a list of (tokens seen, kept positions of each head)."""
 
     entries: dict[tuple[int, int], list[tuple[int, list[set[int]]]]] = field(default_factory=dict)
-    here: tuple[int, int] | None = None
+    here: tuple[int, list[int]] = (0, [])
 
     def watch(self, policy: MemoryPolicy, selection: Selection) -> tuple[MemoryPolicy, Selection]:
         diary = self
@@ -27,7 +27,7 @@ class Diary:
 
         class Watched(type(policy)):
             def score(self, view):
-                diary.here = (view.layer, int(view.rows[0]))
+                diary.here = (view.layer, view.rows.tolist())
                 return score(self, view)
 
         class WatchedSelection:
@@ -38,8 +38,10 @@ class Diary:
 
             def select(self, scores, positions, seen):
                 kept = selection.select(scores, positions, seen)
-                heads = [set(p[k].tolist()) for p, k in zip(positions[0], kept[0], strict=True)]
-                diary.entries.setdefault(diary.here, []).append((seen, heads))
+                layer, rows = diary.here
+                for row, held, chosen in zip(rows, positions, kept, strict=True):
+                    heads = [set(p[k].tolist()) for p, k in zip(held, chosen, strict=True)]
+                    diary.entries.setdefault((layer, row), []).append((seen, heads))
                 return kept
 
         twin = object.__new__(Watched)

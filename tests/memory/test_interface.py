@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 import namm
 from namm import Budget
 from namm.memory.cache import storage_bytes
+from namm.memory.sequence import Rows
 from tests.memory.test_equivalence import INTERVAL, random_namm
 from tests.zoo import causal_model, hybrid, ids, video_model
 
@@ -62,8 +63,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(kept_all, untouched, atol=0.05, rtol=0.05)
     with namm.attach(model, random_namm(), HALF, update_interval=INTERVAL) as handle:
         model.generate(ids(1, 100), max_new_tokens=40, do_sample=False)
-        (block,) = handle.cache.layers[0].sequences[0].blocks
-        assert block.state.dtype == torch.float16
+        assert handle.cache.layers[0].sequences[0].store.state.dtype == torch.float16
         assert handle.memory().kept[0] == [[64 + 11, 64 + 11]]
 
 
@@ -73,8 +73,8 @@ def test_half_precision_state_is_close_to_float32() -> None:
         model = tf.AutoModelForCausalLM.from_config(causal_model("llama").config).to(dtype).eval()
         with torch.no_grad(), namm.attach(model, namm.NAMM.zeros(), update_interval=INTERVAL) as handle:
             model(ids(1, 96))
-            sequence = handle.cache.layers[0].sequences[0]
-            return sequence._decode(sequence.blocks[0].used()[3])
+            rows = Rows([handle.cache.layers[0].sequences[0]])
+            return rows.decode(rows.parts()[0].state)
 
     exact, rounded = averages(torch.float32), averages(torch.float16)
     torch.testing.assert_close(rounded, exact, atol=2e-3, rtol=2e-2)

@@ -185,7 +185,7 @@ def test_a_cache_by_hand_a_copy_and_a_file_go_on_alike(tmp_path, competes: bool)
     _, expected, _ = read(model, memory, text)
     cache = MemoryCache(model.config, memory, HALF, INTERVAL)
     model(text[:, :70], **passing(model, cache))
-    assert cache.layers[0].sequences[0].asking.query.shape[2] == (70 - INTERVAL) % WINDOW
+    assert cache.layers[0].sequences[0].asking.count == (70 - INTERVAL) % WINDOW
     twin = copy.deepcopy(cache)
     cache.save(tmp_path / "held.safetensors", model)
     again = MemoryCache.load(tmp_path / "held.safetensors", model, make_plan(memory, HALF, INTERVAL))
@@ -226,7 +226,7 @@ def test_generating_reads_nothing_twice_and_bytes_are_counted() -> None:
     assert sum(calls) == 139
     assert report.updates == [139 // INTERVAL] * 2
     held = sum(t.untyped_storage().nbytes() for layer in handle.cache.layers for t in layer.tensors())
-    assert waiting.query.shape[2] == 139 % INTERVAL
+    assert waiting.count == 139 % INTERVAL
     assert report.bytes_held == held
 
 

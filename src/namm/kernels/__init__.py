@@ -16,8 +16,19 @@ from torch import Tensor
 from namm import spectrogram
 from namm.kernels import native
 from namm.kernels.blockwise import ask, attend, attend_and_observe, attend_one, look_back, replay
+from namm.kernels.lanes import Lanes
 
-__all__ = ["ask", "attend", "attend_and_observe", "attend_one", "backend", "look_back", "observe_spectrogram", "replay"]
+__all__ = [
+    "Lanes",
+    "ask",
+    "attend",
+    "attend_and_observe",
+    "attend_one",
+    "backend",
+    "look_back",
+    "observe_spectrogram",
+    "replay",
+]
 
 
 def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:

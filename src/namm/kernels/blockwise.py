@@ -17,11 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from namm.kernels import native
+from namm.kernels.lanes import Lanes
 
 Query = Float[Tensor, "head group query dim"]
 Key = Float[Tensor, "head slot dim"]
 Value = Float[Tensor, "head slot value_dim"]
 Output = Float[Tensor, "head group query value_dim"]
+Empty = Bool[Tensor, "head slot"] | None
 Observe = Callable[[Float[Tensor, "head query slot"]], None]
 
 QUERY_BLOCK = 128
@@ -29,15 +31,24 @@ TILE = 256
 
 
 def attend(
-    query: Query, key: Key, value: Value, scale: float, visible: Bool[Tensor, "head query slot"] | None = None
+    query: Query,
+    key: Key,
+    value: Value,
+    scale: float,
+    visible: Bool[Tensor, "head query slot"] | None = None,
+    empty: Empty = None,
 ) -> Output:
     """Causal attention of the newest tokens over all slots, with nothing observed.
 
     Args:
         visible: which slots each query may attend to, in place of causality.
+        empty: slots that hold nothing; None if all hold something.
     """
     heads, group, queries, _ = query.shape
     slots = key.shape[1]
+    if visible is None and empty is not None:
+        causality = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(slots - queries)
+        visible = causality & ~empty[:, None]
     causal = visible is None and queries == slots
     if visible is None and not causal:
         causality = torch.ones(queries, slots, dtype=torch.bool, device=query.device)
@@ -57,19 +68,20 @@ def attend(
 
 
 def attend_one(
-    query: Float[Tensor, "head group dim"], keys: Sequence[Tensor], values: Sequence[Tensor], scale: float
-) -> Float[Tensor, "head group value_dim"]:
-    """Attention of the newest token over all slots of heads that may hold unequal numbers of them.
-
-    Args:
-        keys, values: `[head, slot, dim]` of consecutive heads, those that hold equally many together.
-    """
-    alike = {t.dtype for t in (query, *keys, *values)} == {query.dtype}  # else torch says so
+    query: Float[Tensor, "lane group dim"], pools: Sequence[Lanes], scale: float
+) -> Float[Tensor, "lane group value_dim"]:
+    """Attention of the newest token over all slots of lanes that may hold unequal numbers of them."""
+    alike = {t.dtype for lanes in pools for t in (query, lanes.keys, lanes.values)} == {query.dtype}  # or torch says so
     if alike and native.serves(query, torch.bfloat16):
-        return native.attend_one(query, keys, values, scale)
-    parts = query.split([len(key) for key in keys])  # the group takes the place of the queries: no key is repeated
-    out = [F.scaled_dot_product_attention(*each, scale=scale) for each in zip(parts, keys, values, strict=True)]
-    return out[0] if len(out) == 1 else torch.cat(out)
+        return native.attend_one(query, pools, scale)
+    places = [(lanes, *place) for lanes in pools for place in zip(lanes.starts, lanes.counts, strict=True)]
+    out = [  # the group takes the place of the queries: no key is repeated
+        F.scaled_dot_product_attention(
+            one[None], lanes.keys[start : start + n][None], lanes.values[start : start + n][None], scale=scale
+        )
+        for one, (lanes, start, n) in zip(query, places, strict=True)
+    ]
+    return torch.cat(out)
 
 
 def attend_and_observe(
@@ -80,6 +92,7 @@ def attend_and_observe(
     *,
     softcap: float | None = None,
     visible: Bool[Tensor, "head query slot"] | None = None,
+    empty: Empty = None,
     carried: Float[Tensor, "head carried old_slot"] | None = None,
     hop: int = 1,
     overlap: int = 0,
@@ -88,6 +101,8 @@ def attend_and_observe(
     """Causal attention of the newest tokens over all slots; `observe` is given what they attend to.
 
     Args:
+        visible: which slots each query may attend to, in place of causality.
+        empty: slots that hold nothing; None if all hold something.
         carried: group-mean attention of earlier queries to the old slots: `overlap` rows that were observed, then
             those that still wait for a full hop.
         hop: `observe` is called with `overlap` rows seen before and a multiple of `hop` new ones.
@@ -121,6 +136,8 @@ def attend_and_observe(
             logits = _logits(query[:, :, start:stop], key_t[:, :, :seen], scale, softcap)
             if visible is not None:
                 logits.masked_fill_(~visible[:, None, start:stop], -torch.inf)
+            if empty is not None:
+                logits.masked_fill_(empty[:, None, None, :seen], -torch.inf)
             softmax_and_mean(logits, causal_from, *to)
             mixed = _products(logits.view(heads, group * n, seen), value_f[:, :seen])
             out[:, :, start:stop] = mixed.view(heads, group, n, -1)
@@ -140,6 +157,7 @@ def ask(
     softcap: float | None,
     observe: Observe,
     rival: Float[Tensor, "head group query"] | None = None,
+    empty: Empty = None,
 ) -> None:
     """Queries look at all slots, without causality and without values; `observe` is given a few of them at a time.
 
@@ -151,18 +169,18 @@ def ask(
     for start in range(0, query.shape[2], QUERY_BLOCK):
         part = slice(start, start + QUERY_BLOCK)
         against = None if rival is None else rival[:, :, part].contiguous()
-        observe(_looking(query[:, :, part], key, scale, softcap, key.shape[1], against)[0])
+        observe(_looking(query[:, :, part], key, scale, softcap, key.shape[1], against, empty)[0])
 
 
 def look_back(
-    query: Query, key: Key, scale: float, softcap: float | None
+    query: Query, key: Key, scale: float, softcap: float | None, empty: Empty = None
 ) -> tuple[Float[Tensor, "head query slot"], Float[Tensor, "head group query"]]:
     """Group-mean attention of the newest tokens' queries, whose output is known, and their log-sum-exp."""
-    return _looking(query, key, scale, softcap, key.shape[1] - query.shape[2])
+    return _looking(query, key, scale, softcap, key.shape[1] - query.shape[2], None, empty)
 
 
 def _looking(
-    query: Query, key: Key, scale: float, softcap: float | None, causal_from: int, rival: Tensor | None = None
+    query: Query, key: Key, scale: float, softcap: float | None, causal_from: int, rival: Tensor | None, empty: Empty
 ) -> tuple[Float[Tensor, "head query slot"], Float[Tensor, "head group query"]]:
     heads, group, queries, _ = query.shape
     attention = torch.empty(heads, queries, key.shape[1], device=query.device)
@@ -171,6 +189,8 @@ def _looking(
         _softmax_half(query, key.transpose(1, 2), scale, causal_from, attention, lse, rival)
     else:
         logits = _logits(query, key.float().transpose(1, 2), scale, softcap)
+        if empty is not None:
+            logits.masked_fill_(empty[:, None, None], -torch.inf)
         softmax_and_mean(logits, causal_from, attention, lse, rival)
     return attention, lse
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from namm.compat import cpu_capabilities
 from namm.errors import ConfigurationError
 from namm.files import sync_folder, sync_tree
+from namm.kernels.lanes import Lanes
 from namm.spectrogram import BINS, GAMMA, HOP, N_FFT, frame_weights
 
 logger = logging.getLogger(__name__)
@@ -158,20 +159,21 @@ def softmax_and_mean_half(
     )
 
 
-def attend_one(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:
+def attend_one(query: Tensor, pools: Sequence[Lanes], scale: float) -> Tensor:
     """As `blockwise.attend_one`, for float32 and bfloat16."""
     heads, group, dim = query.shape
-    value_dim = values[0].shape[-1]
+    value_dim = pools[0].values.shape[1]
     lib = library()
     assert lib is not None
-    assert all(t.stride()[1:] == (t.shape[2], 1) for t in (*keys, *values))
-    counts = [key.shape[1] for key in keys for _ in range(key.shape[0])]
+    assert all(t.is_contiguous() for lanes in pools for t in (lanes.keys, lanes.values))
+    counts = [count for lanes in pools for count in lanes.counts]
     longest = max(counts)
     asked, out = query.float().contiguous(), torch.empty(heads, group, value_dim)
     weight = torch.empty(heads, group, longest)
     whole = ctypes.c_int64 * heads
     lib.attend_one(
-        *(whole(*(head.data_ptr() for part in parts for head in part)) for parts in (keys, values)),
+        whole(*(address for lanes in pools for address in _addresses(lanes.keys, lanes.starts))),
+        whole(*(address for lanes in pools for address in _addresses(lanes.values, lanes.starts))),
         whole(*counts),
         *_long(heads, group, dim, value_dim),
         _pointer(asked),
@@ -183,6 +185,12 @@ def attend_one(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], 
         ctypes.c_int(torch.get_num_threads()),
     )
     return out.to(query.dtype)
+
+
+def _addresses(pool: Tensor, slots: list[int]) -> list[int]:
+    """Where these slots begin in memory."""
+    base, step = pool.data_ptr(), pool.shape[1] * pool.element_size()
+    return [base + slot * step for slot in slots]
 
 
 def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:

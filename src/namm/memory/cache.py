@@ -18,7 +18,8 @@ from namm.errors import ConfigurationError, ModelError
 from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan
 from namm.memory.routing import check_routed, route, unroute
-from namm.memory.sequence import Meter, update_together
+from namm.memory.sequence import Meter
+from namm.memory.updates import update, update_together
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.selection import Budget, Selection
@@ -237,22 +238,21 @@ class MemoryCache(Cache):
                         "a memory that reads once, to decide between two updates", repr(sequence.plan.policy),
                         "Choose an update_interval that divides the text's length.",
                     )  # fmt: skip
-        for row in range(len(layers[0].sequences)):
-            sequences = [layer.sequences[row] for layer in layers]
-            if not sequences[0].seen or not sequences[0].plan.policy.evicts:
-                continue
-            if sequences[0].plan.jointly:
-                update_together(sequences)
-            else:
-                for sequence in sequences:
-                    sequence.update()
+        rows = [row for row, one in enumerate(layers[0].sequences) if one.seen and one.plan.policy.evicts]
+        jointly = [row for row in rows if layers[0].sequences[row].plan.jointly]
+        if jointly:
+            update_together([[layer.sequences[row] for row in jointly] for layer in layers])
+        for layer in layers:
+            update([layer.sequences[row] for row in rows if row not in jointly])
 
     def trim(self) -> None:
         """Give back the free slots that appended tokens leave; they come again with the next token."""
         for layer in self.layers:
             if isinstance(layer, MemoryLayer):
                 for sequence in layer.sequences:
-                    sequence.trim()
+                    if sequence.begun:
+                        sequence.store.trim()
+                        sequence.note()
 
     def fork(self) -> MemoryCache:
         """A copy that goes its own way from here: one text that was read, and several questions about it."""

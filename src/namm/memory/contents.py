@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from namm.errors import ModelError
 from namm.memory import others
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan
+from namm.memory.queries import hold, joined
 from namm.memory.sequence import Sequence
-from namm.memory.slots import Block, Tail
+from namm.memory.store import Store, pads
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,16 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _slots(sequence: Sequence) -> dict[str, Tensor]:
-    if not sequence.blocks:
+    if not sequence.begun:
         raise ModelError("a real token in each row", "a row of padding only", "Save it when every row has begun.")
-    keys, values, positions, states = zip(*(block.used() for block in sequence.blocks), strict=True)
-    parts = {
-        "keys": torch.cat([part.flatten(0, 1) for part in keys]),
-        "values": torch.cat([part.flatten(0, 1) for part in values]),
-        "positions": torch.cat([part.flatten() for part in positions]),
-        "state": torch.cat([part.transpose(0, 1).flatten(1) for part in states], 1),
-    }
-    if sequence.tail is not None and sequence.plan.next_update(sequence.seen) is not None:
-        parts |= {"query": sequence.tail.query, "lse": sequence.tail.lse}
-    if sequence.asking is not None:
-        parts |= {"asking": sequence.asking.query, "looked": sequence.asking.lse}
+    store = sequence.store
+    used = store.used(store.lanes([sequence.at]))
+    keys, values, positions = (tensor[used] for tensor in store.tensors()[:3])
+    parts = {"keys": keys, "values": values, "positions": positions, "state": store.state[:, used]}
+    if sequence.tail.count and sequence.plan.next_update(sequence.seen) is not None:
+        parts["query"], parts["lse"] = joined([sequence.tail])
+    if sequence.asking.count:
+        parts["asking"], parts["looked"] = joined([sequence.asking])
     return parts
 
 
@@ -123,32 +122,28 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
 
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:
     layer.columns = held.columns
-    for row, counts in enumerate(held.counts[str(layer.index)]):
-        names = ("keys", "values", "positions", "state", "query", "lse", "asking", "looked")
-        found = {name: held.tensors.get(f"{layer.index}.{row}.{name}") for name in names}
-        parts = {name: tensor for name, tensor in found.items() if tensor is not None}
-        sequence = Sequence(layer.plans[0], row, layer.index, layer.meter)
-        sequence.seen, sequence.updates = held.seen[row], held.updates[row]
-        sequence.blocks = _blocks(parts, counts, device)
-        if "query" in parts:
-            sequence.tail = Tail(*(parts[name].to(device, copy=True) for name in ("query", "lse")))
-        if "asking" in parts:
-            query = parts["asking"].to(device, copy=True)
-            looked = parts.get("looked", torch.empty(*query.shape[:2], 0))  # files of earlier versions have none
-            sequence.asking = Tail(query, looked.to(device, copy=True))
-        layer.sequences.append(sequence)
-        layer.meter.note(layer.index, row, sequence.nbytes())
-        layer.dtype, layer.device, layer.is_initialized = parts["keys"].dtype, device, True
-
-
-def _blocks(parts: dict[str, Tensor], counts: list[int], device: torch.device) -> list[Block]:
-    """Heads that hold equally many slots together in one block, others each in one of its own."""
-    by_head = [
-        parts[name].split(counts, dim=1 if name == "state" else 0) for name in ("keys", "values", "positions", "state")
-    ]
-    size = len(counts) if len(set(counts)) == 1 else 1
-    blocks = []
-    for start in range(0, len(counts), size):
-        heads = slice(start, start + size)
-        blocks.append(Block(heads, counts[start], *(torch.stack(split[heads]).to(device) for split in by_head)))
-    return blocks
+    rows, plan = held.counts[str(layer.index)], layer.plans[0]
+    layer.sequences = [Sequence(plan, row, layer.index, layer.meter) for row in range(len(rows))]
+    if not rows:
+        return
+    names = ("keys", "values", "positions", "state")
+    parts = [[held.tensors[f"{layer.index}.{row}.{name}"].to(device) for name in names] for row in range(len(rows))]
+    keys, values, positions, states = zip(*parts, strict=True)
+    counts, spare = [count for row in rows for count in row], (0, int(pads(device)))
+    pools = (
+        pad(torch.cat(keys), (0, 0, *spare)),
+        pad(torch.cat(values), (0, 0, *spare)),
+        pad(torch.cat(positions), spare),
+    )
+    store = Store(len(rows[0]), counts, list(counts), *pools, pad(torch.cat(states, 1), spare))
+    layer.dtype, layer.device, layer.is_initialized = store.keys.dtype, device, True
+    for row, one in enumerate(layer.sequences):
+        one.seen, one.updates = held.seen[row], held.updates[row]
+        one.begin(store, row)
+        for queries, asked, sums in ((one.tail, "query", "lse"), (one.asking, "asking", "looked")):
+            name = f"{layer.index}.{row}."
+            if name + asked in held.tensors:
+                query = held.tensors[name + asked].to(device, copy=True)
+                nothing = torch.empty(*query.shape[:2], 0)  # files of earlier versions know nothing of some
+                hold([queries], query, held.tensors.get(name + sums, nothing).to(device, copy=True))
+        one.note()

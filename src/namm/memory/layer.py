@@ -1,4 +1,4 @@
-"""A cache layer that forgets: one `Sequence` for each row of the batch.
+"""A cache layer that forgets: one `Sequence` for each row of the batch, their slots in one `Store`.
 
 transformers calls `update` with the new keys and values and then its attention function with what `update` returned.
 The keys carry a reference to the layer that is to serve them (`layer_of`), which is how our attention function finds
@@ -20,9 +20,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.compat import untested, untraced
 from namm.errors import ModelError
+from namm.memory.attending import rehearse
 from namm.memory.plan import Plan, Read, Scaling
 from namm.memory.rotation import asks_moved, rotation_of
-from namm.memory.sequence import Meter, Sequence, update_together
+from namm.memory.sequence import Meter, Rows, Sequence, copied
+from namm.memory.steps import read
+from namm.memory.updates import drop, update, update_together
 
 _ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
 
@@ -135,14 +138,14 @@ class MemoryLayer(CacheLayerMixin):
         self.check_served()
         twin = copy(self)
         twin.meter = meter
-        twin.sequences = [sequence.clone(row, meter) for row, sequence in enumerate(self.sequences)]
+        twin.sequences = copied(self.sequences, meter)
         return twin
 
     def _take(self, order: list[int]) -> None:
         if order == list(range(len(self.sequences))):
             return
         self.meter.drop(self.index)
-        self.sequences = [self.sequences[old].clone(row, self.meter) for row, old in enumerate(order)]
+        self.sequences = copied([self.sequences[old] for old in order], self.meter)
         self._shown, self._read = (None if mask is None else mask[order] for mask in (self._shown, self._read))
         if self.heard is not None:
             self.heard = (self.heard[0][order], self.heard[1][order])
@@ -183,55 +186,68 @@ class MemoryLayer(CacheLayerMixin):
             )
         (keys, values), self._pending = self._pending, None
         delattr(keys, _ATTRIBUTE)  # or whoever keeps them would keep this layer alive, and it them
-        batch, heads, tokens, _ = query.shape
+        batch, _, tokens, _ = query.shape
         real, overlay = self._real_tokens(mask, tokens)
         scaling = replace(scaling, rotation=self.rotation)
-        out = query.new_zeros(batch, tokens, heads, values.shape[-1])
+        columns = None if real is None or bool(real.all()) else [row.nonzero().squeeze(1) for row in real]
         for row, sequence in enumerate(self.sequences):
-            here = slice(None) if real is None or bool(real[row].all()) else real[row].nonzero().squeeze(1)
-            q, k, v = query[row][:, here], keys[row][:, here], values[row][:, here]
-            if k.shape[1] == 0:
+            if columns is not None and not len(columns[row]):
                 continue
-            if sequence.plan.probe is not None:
-                sequence.plan.probe.on_attend(self.index, Read(q[None], k[None], v[None], scaling))
             if tokens == 1 and sequence.seen == 0 and self.columns > 1:
                 raise ModelError(
                     "a real token in each row of the batch", f"row {row} of padding only", "Drop the empty row."
                 )
-            visible = None
-            if overlay is not None:
-                visible = overlay[row % len(overlay), 0][here]
-                visible = visible if self._read is None else visible[:, self._read[row]]
-            if self.rehearsing is None:
-                mixed = sequence.read(q, k, v, scaling, visible)
-            elif self.rehearsing[row]:
-                mixed = sequence.rehearse(q, k, v, scaling)
-                if sequence.plan.policy.evicts and not sequence.plan.jointly:
-                    sequence.update()
-            else:
-                continue
-            out[row, here] = mixed.transpose(0, 1).to(out.dtype)
+            if sequence.plan.probe is not None:
+                here = slice(None) if columns is None else columns[row]
+                q, k, v = (t[row : row + 1, :, here] for t in (query, keys, values))
+                sequence.plan.probe.on_attend(self.index, Read(q, k, v, scaling))
+        if self.rehearsing is not None:
+            out = self._rehearsed(query, keys, values, scaling, columns)
+        else:
+            visible = None if overlay is None else [self._visible(overlay, row, columns) for row in range(batch)]
+            out = read(self.sequences, query, keys, values, scaling, columns, visible)
         self.decide()
+        return out
+
+    def _visible(self, overlay: Tensor, row: int, columns: list[Tensor] | None) -> Bool[Tensor, "token column"]:
+        """Which of its tokens each new token of a row may attend to."""
+        visible = overlay[row % len(overlay), 0]
+        visible = visible if columns is None else visible[columns[row]]
+        return visible if self._read is None else visible[:, self._read[row]]
+
+    def _rehearsed(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: Scaling, columns: list[Tensor] | None
+    ) -> Float[Tensor, "batch token head value_dim"]:
+        """Attention output for tokens that nobody will remember, of the rows that rehearse."""
+        assert self.rehearsing is not None
+        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], values.shape[-1])
+        for row in (row for row, asked in enumerate(self.rehearsing) if asked):
+            here = slice(None) if columns is None else columns[row]
+            q, k, v = query[row][:, here], keys[row][:, here], values[row][:, here]
+            mixed = rehearse(Rows([self.sequences[row]]), q.unflatten(0, (len(k), -1)), k, v, scaling)
+            out[row, here] = mixed.flatten(0, 1).transpose(0, 1).to(out.dtype)
+        decide = [self.sequences[row] for row, asked in enumerate(self.rehearsing) if asked]
+        update([one for one in decide if one.plan.policy.evicts and not one.plan.jointly])
         return out
 
     def decide(self, rehearsed: bool = False) -> None:
         """What all layers decide together, when the last of them has read: it alone knows the others."""
-        for row, sequence in enumerate(self.sequences if self.before is not None else ()):
-            waits = sequence.plan.policy.reads_again and not rehearsed and self.rehearsing is None
-            if sequence.plan.jointly and sequence.due and not waits:
-                assert self.before is not None
-                update_together([*(layer.sequences[row] for layer in self.before), sequence])
+        if self.before is None:
+            return
+        rows = [
+            row for row, one in enumerate(self.sequences) if one.plan.jointly and one.due
+            and (rehearsed or self.rehearsing is not None or not one.plan.policy.reads_again)
+        ]  # fmt: skip
+        if rows:
+            update_together([[layer.sequences[row] for row in rows] for layer in (*self.before, self)])
 
     def follow(self, bases: dict[Hashable, Sequence]) -> None:
         """Every row goes on from the sequence that observed as its policy does; updates that are due are made."""
-        for row, plan in enumerate(self.plans):
-            base = bases[plan.policy.observer]
-            keys = base.blocks[0].keys
-            self.columns, self.dtype, self.device, self.is_initialized = base.seen, keys.dtype, keys.device, True
-            self.sequences.append(base.clone(row, self.meter, plan))
-        for sequence in self.sequences:
-            if sequence.due and not sequence.plan.jointly:
-                sequence.update()
+        followed = [bases[plan.policy.observer] for plan in self.plans]
+        keys = followed[0].store.keys
+        self.columns, self.dtype, self.device, self.is_initialized = followed[0].seen, keys.dtype, keys.device, True
+        self.sequences = copied(followed, self.meter, self.plans)
+        update([one for one in self.sequences if one.due and not one.plan.jointly])
         self.decide(rehearsed=True)
 
     @property
@@ -288,7 +304,7 @@ class MemoryLayer(CacheLayerMixin):
             hidden = (all_of_it if self._shown is None else self._shown) & ~shown[:, :before]
             if bool(hidden.any()):
                 for row, sequence in enumerate(self.sequences):
-                    sequence.drop((read[row].cumsum(0) - 1)[hidden[row]])
+                    drop(sequence, (read[row].cumsum(0) - 1)[hidden[row]])
             same = self._read is self._shown and not bool(hidden.any())  # one mask, shared by all layers
             self._read = shown if same else torch.cat([read, shown[:, before:]], dim=1)
             self._shown = shown
@@ -321,13 +337,11 @@ class MemoryLayer(CacheLayerMixin):
 
     def full_bytes(self) -> int:
         """Bytes of keys and values if every column had been kept."""
-        for sequence in self.sequences:
-            if sequence.blocks:
-                block = sequence.blocks[0]
-                slot = sum(t.shape[-1] * t.element_size() for t in (block.keys, block.values))
-                kv_heads = sum(len(b.keys) for b in sequence.blocks)
-                return slot * kv_heads * self.columns * len(self.sequences)
-        return 0
+        begun = next((one.store for one in self.sequences if one.begun), None)
+        if begun is None:
+            return 0
+        slot = sum(t.shape[-1] * t.element_size() for t in (begun.keys, begun.values))
+        return slot * begun.heads * self.columns * len(self.sequences)
 
 
 def layer_of(key: Tensor) -> MemoryLayer | None:

@@ -18,13 +18,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from namm.compat import passing
 from namm.errors import ModelError
+from namm.memory import attending, steps
+from namm.memory.asking import ask_rest
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, storage_bytes
 from namm.memory.layer import MemoryLayer
 from namm.memory.plan import Plan, Probe, Read
 from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.rotation import asks_moved, rotation_of
-from namm.memory.sequence import Meter, Sequence
+from namm.memory.sequence import Meter, Rows, Sequence
 from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
 
@@ -173,11 +175,12 @@ class Prefix:
             config = self.config.get_text_config(decoder=True)
             if policy.asks_in_place and asks_moved(policy.asks_in_place, config):
                 scaling = replace(scaling, rotation=rotation_of(config, index))
-            bases[index].read(read.query[0], read.key[0], read.value[0], scaling)
-            bases[index].ask_rest()
+            steps.read([bases[index]], read.query, read.key, read.value, scaling)
+            ask_rest(Rows([bases[index]]))
             if policy.rehearsal is not None and policy.reads_again:
                 again = self.rehearsed[policy.rehearsal][index]
-                bases[index].rehearse(again.query[0], again.key[0], again.value[0], again.scaling)
+                query = again.query[0].unflatten(0, (again.key.shape[1], -1))
+                attending.rehearse(Rows([bases[index]]), query, again.key[0], again.value[0], again.scaling)
         return bases[index]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from namm.errors import ConfigurationError
@@ -73,7 +73,7 @@ class View:
         target: slots a head will hold after this update; None if the scores decide.
         rows: place of each sequence in the batch.
         layer: index of the layer.
-        heads: index of each kv head in its layer; heads that hold unequal numbers of slots come one by one.
+        heads: index of each kv head in its layer.
     """
 
     state: Float[Tensor, "batch kv_head channel slot"]
@@ -89,6 +89,11 @@ class View:
     def age(self) -> Int[Tensor, "batch kv_head slot"]:
         """Tokens between each slot and the newest."""
         return self.seen - 1 - self.positions
+
+    @property
+    def held(self) -> Bool[Tensor, "batch kv_head slot"]:
+        """False for empty slots."""
+        return self.positions >= 0
 
 
 class MemoryPolicy(ABC):

@@ -66,7 +66,8 @@ class NAMMPolicy(MemoryPolicy):
 
     def score(self, view: View) -> Tensor:
         network = self.network.to(view.state.device)
-        return network.scores(network.features(view.state, view.age), rows=view.rows)
+        held = view.held if network.feature_set.levels else None
+        return network.scores(network.features(view.state, view.age, held), rows=view.rows)
 
     def __repr__(self) -> str:
         return f"NAMMPolicy({self.network.config})"

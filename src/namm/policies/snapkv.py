@@ -36,5 +36,8 @@ class SnapKV(MemoryPolicy):
 
     def score(self, view: View) -> Tensor:
         votes = view.state.mean(-2)
-        pooled = F.avg_pool1d(votes, self.kernel, stride=1, padding=self.kernel // 2, count_include_pad=False)
+        pooled = self._pooled(votes) / self._pooled(view.held.float())  # over neighbours that are held: 1 if all are
         return pooled.masked_fill(newest(view, WINDOW), PROTECTED)
+
+    def _pooled(self, values: Tensor) -> Tensor:
+        return F.avg_pool1d(values, self.kernel, stride=1, padding=self.kernel // 2, count_include_pad=False)

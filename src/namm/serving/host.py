@@ -18,7 +18,7 @@ from namm.memory.identity import fingerprint
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
 from namm.memory.prefix import Footprint, Prefix
-from namm.memory.slots import SLACK
+from namm.memory.store import SLACK
 from namm.models import context_length
 from namm.policies import own_interval, resolve
 from namm.selection import Budget, Selection

@@ -1,0 +1,87 @@
+"""Asking in place: queries look once more, at all that their layer holds, what came after them included."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from namm import kernels
+from namm.memory.queries import hold, joined
+from namm.memory.sequence import Rows, lanes_of
+
+
+def wait(rows: Rows, query: Float[Tensor, "lane group token dim"], lse: Tensor | None) -> None:
+    """Keep queries until their window is full, counted from the last update, and then let them ask."""
+    rehearsal = rows.first.rehearsal
+    assert rehearsal is not None
+    looked = query.new_empty(*query.shape[:2], 0, dtype=torch.float32)
+    if rows.first.asking.count:
+        held, looked = joined(rows.asking)
+        if lse is not None and rehearsal.competes:
+            looked = torch.cat([_looked_back(rows, held, looked, query.shape[2]), lse], 2)
+        query = torch.cat([held, query], 2)
+    elif lse is not None and rehearsal.competes:
+        looked = lse
+    while (count := query.shape[2]) >= rehearsal.window:
+        query, looked = _ask(rows, query, looked, min(count, rehearsal.window))
+    hold(rows.asking, query.clone(), looked.clone())  # a view of what was read would keep all of it
+
+
+def ask_window(rows: Rows) -> None:
+    """Let the held queries ask whose window is full."""
+    rehearsal = rows.first.rehearsal
+    assert rehearsal is not None
+    query, looked = _ask(rows, *joined(rows.asking), rehearsal.window)
+    hold(rows.asking, query.clone(), looked.clone())
+
+
+def ask_rest(rows: Rows) -> None:
+    """Let the held queries ask before their window is full, since an update is due."""
+    if rows.first.rehearsal is not None and rows.first.asking.count:
+        _ask(rows, *joined(rows.asking), rows.first.asking.count)
+    for held in rows.asking:
+        held.clear()
+
+
+def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Show the tokens read so far, where they are held, to the policy as the first `count` queries attend to them.
+
+    Returns the other queries, and what is known of their log-sum-exp.
+    """
+    rehearsal, scaling = rows.first.rehearsal, rows.scaling
+    assert rehearsal is not None
+    first = query[:, :, :count]
+    moved = (
+        first if not rehearsal.rotated or scaling.rotation is None else scaling.rotation.move(first, rehearsal.window)
+    )
+    if rehearsal.competes:
+        looked = _looked_back(rows, query, looked, 0)
+    later = query.shape[2] - count
+    for part in rows.parts():
+        slots = part.count - later  # the newest tokens are held by every head
+        kernels.ask(
+            moved[part.lanes],
+            part.keys[:, :slots],
+            scaling.scale,
+            scaling.softcap,
+            partial(rows.rehearse, part, slots),
+            looked[part.lanes, :, :count] if rehearsal.competes else None,
+            None if part.empty is None else part.empty[:, :slots],
+        )
+    return query[:, :, count:], looked[:, :, count:]
+
+
+def _looked_back(rows: Rows, query: Tensor, known: Tensor, new: int) -> Float[Tensor, "lane group query"]:
+    """The log-sum-exp of held queries, before `new` tokens that came after them; those of single ones are found."""
+    if known.shape[2] == query.shape[2]:
+        return known
+    found = []
+    for part in rows.parts():
+        old = part.count - new
+        empty = None if part.empty is None else part.empty[:, :old]
+        asked, scaling = query[part.lanes, :, known.shape[2] :], rows.scaling
+        found.append(kernels.look_back(asked, part.keys[:, :old], scaling.scale, scaling.softcap, empty)[1])
+    return torch.cat([known, lanes_of(found)], 2)

@@ -1,0 +1,187 @@
+"""Rows at the same point attend, and their policy observes what they attend to."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from namm import kernels
+from namm.memory import asking
+from namm.memory.plan import Scaling
+from namm.memory.queries import hold, joined
+from namm.memory.sequence import Rows, lanes_of
+from namm.memory.store import Part
+
+
+def attend(
+    rows: Rows, query: Float[Tensor, "lane group token dim"], scaling: Scaling, visible: Tensor | None
+) -> Float[Tensor, "lane group token value_dim"]:
+    """Attention of tokens that were appended and cross no update; they are observed if an update will come."""
+    first, new = rows.first, query.shape[2]
+    due = rows.plan.next_update(rows.seen) is not None
+    watching = first.watches and due
+    pending = rows.seen % first.hop
+    full = watching and pending + new >= first.hop  # a hop, which is to be observed
+    at_once = watching and (visible is not None or (full and new >= first.hop))  # while attention is computed
+    rehearsal = first.rehearsal if due else None
+    competes = rehearsal is not None and rehearsal.competes and new > 1
+    parts = rows.parts()
+    if at_once or competes or scaling.softcap is not None:
+        carried = _carried(rows, parts, new, first.overlap + pending, scaling) if at_once else None
+        out, lse = _observed(rows, parts, query, scaling, visible, carried, full)
+    else:
+        out, lse = _plain(parts, query, scaling, visible), None
+    for one in rows.sequences:
+        one.seen += new
+        one.scaling = scaling
+    if rehearsal is not None:
+        asking.wait(rows, query, lse)
+    if not watching:
+        for one in rows.sequences:
+            one.tail.clear()
+    elif at_once and lse is not None:
+        _extend(rows, query, lse, first.overlap + rows.seen % first.hop)
+    else:
+        copy = query.clone() if new > 1 else query  # it may be a view of all that was read
+        for place, one in enumerate(rows.sequences):
+            one.tail.add(copy, place)
+        if full:
+            observe_hop(rows)
+    return out
+
+
+def _plain(
+    parts: list[Part], query: Tensor, scaling: Scaling, visible: Tensor | None
+) -> Float[Tensor, "lane group token value_dim"]:
+    """Attention that nobody looks at, by the fastest way there is."""
+    return lanes_of(
+        kernels.attend(query[part.lanes], part.keys, part.values, scaling.scale, _mask(visible, part), part.empty)
+        for part in parts
+    )
+
+
+def _observed(
+    rows: Rows,
+    parts: list[Part],
+    query: Tensor,
+    scaling: Scaling,
+    visible: Tensor | None,
+    carried: list[Tensor] | None,
+    observes: bool,
+) -> tuple[Float[Tensor, "lane group token value_dim"], Float[Tensor, "lane group token"]]:
+    """Attention and the log-sum-exp of each query; the policy `observes` them, after those `carried` over."""
+    outputs, sums = [], []
+    for place, part in enumerate(parts):
+        out, lse = kernels.attend_and_observe(
+            query[part.lanes],
+            part.keys,
+            part.values,
+            scaling.scale,
+            softcap=scaling.softcap,
+            visible=_mask(visible, part),
+            empty=part.empty,
+            carried=carried[place] if carried else None,
+            hop=rows.first.hop,
+            overlap=rows.first.overlap,
+            observe=partial(rows.observe, part) if observes and carried else None,
+        )
+        outputs.append(out)
+        sums.append(lse)
+    return lanes_of(outputs), lanes_of(sums)
+
+
+def rehearse(
+    rows: Rows,
+    query: Float[Tensor, "lane group token dim"],
+    keys: Float[Tensor, "lane token dim"],
+    values: Float[Tensor, "lane token value_dim"],
+    scaling: Scaling,
+) -> Float[Tensor, "lane group token value_dim"]:
+    """Attention of tokens that nobody will remember; what they attend to is observed."""
+    outputs = []
+    for part in rows.parts():
+        empty = part.empty
+        out, _ = kernels.attend_and_observe(
+            query[part.lanes],
+            torch.cat([part.keys, keys[part.lanes]], 1),
+            torch.cat([part.values, values[part.lanes]], 1),
+            scaling.scale,
+            softcap=scaling.softcap,
+            empty=None if empty is None else torch.nn.functional.pad(empty, (0, keys.shape[1])),
+            observe=partial(rows.rehearse, part, part.count) if rows.plan.policy.channels else None,
+        )
+        outputs.append(out)
+    return lanes_of(outputs)
+
+
+def observe_hop(rows: Rows) -> None:
+    """A hop of queries that came in small numbers is full: observe them together."""
+    first = rows.first
+    rest, parts = rows.seen % first.hop, rows.parts()
+    observed = first.overlap + first.hop
+    for part, seen in zip(parts, _carried(rows, parts, 0, observed + rest, rows.scaling), strict=True):
+        rows.observe(part, seen[:, :observed])
+    query, sums = joined(rows.tails)
+    gone = max(0, query.shape[2] - first.overlap - rest)
+    hold(rows.tails, query[:, :, gone:].clone(), sums[:, :, gone:].clone())
+
+
+def _extend(rows: Rows, query: Tensor, lse: Tensor, length: int) -> None:
+    """The last queries are these after those that are held, `length` at most."""
+    if query.shape[2] < length and rows.tails[0].count:
+        held, sums = joined(rows.tails)
+        query, lse = torch.cat([held, query], 2), torch.cat([sums, lse], 2)
+    gone = max(0, query.shape[2] - length)
+    hold(rows.tails, query[:, :, gone:].clone(), lse[:, :, gone:].clone())
+
+
+def _carried(
+    rows: Rows, parts: list[Part], new: int, length: int, scaling: Scaling
+) -> list[Float[Tensor, "lane query slot"]]:
+    """Attention of the last `length` queries to the slots before the newest `new`, part by part.
+
+    Zeros before the text began. From now on the log-sum-exp of every query in the tail is known.
+    """
+    carried, sums = [], []
+    count, known = rows.tails[0].count, rows.tails[0].known
+    query, lse = joined(rows.tails) if count else (None, None)
+    for part in parts:
+        keys, lanes, old = part.keys, part.lanes, part.count - new
+        empty = None if part.empty is None else part.empty[:, :old]
+        seen = torch.zeros(len(keys), length, old, device=keys.device)
+        carried.append(seen)
+        if query is None or lse is None:
+            continue
+        keys, seen = keys[:, :old], seen[:, length - count :]
+        if known:
+            asked = torch.arange(rows.seen - count, rows.seen - count + known, device=keys.device)
+            visible = part.positions[:, None, :old] <= asked[:, None]
+            visible = visible if empty is None else visible & ~empty[:, None]
+            seen[:, :known] = kernels.replay(
+                query[lanes, :, :known], lse[lanes], keys, scaling.scale, scaling.softcap, visible
+            )
+        if known < count:
+            seen[:, known:], later = kernels.look_back(
+                query[lanes, :, known:], keys, scaling.scale, scaling.softcap, empty
+            )
+            sums.append(torch.cat([lse[lanes], later], 2))
+    if query is not None and sums:
+        hold(rows.tails, query, lanes_of(sums))
+    return carried
+
+
+def know_tail(rows: Rows) -> None:
+    """Learn the log-sum-exp of the last queries, while the slots that they saw are all there."""
+    if rows.tails[0].known < (held := rows.tails[0].count):
+        _carried(rows, rows.parts(), 0, held, rows.scaling)
+
+
+def _mask(visible: Tensor | None, part: Part) -> Bool[Tensor, "lane token slot"] | None:
+    """Which slots each token of a row may attend to, of what it may of the whole sequence."""
+    if visible is None:
+        return None
+    shown = visible[:, part.positions.long().clamp(min=0)].transpose(0, 1)
+    return shown if part.empty is None else shown & ~part.empty[:, None]

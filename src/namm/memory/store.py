@@ -1,0 +1,346 @@
+"""Ragged storage: the cached tokens of all rows and kv heads of one layer, in one pool.
+
+A *lane* is one kv head of one row. Lanes lie one after another, rows first, each with its slots, oldest first, and room
+for more. Nothing is padded: bytes held are bytes used, but for at most `SLACK` free slots a lane while tokens are
+appended one by one, and on an accelerator one spare slot a pool, where what belongs nowhere is written.
+
+A free slot has a zero state and the position that the next token of its row will have, so that a token which comes
+alone is one write of keys and one of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from namm.kernels import Lanes
+
+SLACK = 32
+
+
+class Store:
+    """The pool of some rows of a layer.
+
+    Attributes:
+        heads: lanes of each row, its kv heads.
+        count, room: slots in use and slots reserved, of each lane.
+        keys, values: `[slot, dim]`.
+        positions: the token each slot holds, `[slot]`, int32.
+        state: what the policy observed, `[channel, slot]`, in its storage dtype.
+    """
+
+    def __init__(
+        self, heads: int, count: list[int], room: list[int], keys: Tensor, values: Tensor, positions: Tensor,
+        state: Tensor,
+    ) -> None:  # fmt: skip
+        self.heads, self.count, self.room = heads, count, room
+        self.keys, self.values, self.positions, self.state = keys, values, positions, state
+        self._laid_out()
+
+    def _laid_out(self) -> None:
+        """Lanes have other places now."""
+        self.start = [0, *accumulate(self.room)]
+        self._ahead: tuple[list[int], Tensor] | None = None
+
+    @classmethod
+    def empty(cls, rows: int, keys: Tensor, values: Tensor, channels: int, dtype: torch.dtype) -> Store:
+        """A store without slots, for keys and values `[row, kv_head, token, dim]`."""
+        lanes, spare = rows * keys.shape[1], int(pads(keys.device))
+        return cls(
+            keys.shape[1],
+            [0] * lanes,
+            [0] * lanes,
+            keys.new_zeros(spare, keys.shape[-1]),
+            values.new_zeros(spare, values.shape[-1]),
+            torch.full((spare,), -1, dtype=torch.int32, device=keys.device),
+            torch.zeros(channels, spare, dtype=dtype, device=keys.device),
+        )
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Store, int]]) -> Store:
+        """A store of its own with copies of these rows."""
+        first = rows[0][0]
+        lanes = [(store, store.lanes([row])) for store, row in rows]
+        pieces: list[list[Tensor]] = [[], [], [], []]
+        spare = slice(first.start[-1], None)
+        for store, mine in [*lanes, (first, None)]:
+            part = spare if mine is None else slice(store.start[mine[0]], store.start[mine[-1] + 1])
+            for kind, tensor in zip(pieces, store.tensors(), strict=True):
+                kind.append(tensor[..., part] if kind is pieces[3] else tensor[part])
+        count, room = ([getattr(s, name)[i] for s, mine in lanes for i in mine] for name in ("count", "room"))
+        keys, values, positions = (torch.cat(kind) for kind in pieces[:3])
+        return cls(first.heads, count, room, keys, values, positions, torch.cat(pieces[3], 1))
+
+    # -- what is where -----------------------------------------------------------------------------------------
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.keys, self.values, self.positions, self.state
+
+    def lanes(self, rows: Sequence[int]) -> list[int]:
+        return [lane for row in rows for lane in range(row * self.heads, (row + 1) * self.heads)]
+
+    def nbytes(self, row: int | None = None) -> int:
+        """Bytes of the pool, or of a row's part of it."""
+        if row is None:
+            return sum(tensor.nbytes for tensor in self.tensors())
+        slot = sum(tensor.nbytes for tensor in self.tensors()) // max(1, len(self.positions))
+        return slot * (self.start[(row + 1) * self.heads] - self.start[row * self.heads])
+
+    def parts(self, rows: Sequence[int]) -> list[Part]:
+        """These rows' lanes, in as few parts as they are computed in."""
+        runs = self.runs(rows)
+        return runs if len(runs) == 1 or not pads(self.keys.device) else [self.padded(self.lanes(rows))]
+
+    def runs(self, rows: Sequence[int]) -> list[Part]:
+        """These rows' lanes, those side by side that hold equally many slots together."""
+        lanes = self.lanes(rows)
+        runs, first = [], 0
+        while first < len(lanes):
+            lane, stop = lanes[first], first + 1
+            alike = self.count[lane], self.room[lane]
+            while stop < len(lanes) and lanes[stop] == lane + stop - first and alike == (
+                self.count[lanes[stop]], self.room[lanes[stop]]
+            ):  # fmt: skip
+                stop += 1
+            runs.append(Part(self, slice(first, stop), lane, alike[0]))
+            first = stop
+        return runs
+
+    def padded(self, lanes: list[int]) -> Padded:
+        """These lanes as one tensor, the shorter ones filled up at the old end."""
+        width = max(self.count[lane] for lane in lanes)
+        starts, ends = self._table([[self.start[i] for i in lanes], [self.start[i] + self.count[i] for i in lanes]])
+        index = ends[:, None] + torch.arange(-width, 0, device=ends.device)
+        return Padded(self, slice(0, len(lanes)), index, index < starts[:, None])
+
+    def _table(self, numbers: list[list[int]]) -> Int[Tensor, "number lane"]:
+        """Numbers that the host knows, where the pool is; nothing waits for them to arrive."""
+        table = torch.tensor(numbers)
+        return table if self.keys.device.type == "cpu" else table.pin_memory().to(self.keys.device, non_blocking=True)
+
+    def ragged(self, rows: Sequence[int]) -> Lanes:
+        """These rows' lanes as kernels take them that serve lanes of unequal length."""
+        lanes = self.lanes(rows)
+        return Lanes(self.keys, self.values, [self.start[lane] for lane in lanes], [self.count[lane] for lane in lanes])
+
+    # -- changes -----------------------------------------------------------------------------------------------
+
+    def append(
+        self, rows: Sequence[int], keys: Float[Tensor, "row kv_head token dim"],
+        values: Float[Tensor, "row kv_head token value_dim"], seen: list[int],
+    ) -> bool:  # fmt: skip
+        """Add tokens to every lane of these rows with a zero state; returns whether storage grew.
+
+        Args:
+            seen: tokens that each row has read so far, so the position of its first new one.
+        """
+        lanes, new = self.lanes(rows), keys.shape[2]
+        frozen = self.keys.is_inference() and not torch.is_inference_mode_enabled()  # may not be written in place
+        full = any(self.count[lane] + new > self.room[lane] for lane in lanes)
+        if full or frozen:
+            room = list(self.room)
+            for lane in lanes:
+                if (total := self.count[lane] + new) > room[lane]:
+                    room[lane] = total if new > 1 else total + SLACK - 1
+            self._grow(room, dict(zip(rows, seen, strict=True)))
+        if (run := Part.run(self, lanes)) is not None:
+            for pool, fresh in ((self.keys, keys), (self.values, values)):
+                run.view(pool, self.count[lanes[0]], new).copy_(fresh.flatten(0, 1) if len(rows) > 1 else fresh[0])
+        else:
+            where = self._next(lanes, new)
+            self.keys[where] = keys.flatten(0, 1)
+            self.values[where] = values.flatten(0, 1)
+        for lane in lanes:
+            self.count[lane] += new
+        return full or frozen
+
+    def _next(self, lanes: list[int], new: int) -> Int[Tensor, "lane token"]:
+        """The slots that the next tokens of these lanes will have; of single ones those of several steps at once."""
+        if new == 1 and len(lanes) == len(self.count):
+            if self._ahead is not None:
+                before, table = self._ahead
+                step = self.count[0] - before[0]
+                if step < table.shape[1] and all(c - b == step for c, b in zip(self.count, before, strict=True)):
+                    return table[:, step : step + 1]
+            free = min(room - count for room, count in zip(self.room, self.count, strict=True))
+            self._ahead = list(self.count), self._slots(lanes, free)
+            return self._ahead[1][:, :1]
+        return self._slots(lanes, new)
+
+    def _slots(self, lanes: list[int], new: int) -> Int[Tensor, "lane token"]:
+        ends = self._table([[self.start[lane] + self.count[lane] for lane in lanes]])[0]
+        return ends[:, None] + torch.arange(new, device=ends.device)
+
+    def _grow(self, room: list[int], seen: dict[int, int]) -> None:
+        """Reserve so many slots for each lane, which are no fewer than before."""
+        old, before, spare = self.start, self.room, len(self.positions) - self.start[-1]
+        self.room = room
+        self._laid_out()
+        total = self.start[-1] + spare
+        moved: Tensor | None = None  # to where each slot goes; None: the first so many of each lane
+        even = len(set(before)) == len(set(room)) == 1
+        if not even:
+            moved = torch.cat([
+                torch.arange(start, start + held) for start, held in zip(self.start[:-1], before, strict=True)
+            ])  # fmt: skip
+            moved = moved.to(self.keys.device, non_blocking=True)
+        for name in ("keys", "values", "positions", "state"):
+            held = getattr(self, name)
+            axis = held.ndim - 1 if name == "state" else 0
+            shape = list(held.shape)
+            shape[axis] = total
+            pool = held.new_zeros(shape) if name == "state" or spare else held.new_empty(shape)
+            if even:
+                lanes = (len(room), room[0], *shape[1:]) if axis == 0 else (shape[0], len(room), room[0])
+                pool.narrow(axis, 0, self.start[-1]).view(lanes).narrow(axis + 1, 0, before[0]).copy_(
+                    held.narrow(axis, 0, old[-1]).view(*lanes[: axis + 1], before[0], *lanes[axis + 2 :])
+                )
+            else:
+                pool.index_copy_(axis, moved, held.narrow(axis, 0, old[-1]))
+            setattr(self, name, pool)
+        self._number(seen, before, spare)
+
+    def _number(self, seen: dict[int, int], before: list[int], spare: int) -> None:
+        """Give free slots the positions of the tokens that will come to them."""
+        if spare:
+            self.positions[-spare:] = -1
+        lanes = [lane for lane in self.lanes(list(seen)) if self.room[lane] > before[lane]]
+        if not lanes:
+            return
+        if (run := Part.run(self, lanes)) is not None and len(set(seen.values())) == 1:
+            first, free = next(iter(seen.values())), self.room[lanes[0]] - self.count[lanes[0]]
+            run.view(self.positions, self.count[lanes[0]], free).copy_(
+                torch.arange(first, first + free, device=self.positions.device).expand(len(lanes), -1)
+            )
+            return
+        free = max(self.room[lane] - self.count[lane] for lane in lanes)
+        numbers = [[self.start[i] + self.count[i] for i in lanes], [seen[i // self.heads] for i in lanes]]
+        numbers.append([self.room[i] - self.count[i] for i in lanes])
+        ends, firsts, frees = self._table(numbers)
+        ahead = torch.arange(free, device=ends.device).minimum(frees[:, None] - 1)  # the shorter write their last twice
+        self.positions[ends[:, None] + ahead] = (firsts[:, None] + ahead).to(torch.int32)
+
+    def keep(self, index: Int[Tensor, " kept"], count: list[int]) -> None:
+        """Only the slots of `index` stay, `count` of each lane; exactly as large."""
+        if spare := len(self.positions) - self.start[-1]:
+            index = torch.cat([index, torch.arange(self.start[-1], self.start[-1] + spare, device=index.device)])
+        self.keys, self.values, self.positions = (t.index_select(0, index) for t in self.tensors()[:3])
+        self.state = self.state.index_select(1, index)
+        self.count, self.room = count, list(count)
+        self._laid_out()
+
+    def trim(self) -> None:
+        """Give back the free slots that appending leaves."""
+        if self.count != self.room:
+            self.keep(self.used(range(len(self.count))), list(self.count))
+
+    def used(self, lanes: Sequence[int]) -> Int[Tensor, " slot"]:
+        """The slots in use of these lanes, one after another."""
+        ranges = [torch.arange(self.start[lane], self.start[lane] + self.count[lane]) for lane in lanes]
+        return torch.cat(ranges).to(self.keys.device)
+
+
+class Part:
+    """Lanes side by side that hold equally many slots: views of their slots.
+
+    Attributes:
+        lanes: which they are of those that were asked for.
+        empty: which slots hold nothing; None if all hold something.
+    """
+
+    empty: Bool[Tensor, "lane slot"] | None = None
+
+    def __init__(self, store: Store, lanes: slice, first: int, count: int) -> None:
+        self.store, self.lanes, self.count = store, lanes, count
+        self._first = first
+
+    @classmethod
+    def run(cls, store: Store, lanes: list[int]) -> Part | None:
+        """All of these lanes, if they lie side by side and hold equally many slots."""
+        if not lanes:
+            return None
+        first, count, room = lanes[0], store.count[lanes[0]], store.room[lanes[0]]
+        alike = lanes[-1] - first == len(lanes) - 1 and all(
+            store.count[lane] == count and store.room[lane] == room for lane in lanes
+        )
+        return cls(store, slice(0, len(lanes)), first, count) if alike else None
+
+    def view(self, pool: Tensor, first: int, count: int) -> Tensor:
+        """So many slots of each lane from the `first` one on: `[lane, slot, ..]`, or of the state
+        `[lane, channel, slot]`."""
+        store, lanes = self.store, self.lanes.stop - self.lanes.start
+        room, start = store.room[self._first], store.start[self._first] + first
+        if pool is store.state:
+            return pool.as_strided((lanes, pool.shape[0], count), (room, pool.shape[1], 1), start)
+        if pool.ndim == 1:
+            return pool.as_strided((lanes, count), (room, 1), start)
+        dim = pool.shape[1]
+        return pool.as_strided((lanes, count, dim), (room * dim, dim, 1), start * dim)
+
+    @property
+    def keys(self) -> Float[Tensor, "lane slot dim"]:
+        return self.view(self.store.keys, 0, self.count)
+
+    @property
+    def values(self) -> Float[Tensor, "lane slot value_dim"]:
+        return self.view(self.store.values, 0, self.count)
+
+    @property
+    def positions(self) -> Int[Tensor, "lane slot"]:
+        return self.view(self.store.positions, 0, self.count)
+
+    @property
+    def state(self) -> Float[Tensor, "lane channel slot"]:
+        return self.view(self.store.state, 0, self.count)
+
+    def write(self, state: Float[Tensor, "lane channel slot"]) -> None:
+        """What the policy observed of the oldest slots, as many as there are."""
+        self.view(self.store.state, 0, state.shape[-1]).copy_(state)
+
+    @property
+    def index(self) -> Int[Tensor, "lane slot"]:
+        """Place in the pool of each slot."""
+        slots = torch.arange(len(self.store.positions), device=self.store.keys.device)
+        return self.view(slots, 0, self.count)
+
+
+class Padded(Part):
+    """Lanes that hold unequal numbers of slots, in one tensor: copies, filled up at the old end."""
+
+    def __init__(self, store: Store, lanes: slice, index: Tensor, empty: Bool[Tensor, "lane slot"]) -> None:
+        super().__init__(store, lanes, 0, index.shape[1])
+        self._index, self._empty, self.empty = index, empty, empty
+
+    @property
+    def keys(self) -> Float[Tensor, "lane slot dim"]:
+        return self.store.keys[self.index]
+
+    @property
+    def values(self) -> Float[Tensor, "lane slot value_dim"]:
+        return self.store.values[self.index]
+
+    @property
+    def positions(self) -> Int[Tensor, "lane slot"]:
+        return self.store.positions[self.index].masked_fill_(self._empty, -1)
+
+    @property
+    def state(self) -> Float[Tensor, "lane channel slot"]:
+        return self.store.state[:, self.index].transpose(0, 1).masked_fill_(self._empty[:, None], 0)
+
+    def write(self, state: Float[Tensor, "lane channel slot"]) -> None:
+        where = self._index[:, : state.shape[-1]]
+        where = where.masked_fill(self._empty[:, : state.shape[-1]], self.store.start[-1])  # the spare slot
+        self.store.state[:, where] = state.transpose(0, 1).to(self.store.state.dtype)
+
+    @property
+    def index(self) -> Int[Tensor, "lane slot"]:
+        return self._index.clamp(min=0)
+
+
+def pads(device: torch.device) -> bool:
+    """Whether lanes of unequal length are computed in one padded tensor, not one after another: where launches cost."""
+    return device.type != "cpu"

@@ -1,0 +1,171 @@
+"""Updates: rows at the same point score their slots, select, and keep only what was selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from namm.errors import ScoreError
+from namm.memory.asking import ask_rest
+from namm.memory.attending import know_tail
+from namm.memory.sequence import Rows, Sequence, at_one_point
+from namm.memory.store import Part
+from namm.policies.base import View
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What rows hold and how it was scored, right-aligned: -1 and -inf where a head has no slot."""
+
+    rows: Rows
+    part: Part
+    positions: Int[Tensor, "batch kv_head slot"]
+    scores: Float[Tensor, "batch kv_head slot"]
+
+
+def update(sequences: Several[Sequence]) -> None:
+    """Rows of one layer forget, each by its own plan; those at the same point in one go."""
+    for places in at_one_point(sequences, lambda one: (id(one.store), id(one.plan), one.point)):
+        rows = Rows([sequences[place] for place in places])
+        held, selection = _scored(rows), rows.plan.selection
+        assert selection is not None
+        _keep([held], [selection.select(held.scores, held.positions, rows.seen)])
+
+
+def update_together(layers: Several[Several[Sequence]]) -> None:
+    """One selection for the same rows of all layers, of which each keeps its part."""
+    for places in at_one_point(layers[-1], lambda one: (id(one.store), id(one.plan), one.point)):
+        held = [_scored(Rows([sequences[place] for place in places])) for sequences in layers]
+        plan, width = held[-1].rows.plan, max(one.scores.shape[2] for one in held)
+        device = held[-1].scores.device
+        scores, positions = (
+            torch.cat([_wider(tensor.to(device), width, fill) for tensor in tensors], 1)
+            for tensors, fill in (([one.scores for one in held], -torch.inf), ([one.positions for one in held], -1))
+        )
+        assert plan.selection is not None
+        kept = plan.selection.select(scores, positions, held[-1].rows.seen)
+        chosen = kept.split([one.scores.shape[1] for one in held], 1)
+        _keep(held, [mine[:, :, width - one.scores.shape[2] :] for one, mine in zip(held, chosen, strict=True)])
+
+
+def drop(one: Sequence, tokens: Int[Tensor, " token"]) -> None:
+    """Let go of these tokens, as if an update had not kept them."""
+    if not one.begun or not sum(one.slots()) or not len(tokens):
+        return
+    rows = Rows([one])
+    part = _whole(rows)
+    kept = (part.positions >= 0) & ~torch.isin(part.positions, tokens.to(part.positions))
+    _compact(rows, part, kept, kept.sum(-1).tolist())
+
+
+def _wider(values: Tensor, width: int, fill: float) -> Tensor:
+    """Filled up at the old end to so many slots."""
+    return torch.nn.functional.pad(values, (width - values.shape[2], 0), value=fill)
+
+
+def _whole(rows: Rows) -> Part:
+    """All lanes of these rows in one tensor, right-aligned."""
+    lanes = rows.store.lanes(rows.at)
+    return Part.run(rows.store, lanes) or rows.store.padded(lanes)
+
+
+def _scored(rows: Rows) -> Scored:
+    """A score for each slot and the token it holds."""
+    plan = rows.plan
+    assert plan.selection is not None
+    ask_rest(rows)
+    know_tail(rows)
+    part = _whole(rows)
+    positions, state = part.positions, rows.decode(part.state)
+    split = len(rows.at), rows.store.heads
+    device = positions.device
+    view = View(
+        state=state.unflatten(0, split),
+        positions=positions.unflatten(0, split),
+        keys=part.keys.unflatten(0, split),
+        seen=rows.seen,
+        target=plan.selection.target(rows.seen),
+        rows=torch.tensor([one.row for one in rows.sequences], device=device),
+        layer=rows.first.layer,
+        heads=torch.arange(rows.store.heads, device=device),
+    )
+    scores = plan.policy.score(view)
+    if part.empty is not None:
+        scores = scores.masked_fill(part.empty.unflatten(0, split), -torch.inf)
+    if plan.probe is not None:
+        _show(rows, view, scores)
+    return Scored(rows, part, view.positions, scores)
+
+
+def _show(rows: Rows, view: View, scores: Tensor) -> None:
+    """A probe is shown rows one by one, and of these heads that hold equally many slots together."""
+    probe, store = rows.plan.probe, rows.store
+    assert probe is not None
+    for place, at in enumerate(rows.at):
+        for part in store.runs([at]):
+            here, held = slice(place, place + 1), slice(scores.shape[2] - part.count, None)
+            state, positions, keys = (t[here, part.lanes] for t in (view.state, view.positions, view.keys))
+            probe.on_update(
+                View(
+                    state[..., held], positions[..., held], keys[:, :, held], view.seen, view.target, view.rows[here],
+                    view.layer, view.heads[part.lanes],
+                ),
+                scores[here, part.lanes, held],
+            )  # fmt: skip
+
+
+def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> None:
+    """Only these slots stay; what had fallen due is done. The device is waited for once, however many layers.
+
+    Raises:
+        ScoreError: a score that is no number.
+    """
+    device = kept[0].device
+    numbers = [torch.isnan(one.scores).any().view(1).to(device) for one in held]
+    numbers += [mine.sum(-1).flatten().to(device) for mine in kept]
+    read = torch.cat(numbers).tolist()
+    for one, strange in zip(held, read, strict=False):
+        if strange:
+            raise ScoreError(
+                "finite scores",
+                f"NaN from {one.rows.plan.policy!r} in layer {one.rows.first.layer} after {one.rows.seen} tokens",
+                "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
+            )
+    counts = iter(read[len(held) :])
+    for one, mine in zip(held, kept, strict=True):
+        lanes = mine.flatten(0, 1).to(one.scores.device)
+        _compact(one.rows, one.part, lanes, [next(counts) for _ in range(len(lanes))])
+        for row in one.rows.sequences:
+            row.updates = row.plan.updates(row.seen)
+
+
+def _compact(rows: Rows, part: Part, kept: Bool[Tensor, "lane slot"], counts: list[int]) -> None:
+    store, lanes = rows.store, rows.store.lanes(rows.at)
+    if sum(counts) == sum(store.count[lane] for lane in lanes):
+        return  # nothing is forgotten
+    index, before, count = _chosen(part, kept, sum(counts)), store.nbytes(), list(store.count)
+    if len(lanes) < len(count):  # other rows keep what they have
+        mine = dict(zip(rows.at, index.split(
+            [sum(counts[i : i + store.heads]) for i in range(0, len(counts), store.heads)]
+        ), strict=True))  # fmt: skip
+        index = torch.cat([
+            mine[row] if row in mine else store.used(store.lanes([row])) for row in range(len(count) // store.heads)
+        ])  # fmt: skip
+    for lane, number in zip(lanes, counts, strict=True):
+        count[lane] = number
+    store.keep(index, count)
+    for place, one in enumerate(rows.sequences):
+        one.note(before if place == len(rows.sequences) - 1 else 0)
+
+
+def _chosen(part: Part, kept: Bool[Tensor, "lane slot"], total: int) -> Int[Tensor, " kept"]:
+    """Where in the pool the slots are that stay, in order."""
+    index = part.index
+    if index.device.type == "cpu":
+        return index[kept]
+    place = torch.where(kept, kept.flatten().cumsum(0).view_as(kept) - 1, total)
+    return index.new_empty(total + 1).scatter_(0, place.flatten(), index.flatten())[:total]
