@@ -90,15 +90,20 @@ _recency_tables: dict[torch.device, Float[Tensor, "age 8"]] = {}
 
 def recency(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
     """Sinusoidal features of a token's age in tokens, 0 for the newest: 4 sines, then 4 cosines (spec 6)."""
+    if age.device.type == "cuda":  # to know how long a table must be, the host would have to wait
+        return _sinusoids(age.clamp(min=0))
     oldest = int(age.max()) if age.numel() else 0
     table = _recency_tables.get(age.device)
     if table is None or len(table) <= oldest:
-        rows = torch.arange(max(4096, 2 ** math.ceil(math.log2(oldest + 1))), dtype=torch.float64, device=age.device)
-        frequency = RECENCY_BASE ** (-torch.arange(4, dtype=torch.float64, device=age.device) / 4)
-        phase = rows[:, None] * frequency
-        table = torch.cat([phase.sin(), phase.cos()], dim=-1).float()
+        table = _sinusoids(torch.arange(max(4096, 2 ** math.ceil(math.log2(oldest + 1))), device=age.device))
         _recency_tables[age.device] = table
     return table[age.clamp(min=0).long()]
+
+
+def _sinusoids(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
+    frequency = RECENCY_BASE ** (-torch.arange(4, dtype=torch.float64, device=age.device) / 4)
+    phase = age.double()[..., None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).float()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 | back end | serves | where |
 | --- | --- | --- |
 | native | float32 on a CPU with a C compiler at hand | `native.c`, compiled once for each machine |
+| cuda | attention in half precision without a soft cap, from capability 8.0 on | `cuda.py`, torch's `varlen_attn` |
 | torch | every device and dtype | `blockwise.py`, `spectrogram.py` |
 
 `NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one. A back end for another device joins with
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from namm import spectrogram
 from namm.kernels import native
-from namm.kernels.blockwise import ask, attend, attend_and_observe, attend_one, look_back, replay
+from namm.kernels.blockwise import ask, attend, attend_and_observe, attend_lanes, attend_one, look_back, replay
 from namm.kernels.lanes import Lanes
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ask",
     "attend",
     "attend_and_observe",
+    "attend_lanes",
     "attend_one",
     "backend",
     "look_back",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from namm.kernels import native
+from namm.kernels import cuda, native
 from namm.kernels.lanes import Lanes
 
 Query = Float[Tensor, "head group query dim"]
@@ -27,6 +27,7 @@ Empty = Bool[Tensor, "head slot"] | None
 Observe = Callable[[Float[Tensor, "head query slot"]], None]
 
 QUERY_BLOCK = 128
+BLOCK_BYTES = 2**30
 TILE = 256
 
 
@@ -74,6 +75,11 @@ def attend_one(
     alike = {t.dtype for lanes in pools for t in (query, lanes.keys, lanes.values)} == {query.dtype}  # or torch says so
     if alike and native.serves(query, torch.bfloat16):
         return native.attend_one(query, pools, scale)
+    if all(cuda.serves(query, lanes) for lanes in pools):
+        sizes = [len(lanes.counts) for lanes in pools]
+        each = zip(query.unsqueeze(2).split(sizes), pools, strict=True)
+        out = [cuda.attend(part, lanes, scale)[0].squeeze(2) for part, lanes in each]
+        return out[0] if len(out) == 1 else torch.cat(out)
     places = [(lanes, *place) for lanes in pools for place in zip(lanes.starts, lanes.counts, strict=True)]
     out = [  # the group takes the place of the queries: no key is repeated
         F.scaled_dot_product_attention(
@@ -82,6 +88,11 @@ def attend_one(
         for one, (lanes, start, n) in zip(query, places, strict=True)
     ]
     return torch.cat(out)
+
+
+def attend_lanes(query: Query, lanes: Lanes, scale: float) -> tuple[Output, Float[Tensor, "head group query"]] | None:
+    """Causal attention of the newest tokens of each lane and its log-sum-exp, where one kernel serves them all."""
+    return cuda.attend(query, lanes, scale) if cuda.serves(query, lanes) else None
 
 
 def attend_and_observe(
@@ -97,6 +108,7 @@ def attend_and_observe(
     hop: int = 1,
     overlap: int = 0,
     observe: Observe | None = None,
+    known: tuple[Output, Float[Tensor, "head group query"]] | None = None,
 ) -> tuple[Output, Float[Tensor, "head group query"]]:
     """Causal attention of the newest tokens over all slots; `observe` is given what they attend to.
 
@@ -107,6 +119,7 @@ def attend_and_observe(
             those that still wait for a full hop.
         hop: `observe` is called with `overlap` rows seen before and a multiple of `hop` new ones.
         observe: receives group-mean attention; its slots end at the newest token of the block.
+        known: what is to be returned, if a fused kernel has computed it; then probabilities are for `observe` alone.
 
     Returns:
         The output in the dtype of `query`, and the log-sum-exp of the scaled logits of each query, float32.
@@ -114,12 +127,19 @@ def attend_and_observe(
     heads, group, queries, _ = query.shape
     slots = key.shape[1]
     first = slots - queries
-    half = _half(query, softcap) and visible is None  # then probabilities are not at hand, and not needed
-    key_t, value_f = (key if half else key.float()).transpose(1, 2), None if half else value.float()
-    out = attend(query, key, value, scale) if half else query.new_empty(heads, group, queries, value.shape[-1])
-    lse = torch.empty(heads, group, queries, device=query.device)
+    half = _half(query, softcap) and visible is None and empty is None  # then probabilities are not at hand
+    mixes = not half and known is None
+    key_t, value_f = key.transpose(1, 2), value.float() if mixes else None
+    if known is not None:
+        out, lse = known
+    else:
+        out = attend(query, key, value, scale) if half else query.new_empty(heads, group, queries, value.shape[-1])
+        lse = torch.empty(heads, group, queries, device=query.device)
+    if observe is None and known is not None:
+        return out, lse
+    key_t = key_t if half else _widened(key_t)
     rows = carried if carried is not None else lse.new_zeros(heads, overlap, first)
-    size = QUERY_BLOCK if visible is None else queries
+    size = _block(query, slots) if visible is None else queries
     for start in range(0, queries, size):
         stop = min(start + size, queries)
         n = stop - start
@@ -130,7 +150,7 @@ def attend_and_observe(
         attention[:, :old, rows.shape[2] :] = 0
         causal_from = first + start if visible is None else seen
         to = attention[:, old:], lse[:, :, start:stop]
-        if value_f is None:
+        if half:
             _softmax_half(query[:, :, start:stop], key_t[:, :, :seen], scale, causal_from, *to)
         else:
             logits = _logits(query[:, :, start:stop], key_t[:, :, :seen], scale, softcap)
@@ -138,9 +158,13 @@ def attend_and_observe(
                 logits.masked_fill_(~visible[:, None, start:stop], -torch.inf)
             if empty is not None:
                 logits.masked_fill_(empty[:, None, None, :seen], -torch.inf)
-            softmax_and_mean(logits, causal_from, *to)
-            mixed = _products(logits.view(heads, group * n, seen), value_f[:, :seen])
-            out[:, :, start:stop] = mixed.view(heads, group, n, -1)
+            if value_f is None:
+                _mask_future(logits.sub_(to[1][..., None]), causal_from)
+                torch.mean(logits.exp_(), dim=1, out=to[0]) if to[0].is_contiguous() else to[0].copy_(logits.mean(1))
+            else:
+                softmax_and_mean(logits, causal_from, *to)
+                mixed = _products(logits.view(heads, group * n, seen), value_f[:, :seen])
+                out[:, :, start:stop] = mixed.view(heads, group, n, -1)
         new = (old + n - overlap) // hop * hop
         if observe is not None and new > 0:
             observe(attention[:, : overlap + new])
@@ -166,8 +190,9 @@ def ask(
     Args:
         rival: one more logit for each query, which takes its share of the softmax.
     """
-    for start in range(0, query.shape[2], QUERY_BLOCK):
-        part = slice(start, start + QUERY_BLOCK)
+    size = _block(query, key.shape[1])
+    for start in range(0, query.shape[2], size):
+        part = slice(start, start + size)
         against = None if rival is None else rival[:, :, part].contiguous()
         observe(_looking(query[:, :, part], key, scale, softcap, key.shape[1], against, empty)[0])
 
@@ -185,10 +210,10 @@ def _looking(
     heads, group, queries, _ = query.shape
     attention = torch.empty(heads, queries, key.shape[1], device=query.device)
     lse = torch.empty(heads, group, queries, device=query.device)
-    if _half(query, softcap):
+    if _half(query, softcap) and empty is None:
         _softmax_half(query, key.transpose(1, 2), scale, causal_from, attention, lse, rival)
     else:
-        logits = _logits(query, key.float().transpose(1, 2), scale, softcap)
+        logits = _logits(query, _widened(key.transpose(1, 2)), scale, softcap)
         if empty is not None:
             logits.masked_fill_(empty[:, None, None], -torch.inf)
         softmax_and_mean(logits, causal_from, attention, lse, rival)
@@ -204,18 +229,20 @@ def replay(
     visible: Bool[Tensor, "head query slot"],
 ) -> Float[Tensor, "head query slot"]:
     """Group-mean attention of earlier queries to the slots that are left, from their log-sum-exp."""
-    logits = torch.matmul(query.float() * scale, key.float().transpose(1, 2).unsqueeze(1))
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return (logits - lse[..., None]).exp().mean(1).masked_fill_(~visible, 0.0)
+    logits = _logits(query, _widened(key.transpose(1, 2)), scale, softcap)
+    return logits.sub_(lse[..., None]).exp_().mean(1).masked_fill_(~visible, 0.0)
 
 
 def _logits(
     query: Query, key_t: Float[Tensor, "head dim slot"], scale: float, softcap: float | None
 ) -> Float[Tensor, "head group query slot"]:
-    """Scaled products of queries and float32 keys, soft-capped if need be."""
+    """Scaled products of queries and keys in float32, soft-capped if need be."""
     heads, group, queries, dim = query.shape
-    logits = _products((query.float() * scale).reshape(heads, group * queries, dim), key_t)
+    if key_t.dtype != torch.float32:
+        rows = query.reshape(heads, group * queries, dim)
+        logits = torch.bmm(rows, key_t, out_dtype=torch.float32).mul_(scale)
+    else:
+        logits = _products((query.float() * scale).reshape(heads, group * queries, dim), key_t)
     logits = logits.view(heads, group, queries, -1)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
@@ -277,12 +304,28 @@ def softmax_and_mean(
     if native.serves(logits):
         native.softmax_and_mean(logits, causal_from, mean, lse, rival)
         return
-    queries, slots = logits.shape[-2:]
-    if causal_from + 1 < slots:
-        future = torch.ones(queries, slots - causal_from, dtype=torch.bool, device=logits.device).triu(1)
-        logits[..., causal_from:].masked_fill_(future, -torch.inf)
+    _mask_future(logits, causal_from)
     lse.copy_(torch.logsumexp(logits, dim=-1))
     torch.softmax(logits, dim=-1, out=logits)
     if rival is not None:
         logits *= torch.sigmoid(lse - rival)[..., None]
     torch.mean(logits, dim=1, out=mean) if mean.is_contiguous() else mean.copy_(logits.mean(1))
+
+
+def _mask_future(logits: Float[Tensor, "head group query slot"], causal_from: int) -> None:
+    queries, slots = logits.shape[-2:]
+    if causal_from + 1 < slots:
+        future = torch.ones(queries, slots - causal_from, dtype=torch.bool, device=logits.device).triu(1)
+        logits[..., causal_from:].masked_fill_(future, -torch.inf)
+
+
+def _block(query: Query, slots: int) -> int:
+    """Queries whose probabilities are at hand at a time: on an accelerator as many as memory and few launches allow."""
+    if query.device.type == "cpu":
+        return QUERY_BLOCK
+    return max(1, BLOCK_BYTES // (4 * query.shape[0] * query.shape[1] * slots * QUERY_BLOCK)) * QUERY_BLOCK
+
+
+def _widened(key_t: Float[Tensor, "head dim slot"]) -> Float[Tensor, "head dim slot"]:
+    """Keys in the precision of products: on CUDA half precision with float32 results, which copies nothing."""
+    return key_t if key_t.device.type == "cuda" else key_t.float()

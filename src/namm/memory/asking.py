@@ -60,7 +60,7 @@ def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor,
     if rehearsal.competes:
         looked = _looked_back(rows, query, looked, 0)
     later = query.shape[2] - count
-    for part in rows.parts():
+    for part in rows.parts(count):
         slots = part.count - later  # the newest tokens are held by every head
         kernels.ask(
             moved[part.lanes],
@@ -79,7 +79,7 @@ def _looked_back(rows: Rows, query: Tensor, known: Tensor, new: int) -> Float[Te
     if known.shape[2] == query.shape[2]:
         return known
     found = []
-    for part in rows.parts():
+    for part in rows.parts(query.shape[2]):
         old = part.count - new
         empty = None if part.empty is None else part.empty[:, :old]
         asked, scaling = query[part.lanes, :, known.shape[2] :], rows.scaling

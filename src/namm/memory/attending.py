@@ -28,12 +28,14 @@ def attend(
     at_once = watching and (visible is not None or (full and new >= first.hop))  # while attention is computed
     rehearsal = first.rehearsal if due else None
     competes = rehearsal is not None and rehearsal.competes and new > 1
-    parts = rows.parts()
+    lse: Tensor | None = None
     if at_once or competes or scaling.softcap is not None:
+        parts = rows.parts(new)
         carried = _carried(rows, parts, new, first.overlap + pending, scaling) if at_once else None
         out, lse = _observed(rows, parts, query, scaling, visible, carried, full)
     else:
-        out, lse = _plain(parts, query, scaling, visible), None
+        known = _fused(rows, query, scaling, visible)
+        out = _plain(rows.parts(new), query, scaling, visible) if known is None else known[0]
     for one in rows.sequences:
         one.seen += new
         one.scaling = scaling
@@ -51,6 +53,14 @@ def attend(
         if full:
             observe_hop(rows)
     return out
+
+
+def _fused(
+    rows: Rows, query: Tensor, scaling: Scaling, visible: Tensor | None
+) -> tuple[Float[Tensor, "lane group token value_dim"], Float[Tensor, "lane group token"]] | None:
+    """Attention and its log-sum-exp by one kernel for all lanes, where there is one."""
+    lanes = rows.store.ragged(rows.at) if visible is None and scaling.softcap is None else None
+    return kernels.attend_lanes(query, lanes, scaling.scale) if lanes is not None else None
 
 
 def _plain(
@@ -74,6 +84,7 @@ def _observed(
 ) -> tuple[Float[Tensor, "lane group token value_dim"], Float[Tensor, "lane group token"]]:
     """Attention and the log-sum-exp of each query; the policy `observes` them, after those `carried` over."""
     outputs, sums = [], []
+    known = _fused(rows, query, scaling, visible)
     for place, part in enumerate(parts):
         out, lse = kernels.attend_and_observe(
             query[part.lanes],
@@ -87,6 +98,7 @@ def _observed(
             hop=rows.first.hop,
             overlap=rows.first.overlap,
             observe=partial(rows.observe, part) if observes and carried else None,
+            known=None if known is None else (known[0][part.lanes], known[1][part.lanes]),
         )
         outputs.append(out)
         sums.append(lse)
@@ -102,7 +114,7 @@ def rehearse(
 ) -> Float[Tensor, "lane group token value_dim"]:
     """Attention of tokens that nobody will remember; what they attend to is observed."""
     outputs = []
-    for part in rows.parts():
+    for part in rows.parts(query.shape[2]):
         empty = part.empty
         out, _ = kernels.attend_and_observe(
             query[part.lanes],
@@ -176,7 +188,7 @@ def _carried(
 def know_tail(rows: Rows) -> None:
     """Learn the log-sum-exp of the last queries, while the slots that they saw are all there."""
     if rows.tails[0].known < (held := rows.tails[0].count):
-        _carried(rows, rows.parts(), 0, held, rows.scaling)
+        _carried(rows, rows.parts(held), 0, held, rows.scaling)
 
 
 def _mask(visible: Tensor | None, part: Part) -> Bool[Tensor, "lane token slot"] | None:

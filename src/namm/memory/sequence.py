@@ -121,7 +121,7 @@ class Sequence:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor this sequence holds on to, those of its store included."""
-        return [*self.store.tensors(), *self.tail.tensors(), *self.asking.tensors()] if self.begun else []
+        return [*self.store.held(), *self.tail.tensors(), *self.asking.tensors()] if self.begun else []
 
     def nbytes(self) -> int:
         """Bytes of its share of them."""
@@ -162,8 +162,9 @@ class Rows:
     def asking(self) -> list[Queries]:
         return [one.asking for one in self.sequences]
 
-    def parts(self) -> list[Part]:
-        return self.store.parts(self.at)
+    def parts(self, queries: int = 1) -> list[Part]:
+        """Their lanes, in the parts that so many queries are computed in."""
+        return self.store.parts(self.at, queries)
 
     def observe(self, part: Part, attention: Float[Tensor, "lane query slot"]) -> None:
         """Show the policy what is attended to."""

@@ -11,6 +11,7 @@ alone is one write of keys and one of values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from namm.kernels import Lanes
 
 SLACK = 32
+FEW = 32  # queries
 
 
 class Store:
@@ -44,7 +46,8 @@ class Store:
     def _laid_out(self) -> None:
         """Lanes have other places now."""
         self.start = [0, *accumulate(self.room)]
-        self._ahead: tuple[list[int], Tensor] | None = None
+        self._ahead: _Ahead | None = None
+        self._places: tuple[tuple[list[int], list[int]], Tensor, Tensor] | None = None  # of lanes that were padded last
 
     @classmethod
     def empty(cls, rows: int, keys: Tensor, values: Tensor, channels: int, dtype: torch.dtype) -> Store:
@@ -80,6 +83,11 @@ class Store:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.keys, self.values, self.positions, self.state
 
+    def held(self) -> list[Tensor]:
+        """Every tensor it holds on to."""
+        ahead = (self._ahead.starts, self._ahead.slots, self._ahead.used) if self._ahead else ()
+        return [*self.tensors(), *ahead, *(self._places[1:] if self._places else ())]
+
     def lanes(self, rows: Sequence[int]) -> list[int]:
         return [lane for row in rows for lane in range(row * self.heads, (row + 1) * self.heads)]
 
@@ -90,19 +98,24 @@ class Store:
         slot = sum(tensor.nbytes for tensor in self.tensors()) // max(1, len(self.positions))
         return slot * (self.start[(row + 1) * self.heads] - self.start[row * self.heads])
 
-    def parts(self, rows: Sequence[int]) -> list[Part]:
-        """These rows' lanes, in as few parts as they are computed in."""
-        runs = self.runs(rows)
+    def parts(self, rows: Sequence[int], queries: int = 1) -> list[Part]:
+        """These rows' lanes in the parts that they are computed in by so many queries.
+
+        Where launches cost they are one; of many queries on a CPU each is a row at most, whose probabilities its cache
+        can hold.
+        """
+        many = queries > FEW and not pads(self.keys.device)
+        runs = self.runs(rows, self.heads if many else None)
         return runs if len(runs) == 1 or not pads(self.keys.device) else [self.padded(self.lanes(rows))]
 
-    def runs(self, rows: Sequence[int]) -> list[Part]:
-        """These rows' lanes, those side by side that hold equally many slots together."""
+    def runs(self, rows: Sequence[int], most: int | None = None) -> list[Part]:
+        """These rows' lanes, those side by side that hold equally many slots together, `most` at most."""
         lanes = self.lanes(rows)
         runs, first = [], 0
         while first < len(lanes):
             lane, stop = lanes[first], first + 1
             alike = self.count[lane], self.room[lane]
-            while stop < len(lanes) and lanes[stop] == lane + stop - first and alike == (
+            while stop < len(lanes) and stop - first != most and lanes[stop] == lane + stop - first and alike == (
                 self.count[lanes[stop]], self.room[lanes[stop]]
             ):  # fmt: skip
                 stop += 1
@@ -112,20 +125,36 @@ class Store:
 
     def padded(self, lanes: list[int]) -> Padded:
         """These lanes as one tensor, the shorter ones filled up at the old end."""
-        width = max(self.count[lane] for lane in lanes)
-        starts, ends = self._table([[self.start[i] for i in lanes], [self.start[i] + self.count[i] for i in lanes]])
-        index = ends[:, None] + torch.arange(-width, 0, device=ends.device)
-        return Padded(self, slice(0, len(lanes)), index, index < starts[:, None])
+        places = [self.start[i] for i in lanes], [self.start[i] + self.count[i] for i in lanes]
+        if self._places is None or self._places[0] != places:
+            width = max(self.count[lane] for lane in lanes)
+            starts, ends = self._table([*places])
+            index = ends[:, None] + torch.arange(-width, 0, device=ends.device)
+            self._places = places, index.clamp(min=0), index < starts[:, None]
+        return Padded(self, slice(0, len(lanes)), *self._places[1:])
 
     def _table(self, numbers: list[list[int]]) -> Int[Tensor, "number lane"]:
         """Numbers that the host knows, where the pool is; nothing waits for them to arrive."""
-        table = torch.tensor(numbers)
-        return table if self.keys.device.type == "cpu" else table.pin_memory().to(self.keys.device, non_blocking=True)
+        return torch.tensor(numbers).to(self.keys.device, non_blocking=True)
 
     def ragged(self, rows: Sequence[int]) -> Lanes:
         """These rows' lanes as kernels take them that serve lanes of unequal length."""
         lanes = self.lanes(rows)
-        return Lanes(self.keys, self.values, [self.start[lane] for lane in lanes], [self.count[lane] for lane in lanes])
+        starts, counts = [self.start[lane] for lane in lanes], [self.count[lane] for lane in lanes]
+        if not pads(self.keys.device):
+            return Lanes(self.keys, self.values, starts, counts)
+        taken = self._taken() if len(lanes) == len(self.count) else None
+        if self._ahead is not None and taken:
+            return Lanes(self.keys, self.values, starts, counts, (self._ahead.starts, self._ahead.used[taken - 1]))
+        begin, used = self._table([[*starts, self.start[-1]], [*counts, 0]]).to(torch.int32)
+        return Lanes(self.keys, self.values, starts, counts, (begin, used[:-1]))
+
+    def _taken(self) -> int | None:
+        """Tokens that every lane has taken since the next slots were numbered; None if these are no longer the next."""
+        if self._ahead is None:
+            return None
+        steps = {count - before for count, before in zip(self.count, self._ahead.counts, strict=True)}
+        return steps.pop() if len(steps) == 1 else None
 
     # -- changes -----------------------------------------------------------------------------------------------
 
@@ -147,29 +176,31 @@ class Store:
                 if (total := self.count[lane] + new) > room[lane]:
                     room[lane] = total if new > 1 else total + SLACK - 1
             self._grow(room, dict(zip(rows, seen, strict=True)))
+        where = None if new > 1 or not pads(self.keys.device) else self._next(lanes, new)
         if (run := Part.run(self, lanes)) is not None:
             for pool, fresh in ((self.keys, keys), (self.values, values)):
                 run.view(pool, self.count[lanes[0]], new).copy_(fresh.flatten(0, 1) if len(rows) > 1 else fresh[0])
         else:
-            where = self._next(lanes, new)
+            where = self._next(lanes, new) if where is None else where
             self.keys[where] = keys.flatten(0, 1)
             self.values[where] = values.flatten(0, 1)
         for lane in lanes:
             self.count[lane] += new
+        self._places = None
         return full or frozen
 
     def _next(self, lanes: list[int], new: int) -> Int[Tensor, "lane token"]:
         """The slots that the next tokens of these lanes will have; of single ones those of several steps at once."""
-        if new == 1 and len(lanes) == len(self.count):
-            if self._ahead is not None:
-                before, table = self._ahead
-                step = self.count[0] - before[0]
-                if step < table.shape[1] and all(c - b == step for c, b in zip(self.count, before, strict=True)):
-                    return table[:, step : step + 1]
+        if new > 1 or len(lanes) < len(self.count):
+            return self._slots(lanes, new)
+        taken = self._taken()
+        if self._ahead is None or taken is None or taken >= self._ahead.slots.shape[1]:
             free = min(room - count for room, count in zip(self.room, self.count, strict=True))
-            self._ahead = list(self.count), self._slots(lanes, free)
-            return self._ahead[1][:, :1]
-        return self._slots(lanes, new)
+            slots, taken = self._slots(lanes, free), 0
+            starts = self._table([self.start])[0].to(torch.int32)
+            used = (slots - starts[:-1, None] + 1).T.to(torch.int32)
+            self._ahead = _Ahead(list(self.count), starts, slots, used)
+        return self._ahead.slots[:, taken : taken + 1]
 
     def _slots(self, lanes: list[int], new: int) -> Int[Tensor, "lane token"]:
         ends = self._table([[self.start[lane] + self.count[lane] for lane in lanes]])[0]
@@ -244,6 +275,20 @@ class Store:
         return torch.cat(ranges).to(self.keys.device)
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """Where the next tokens that come one by one to every lane will be, and how many slots each lane then uses.
+
+    Attributes:
+        counts: slots in use before the first of them.
+    """
+
+    counts: list[int]
+    starts: Int[Tensor, " end"]
+    slots: Int[Tensor, "lane token"]
+    used: Int[Tensor, "token lane"]
+
+
 class Part:
     """Lanes side by side that hold equally many slots: views of their slots.
 
@@ -313,7 +358,7 @@ class Padded(Part):
 
     def __init__(self, store: Store, lanes: slice, index: Tensor, empty: Bool[Tensor, "lane slot"]) -> None:
         super().__init__(store, lanes, 0, index.shape[1])
-        self._index, self._empty, self.empty = index, empty, empty
+        self.where, self._empty, self.empty = index, empty, empty
 
     @property
     def keys(self) -> Float[Tensor, "lane slot dim"]:
@@ -332,13 +377,13 @@ class Padded(Part):
         return self.store.state[:, self.index].transpose(0, 1).masked_fill_(self._empty[:, None], 0)
 
     def write(self, state: Float[Tensor, "lane channel slot"]) -> None:
-        where = self._index[:, : state.shape[-1]]
+        where = self.where[:, : state.shape[-1]]
         where = where.masked_fill(self._empty[:, : state.shape[-1]], self.store.start[-1])  # the spare slot
         self.store.state[:, where] = state.transpose(0, 1).to(self.store.state.dtype)
 
     @property
     def index(self) -> Int[Tensor, "lane slot"]:
-        return self._index.clamp(min=0)
+        return self.where
 
 
 def pads(device: torch.device) -> bool:

@@ -92,6 +92,7 @@ def _scored(rows: Rows) -> Scored:
         rows=torch.tensor([one.row for one in rows.sequences], device=device),
         layer=rows.first.layer,
         heads=torch.arange(rows.store.heads, device=device),
+        padded=part.empty is not None,
     )
     scores = plan.policy.score(view)
     if part.empty is not None:
@@ -127,7 +128,7 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
     device = kept[0].device
     numbers = [torch.isnan(one.scores).any().view(1).to(device) for one in held]
     numbers += [mine.sum(-1).flatten().to(device) for mine in kept]
-    read = torch.cat(numbers).tolist()
+    read = read_numbers(torch.cat(numbers))
     for one, strange in zip(held, read, strict=False):
         if strange:
             raise ScoreError(
@@ -141,6 +142,11 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
         _compact(one.rows, one.part, lanes, [next(counts) for _ in range(len(lanes))])
         for row in one.rows.sequences:
             row.updates = row.plan.updates(row.seen)
+
+
+def read_numbers(numbers: Int[Tensor, " number"]) -> list[int]:
+    """The one time that an update waits for the device."""
+    return numbers.tolist()
 
 
 def _compact(rows: Rows, part: Part, kept: Bool[Tensor, "lane slot"], counts: list[int]) -> None:

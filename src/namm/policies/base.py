@@ -74,6 +74,7 @@ class View:
         rows: place of each sequence in the batch.
         layer: index of the layer.
         heads: index of each kv head in its layer.
+        padded: whether there may be empty slots.
     """
 
     state: Float[Tensor, "batch kv_head channel slot"]
@@ -84,6 +85,7 @@ class View:
     rows: Int[Tensor, " batch"]
     layer: int
     heads: Int[Tensor, " kv_head"]
+    padded: bool = False
 
     @property
     def age(self) -> Int[Tensor, "batch kv_head slot"]:

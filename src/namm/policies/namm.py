@@ -66,7 +66,7 @@ class NAMMPolicy(MemoryPolicy):
 
     def score(self, view: View) -> Tensor:
         network = self.network.to(view.state.device)
-        held = view.held if network.feature_set.levels else None
+        held = view.held if view.padded and network.feature_set.levels else None
         return network.scores(network.features(view.state, view.age, held), rows=view.rows)
 
     def __repr__(self) -> str:

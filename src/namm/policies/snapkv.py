@@ -36,7 +36,9 @@ class SnapKV(MemoryPolicy):
 
     def score(self, view: View) -> Tensor:
         votes = view.state.mean(-2)
-        pooled = self._pooled(votes) / self._pooled(view.held.float())  # over neighbours that are held: 1 if all are
+        pooled = self._pooled(votes)
+        if view.padded:
+            pooled = pooled / self._pooled(view.held.float())  # over neighbours that are held
         return pooled.masked_fill(newest(view, WINDOW), PROTECTED)
 
     def _pooled(self, values: Tensor) -> Tensor:
