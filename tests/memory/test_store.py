@@ -32,7 +32,7 @@ class Plain:
 def same(store: Store, plain: Plain) -> None:
     assert store.count == [len(lane) for lane in plain.lanes]
     rows = list(range(len(plain.lanes) // HEADS))
-    parts = [*store.runs(rows), store.padded(store.lanes(rows))]
+    parts = [*store.runs(lanes := store.lanes(rows), len(lanes)), store.padded(lanes)]
     for part in parts:
         for at, lane in enumerate(plain.lanes[part.lanes]):
             n = len(lane)

@@ -11,7 +11,6 @@ from functools import lru_cache
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from namm.kernels.lanes import Lanes
 
@@ -29,7 +28,9 @@ def serves(query: Tensor, lanes: Lanes) -> bool:
 @lru_cache(maxsize=32)
 def capable(device: torch.device) -> bool:
     """Whether the card, and this version of torch, have it."""
-    ragged = "seqused_k" in inspect.signature(varlen_attn).parameters
+    from torch.nn.attention.varlen import varlen_attn
+
+    ragged = {"seqused_k", "enable_gqa", "window_size"} <= inspect.signature(varlen_attn).parameters.keys()
     return ragged and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -37,6 +38,8 @@ def attend(
     query: Float[Tensor, "lane group token dim"], lanes: Lanes, scale: float
 ) -> tuple[Float[Tensor, "lane group token value_dim"], Float[Tensor, "lane group token"]]:
     """Causal attention of the newest tokens over all slots of their lane, and the log-sum-exp of each query."""
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
     count, group, tokens, dim = query.shape
     assert lanes.table is not None
     starts, used = lanes.table

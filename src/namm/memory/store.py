@@ -104,22 +104,24 @@ class Store:
         Where launches cost they are one; of many queries on a CPU each is a row at most, whose probabilities its cache
         can hold.
         """
-        many = queries > FEW and not pads(self.keys.device)
-        runs = self.runs(rows, self.heads if many else None)
-        return runs if len(runs) == 1 or not pads(self.keys.device) else [self.padded(self.lanes(rows))]
+        pads_here, lanes = pads(self.keys.device), self.lanes(rows)
+        runs = self.runs(lanes, self.heads if queries > FEW and not pads_here else len(lanes))
+        return runs if len(runs) == 1 or not pads_here else [self.padded(lanes)]
 
-    def runs(self, rows: Sequence[int], most: int | None = None) -> list[Part]:
-        """These rows' lanes, those side by side that hold equally many slots together, `most` at most."""
-        lanes = self.lanes(rows)
+    def whole(self, lanes: list[int]) -> Part | None:
+        """These lanes in one part, if they lie side by side and hold equally many slots."""
+        runs = self.runs(lanes, len(lanes))
+        return runs[0] if len(runs) == 1 else None
+
+    def runs(self, lanes: list[int], most: int) -> list[Part]:
+        """These lanes, those side by side that hold equally many slots together, `most` at most."""
         runs, first = [], 0
+        kinds = [(lane - i, self.count[lane], self.room[lane]) for i, lane in enumerate(lanes)]
         while first < len(lanes):
-            lane, stop = lanes[first], first + 1
-            alike = self.count[lane], self.room[lane]
-            while stop < len(lanes) and stop - first != most and lanes[stop] == lane + stop - first and alike == (
-                self.count[lanes[stop]], self.room[lanes[stop]]
-            ):  # fmt: skip
+            stop = first + 1
+            while stop < min(first + most, len(lanes)) and kinds[stop] == kinds[first]:
                 stop += 1
-            runs.append(Part(self, slice(first, stop), lane, alike[0]))
+            runs.append(Part(self, slice(first, stop), lanes[first], self.count[lanes[first]]))
             first = stop
         return runs
 
@@ -177,7 +179,7 @@ class Store:
                     room[lane] = total if new > 1 else total + SLACK - 1
             self._grow(room, dict(zip(rows, seen, strict=True)))
         where = None if new > 1 or not pads(self.keys.device) else self._next(lanes, new)
-        if (run := Part.run(self, lanes)) is not None:
+        if (run := self.whole(lanes)) is not None:
             for pool, fresh in ((self.keys, keys), (self.values, values)):
                 run.view(pool, self.count[lanes[0]], new).copy_(fresh.flatten(0, 1) if len(rows) > 1 else fresh[0])
         else:
@@ -242,7 +244,7 @@ class Store:
         lanes = [lane for lane in self.lanes(list(seen)) if self.room[lane] > before[lane]]
         if not lanes:
             return
-        if (run := Part.run(self, lanes)) is not None and len(set(seen.values())) == 1:
+        if (run := self.whole(lanes)) is not None and len(set(seen.values())) == 1:
             first, free = next(iter(seen.values())), self.room[lanes[0]] - self.count[lanes[0]]
             run.view(self.positions, self.count[lanes[0]], free).copy_(
                 torch.arange(first, first + free, device=self.positions.device).expand(len(lanes), -1)
@@ -302,17 +304,6 @@ class Part:
     def __init__(self, store: Store, lanes: slice, first: int, count: int) -> None:
         self.store, self.lanes, self.count = store, lanes, count
         self._first = first
-
-    @classmethod
-    def run(cls, store: Store, lanes: list[int]) -> Part | None:
-        """All of these lanes, if they lie side by side and hold equally many slots."""
-        if not lanes:
-            return None
-        first, count, room = lanes[0], store.count[lanes[0]], store.room[lanes[0]]
-        alike = lanes[-1] - first == len(lanes) - 1 and all(
-            store.count[lane] == count and store.room[lane] == room for lane in lanes
-        )
-        return cls(store, slice(0, len(lanes)), first, count) if alike else None
 
     def view(self, pool: Tensor, first: int, count: int) -> Tensor:
         """So many slots of each lane from the `first` one on: `[lane, slot, ..]`, or of the state

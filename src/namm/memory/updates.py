@@ -70,7 +70,7 @@ def _wider(values: Tensor, width: int, fill: float) -> Tensor:
 def _whole(rows: Rows) -> Part:
     """All lanes of these rows in one tensor, right-aligned."""
     lanes = rows.store.lanes(rows.at)
-    return Part.run(rows.store, lanes) or rows.store.padded(lanes)
+    return rows.store.whole(lanes) or rows.store.padded(lanes)
 
 
 def _scored(rows: Rows) -> Scored:
@@ -107,7 +107,7 @@ def _show(rows: Rows, view: View, scores: Tensor) -> None:
     probe, store = rows.plan.probe, rows.store
     assert probe is not None
     for place, at in enumerate(rows.at):
-        for part in store.runs([at]):
+        for part in store.runs(store.lanes([at]), store.heads):
             here, held = slice(place, place + 1), slice(scores.shape[2] - part.count, None)
             state, positions, keys = (t[here, part.lanes] for t in (view.state, view.positions, view.keys))
             probe.on_update(
