@@ -19,7 +19,7 @@ PAGES = [
     "docs/evaluate.md",
     "docs/inspect.md",
 ]
-MORE = ["docs/lm-evaluation-harness.md", "docs/kvpress.md", "docs/vision.md", "docs/control.md"]
+MORE = ["docs/lm-evaluation-harness.md", "docs/kvpress.md", "docs/walk-through.md", "docs/vision.md", "docs/control.md"]
 SERVING = ["docs/serve.md", "docs/serve-replicas.md"]
 EXPERIMENTS = ["experiments/control/README.md", "experiments/video/README.md"]
 LINKED = [*PAGES, *MORE, *SERVING, *EXPERIMENTS, "CONTRIBUTING.md", "CHANGELOG.md"]
