@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI
 
 from namm.cli import main
 from namm.serving.engine import Engine
+from namm.serving.service import Service
 from namm.serving.session import Session
 from namm.serving.settings import Settings
 
@@ -37,9 +37,9 @@ def break_at_words() -> None:
 class Broken(Settings):
     """Of a server that breaks at words."""
 
-    def app(self, *args: Any) -> FastAPI:
+    def service(self, *args: Any) -> Service:
         break_at_words()
-        return super().app(*args)
+        return super().service(*args)
 
 
 if __name__ == "__main__":

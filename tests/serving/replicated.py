@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn
+from fastapi import FastAPI
+from ray import serve
 from ray.exceptions import ActorDiedError
 
+from namm.serving.app import create_app
 from namm.serving.connections import web_config
-from namm.serving.front import Front
-from namm.serving.remote import Remote
+from namm.serving.deployment import deployed
 from namm.serving.replica import Replica
-from namm.serving.replicas import deployed
+from namm.serving.replicas import Replicas
+from namm.serving.routing import order
 from namm.serving.settings import Settings
 
 REPLICAS = 2
@@ -58,21 +62,31 @@ class Replicated:
 
 
 class InRay(Replicated):
+    def __init__(self, url: str, records: list[logging.LogRecord]) -> None:
+        super().__init__(url)
+        self._records = records
+
     def kill(self, replica: int) -> None:
-        for place in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                found = f":{NAME}-replica-{replica}" in place.read_text()
-            except OSError:
-                continue
-            if found:
-                os.kill(int(place.parent.name), signal.SIGKILL)
+        started = [record for record in self._records if record.getMessage() == "a replica started"]
+        os.kill(next(record.pid for record in reversed(started) if record.replica == replica), signal.SIGKILL)
+
+
+class Kept(logging.Handler):
+    """Keeps what the replicas log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class Stream:
     """An answer of a `Handle`: ends with an error when its replica does."""
 
-    def __init__(self, handle: Handle, method: str, args: tuple[Any, ...]) -> None:
-        self._handle, self._method, self._args = handle, method, args
+    def __init__(self, handle: Handle, key: str, method: str, args: tuple[Any, ...]) -> None:
+        self._handle, self._key, self._method, self._args = handle, key, method, args
         self._replica: Replica | None = None
         self._items: Any = None
         self._step: asyncio.Future[Any] | None = None
@@ -81,16 +95,23 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        while self._items is None:
-            self._replica = self._handle.replica
-            if self._replica is None:
-                await asyncio.sleep(0.01)
-            else:
-                self._items = getattr(self._replica, self._method)(*self._args)
-        step = self._step = asyncio.ensure_future(anext(self._items))
+        if self._items is None:
+            self._replica = await self._handle.routed(self._key)
+            self._items = getattr(self._replica, self._method)(*self._args)
+        return await self._unless_it_ends(anext(self._items))
+
+    def __await__(self) -> Any:
+        return self._whole().__await__()
+
+    async def _whole(self) -> Any:
+        self._replica = await self._handle.routed(self._key)
+        return await self._unless_it_ends(getattr(self._replica, self._method)(*self._args))
+
+    async def _unless_it_ends(self, work: Any) -> Any:
+        step = self._step = asyncio.ensure_future(work)
         while not step.done():
             await asyncio.wait({step}, timeout=0.01)
-            if self._replica is not self._handle.replica:
+            if self._replica not in self._handle.replicas.values():
                 raise ActorDiedError()
         return await step
 
@@ -100,43 +121,51 @@ class Stream:
 
 
 class Handle:
-    """Stands for Serve's handle of a replica that is in this process."""
+    """Stands for Serve's handle of replicas that are in this process, and for its router."""
 
-    def __init__(self, settings: Settings, number: int) -> None:
-        self._args = (settings, number, "warning")
-        self.replica: Replica | None = Replica(*self._args)
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._key = settings, ""
+        self.replicas: dict[int, Replica] = {}
+        for number in range(REPLICAS):
+            self._start(number)
 
-    def options(self, **_: Any) -> Handle:
-        return self
+    def _start(self, number: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            context = SimpleNamespace(rank=SimpleNamespace(rank=number))
+            patch.setattr(serve, "get_replica_context", lambda: context)
+            self.replicas[number] = Replica(self._settings, "warning")
 
-    def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *args: Stream(self, method, args))
+    async def routed(self, key: str) -> Replica:
+        while not self.replicas:
+            await asyncio.sleep(0.01)
+        return self.replicas[order(key, self.replicas)[0]]
 
-    def end(self) -> None:
+    def options(self, *, session_id: str, stream: bool = False) -> Any:
+        def method(name: str) -> Any:
+            return SimpleNamespace(remote=lambda *args: Stream(self, session_id, name, args))
+
+        return SimpleNamespace(answer=method("answer"), tell=method("tell"), fetch=method("fetch"))
+
+    def end(self, number: int) -> None:
         """And start again after `PAUSE` seconds."""
-        ended, self.replica = self.replica, None
-        assert ended is not None
-        ended._app.state.engine.close()
-
-        def start() -> None:
-            self.replica = Replica(*self._args)
-
-        threading.Timer(PAUSE, start).start()
+        ended = self.replicas.pop(number)
+        ended._service.engine.close()
+        threading.Timer(PAUSE, self._start, (number,)).start()
 
 
 class Here(Replicated):
-    def __init__(self, url: str, handles: list[Handle]) -> None:
+    def __init__(self, url: str, handle: Handle) -> None:
         super().__init__(url)
-        self._handles = handles
+        self._handle = handle
 
     def kill(self, replica: int) -> None:
-        self._handles[replica].end()
+        self._handle.end(replica)
 
 
 @contextmanager
-def listening(front: Front) -> Iterator[str]:
+def listening(app: FastAPI) -> Iterator[str]:
     """The address at which it listens."""
-    server = uvicorn.Server(web_config(front, port=0))
+    server = uvicorn.Server(web_config(app, port=0))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -152,11 +181,13 @@ def listening(front: Front) -> Iterator[str]:
 def replicated(settings: Settings, where: str) -> Iterator[Replicated]:
     """A server with `REPLICAS` replicas, "here" or in "ray"."""
     if where == "ray":
-        with deployed(settings, REPLICAS, name=NAME) as front, listening(front) as url:
-            yield InRay(url)
+        logger, kept = logging.getLogger("namm"), Kept()
+        logger.addHandler(kept)
+        with deployed(settings, REPLICAS, "info", NAME) as app, listening(app) as url:
+            yield InRay(url, kept.records)
+        logger.removeHandler(kept)
         return
-    handles = [Handle(settings, number) for number in range(REPLICAS)]
-    remotes = [Remote(*pair) for pair in enumerate(handles)]
-    assert handles[0].replica is not None
-    with listening(Front(remotes, handles[0].replica.offer(), settings.access)) as url:
-        yield Here(url, handles)
+    handle = Handle(settings)
+    backend = Replicas(handle, REPLICAS, handle.replicas[0].models())
+    with listening(create_app(backend, settings.limits, settings.access, "<html>", REPLICAS)) as url:
+        yield Here(url, handle)

@@ -7,14 +7,19 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import openai
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 
 from namm.memory.cache import MemoryCache
-from namm.serving import merge, replica
+from namm.serving import replica
 from namm.serving.fatal import is_fatal
+from namm.serving.replicas import Replicas
+from namm.serving.requests import CompletionRequest
+from namm.serving.service import Start
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_admission import SAID, stream
 from tests.serving.test_answers import LONG
@@ -223,14 +228,14 @@ def test_an_idle_engine_is_not_stalled_by_the_request_that_wakes_it(serve: Serve
 def test_ray_is_told_of_a_replica_that_stalls(serve: Serve):
     one = object.__new__(replica.Replica)
     server = serve(limits={"step_timeout": 1})
-    one._app = server.server.config.app
+    one._service = SimpleNamespace(engine=server.engine)
     one.check_health()
     server.engine._calls.append(None)  # as if somebody waited
     server.engine._stepped -= 2
     with pytest.raises(RuntimeError, match="stalled"):
         one.check_health()
     server.engine._calls.clear()
-    del one._app
+    del one._service
 
 
 def test_two_keys_share_places(serve: Serve):
@@ -258,29 +263,65 @@ def test_two_keys_share_places(serve: Serve):
     server.idle()
 
 
-def test_health_of_all_tells_the_oldest_step():
+def test_health_of_all_tells_the_oldest_step(monkeypatch: pytest.MonkeyPatch):
     told = {
         0: {"status": "ok", "running": 1, "step_age_seconds": 0.5},
         1: {"status": "stalled", "step_age_seconds": 20.0},
     }
-    found = merge.health({number: json.dumps(one).encode() for number, one in told.items()}, 3)
+
+    async def all_of_them(*_) -> dict:
+        return told
+
+    backend = Replicas(None, 3, [])
+    monkeypatch.setattr(backend, "_all", all_of_them)
+    found = asyncio.run(backend.health())
     assert found == {"status": "ok", "replicas": 3, "live": 2, "running": 1, "step_age_seconds": 20.0}
 
 
-def test_a_fault_of_a_replica_s_application_is_in_its_log(caplog: pytest.LogCaptureFixture):
-    async def broken(scope, receive, send):
-        raise ValueError(SECRET)
+def test_a_replica_with_a_full_queue_is_passed_over():
+    """The last one's answer is given, whatever it is; a replica that ended is not: its request may be why."""
 
-    async def ask() -> list:
-        one = object.__new__(replica.Replica)
-        one._app, one._running = broken, set()
-        asked = replica.Asked("GET", "/", b"/", b"", (), b"")
-        told = [message async for message in one.answer(asked)]
-        await asyncio.sleep(0)
-        del one._app
-        assert not one._running
-        return told
+    class Handle:
+        def __init__(self, *starts: Start | Exception) -> None:
+            self.starts, self.sessions = starts, []
 
-    assert asyncio.run(ask()) == [None]
-    (record,) = [record for record in caplog.records if record.message == "a request failed"]
-    assert SECRET in str(record.exc_info[1])
+        def options(self, *, session_id: str, stream: bool) -> Handle:
+            self.sessions.append(session_id.partition("/")[2])
+            return self
+
+        @property
+        def answer(self) -> SimpleNamespace:
+            return SimpleNamespace(remote=lambda *_: Stream(self.starts[len(self.sessions) - 1]))
+
+    class Stream:
+        def __init__(self, start: Start | Exception) -> None:
+            self.items = [start, "body"]
+
+        def __aiter__(self) -> Stream:
+            return self
+
+        async def __anext__(self) -> Start | str:
+            if not self.items:
+                raise StopAsyncIteration
+            if isinstance(item := self.items.pop(0), Exception):
+                raise item
+            return item
+
+        def cancel(self) -> None:
+            pass
+
+    def statuses(*starts: Start | Exception) -> tuple[list[int | str], int]:
+        handle = Handle(*starts)
+        request = CompletionRequest(model="tiny", prompt="Hello.")
+
+        async def ask() -> list:
+            return [item async for item in Replicas(handle, 3, []).answer(request, "a", {})]
+
+        start, _ = asyncio.run(ask())
+        return start.status, len(handle.sessions)
+
+    full, whole = Start(429, headers={replica.HEADER: "0"}), Start(headers={replica.HEADER: "1"})
+    assert statuses(whole) == (200, 1)
+    assert statuses(full, whole) == (200, 2)
+    assert statuses(full, full, full) == (429, 3)
+    assert statuses(ActorDiedError()) == (503, 1)

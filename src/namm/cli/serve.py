@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,8 @@ from namm.errors import ConfigurationError
 from namm.packages import package
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from namm.serving.settings import Settings
 
 
@@ -125,24 +127,23 @@ def _run(settings: Settings, address: socket, replicas: int, log_level: str, max
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with (
         console.status(f"loading {settings.model}") as status,
-        _loaded(settings, replicas, log_level, f"namm-{port}") as (app, names),
+        _loaded(settings, replicas, log_level, f"namm-{port}") as app,
     ):
         status.stop()
-        console.print(f"{', '.join(names)}\n{url}/v1, and a page at {url}/", highlight=False)
+        console.print(f"{', '.join(app.state.models)}\n{url}/v1, and a page at {url}/", highlight=False)
         log_json(log_level)
         with suppress(KeyboardInterrupt):
             Server(web_config(app, max_connections)).run(sockets=[address])
 
 
 @contextmanager
-def _loaded(settings: Settings, replicas: int, log_level: str, name: str) -> Iterator[tuple[Any, Iterable[str]]]:
-    """The application, of one server or in front of replicas, and what its models are called."""
+def _loaded(settings: Settings, replicas: int, log_level: str, name: str) -> Iterator[FastAPI]:
+    """The application, of one server or in front of replicas."""
     if replicas == 1:
-        app = settings.app()
-        yield app, app.state.engine.host.served
+        yield settings.app()
         return
     package("ray.serve", "ray-serve")
-    from namm.serving.replicas import deployed
+    from namm.serving.deployment import deployed
 
-    with deployed(settings, replicas, log_level, name) as front:
-        yield front, front.offer.models
+    with deployed(settings, replicas, log_level, name) as app:
+        yield app

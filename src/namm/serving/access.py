@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from starlette.datastructures import Headers
 
 from namm.errors import ConfigurationError
-from namm.serving.refusals import foreign_origin, no_host, other_host, unauthorised
+from namm.serving.refusals import Refusal
 
 ANYONE = "anyone"
 ANY = "*"
@@ -65,13 +65,24 @@ class Access:
         """
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not (found := _HOST.fullmatch(hosts[0])):
-            raise no_host()
+            expected = "expected one header Host with a name or an address; got none such. Send one."
+            raise Refusal(400, expected, "invalid_host")
         if not self._is_ours(found[1]):
-            raise other_host(found[1])
+            raise Refusal(
+                421,
+                f"expected a name of this server, such as localhost or its address; got {found[1][:100]!r}. Its "
+                "operator allows another with --allow-host.",
+                "unknown_host",
+            )
         for origin in headers.getlist("origin"):
             ours = origin.partition("://")[2].lower() == hosts[0].lower()  # a proxy may have taken the TLS off
             if not ours and not {ANY, origin} & {*self.origins}:
-                raise foreign_origin(origin)
+                raise Refusal(
+                    403,
+                    f"expected a page of this server, or of an origin it allows; got {origin[:100]!r}. Its operator "
+                    "allows it with --allow-origin.",
+                    "unknown_origin",
+                )
 
     def _is_ours(self, host: str) -> bool:
         name, address = _name(host), _address(host)
@@ -112,7 +123,11 @@ class Keys:
         sent = _digest(key.strip())
         known = [owner for owner in self._owners if hmac.compare_digest(owner, sent)]  # all, in constant time
         if scheme.lower() != "bearer" or not known:
-            raise unauthorised()
+            raise Refusal(
+                401,
+                "expected a known API key; got none or another. Send the header 'Authorization: Bearer KEY'.",
+                "invalid_api_key",
+            )
         return known[0]
 
 

@@ -1,6 +1,8 @@
 """The web application: OpenAI's routes, conversations, health, metrics, and the page."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -13,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from namm.serving.access import Access
 from namm.serving.host import Limits
+from namm.serving.metrics import Collected
 from namm.serving.middleware import CLIENT_CLOSED, AccessMiddleware, Gone, RequestLog, unless_gone
-from namm.serving.refusals import Refusal, answer_of, not_json, unknown_model
-from namm.serving.requests import ChatRequest, CompletionRequest, described
+from namm.serving.refusals import Refusal, answer_of, unknown_model
+from namm.serving.requests import ChatRequest, CompletionRequest, described, read
 from namm.serving.service import EVENTS, Answer, Backend, Start
 from namm.version import __version__
 
@@ -54,13 +57,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(backend: Backend, limits: Limits, access: Access, page: str) -> FastAPI:
+_READERS = 2  # bodies that are read at once; more would take the engine's processors
+
+
+def create_app(backend: Backend, limits: Limits, access: Access, page: str, replicas: int = 1) -> FastAPI:
     """The application in front of whoever answers.
 
     Args:
         limits: on bodies.
         access: who may ask.
         page: what `/` shows, in HTML.
+        replicas: engines that answer.
     """
 
     @asynccontextmanager
@@ -71,11 +78,12 @@ def create_app(backend: Backend, limits: Limits, access: Access, page: str) -> F
     app = FastAPI(
         title="namm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(AccessMiddleware, access=access, body=limits.body, bodies=limits.bodies)
+    app.add_middleware(AccessMiddleware, access=access, body=limits.body, bodies=limits.bodies * replicas)
     app.add_middleware(RequestLog, registry=backend.registry)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(Gone, _gone)
     app.add_exception_handler(HTTPException, _http)
+    app.state.models = [one["id"] for one in backend.models]
     for router in (_answers(backend), _models(backend), _conversations(backend), _watching(backend, page)):
         app.include_router(router)
     return app
@@ -94,30 +102,37 @@ Owner = Annotated[str, Depends(_owner)]
 
 
 def _answers(backend: Backend) -> APIRouter:
-    router = APIRouter(responses=_REFUSALS)
+    router, readers = APIRouter(responses=_REFUSALS), ThreadPoolExecutor(_READERS, "namm-reader")
+
+    async def answered(kind: type[ChatRequest] | type[CompletionRequest], http: Request, owner: str) -> Response:
+        if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refusal(  # a form of another web page sends anything else
+                415,
+                "expected a body in JSON; got another type. Send the header 'Content-Type: application/json'.",
+                "unsupported_media_type",
+            )
+        reading = asyncio.get_running_loop().run_in_executor(readers, read, kind, await http.body())
+        request = await unless_gone(http.receive, reading)
+        return await _response(backend.answer(request, owner, http.state.log), http)
 
     @router.post(ChatRequest.path, openapi_extra=described(ChatRequest))
     async def chat_completions(request: Request, owner: Owner) -> Response:
         """Answer a chat; one that extends an earlier one goes on from what was remembered of it."""
-        return await _answered(backend, request, owner)
+        return await answered(ChatRequest, request, owner)
 
     @router.post(CompletionRequest.path, openapi_extra=described(CompletionRequest))
     async def completions(request: Request, owner: Owner) -> Response:
         """Continue a text."""
-        return await _answered(backend, request, owner)
+        return await answered(CompletionRequest, request, owner)
 
     return router
 
 
-async def _answered(backend: Backend, http: Request, owner: str) -> Response:
+async def _response(answer: Answer, http: Request) -> Response:
     """
     Raises:
         Gone: the client left.
-        Refusal: the body is not said to be JSON.
     """
-    if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise not_json()  # a form of another web page sends anything else
-    answer = backend.answer(http.url.path, await http.body(), owner, http.state.log)
     streaming = False
     try:
         start = await unless_gone(http.receive, anext(answer))
@@ -197,7 +212,7 @@ def _watching(backend: Backend, page: str) -> APIRouter:
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         """For Prometheus; counts only, of all keys together."""
-        told = generate_latest(await backend.meters())
+        told = generate_latest(Collected(await backend.meters()))
         return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/", response_class=HTMLResponse)

@@ -1,4 +1,4 @@
-"""From a body to its answer: what is asked is read, rendered and tokenised, and answered in OpenAI's format."""
+"""From a request to its answer: what is asked is rendered and tokenised, and answered in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from namm.serving.host import Host, Limits
 from namm.serving.prompts import parser_of, prompts_of
 from namm.serving.refusals import Refusal, invalid, too_long, unknown_model
-from namm.serving.requests import ChatRequest, CompletionRequest, read
+from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.responses import ChatWriter, TextWriter, Writer, usage_of
 from namm.serving.sampling import Sampling
 from namm.serving.session import Channel, Session, Watcher
@@ -84,19 +84,13 @@ class Exchange:
 
 
 def exchange_of(
-    kind: type[ChatRequest] | type[CompletionRequest],
-    body: bytes,
-    owner: str,
-    channel: Channel,
-    host: Host,
-    limits: Limits,
+    request: ChatRequest | CompletionRequest, owner: str, channel: Channel, host: Host, limits: Limits
 ) -> Exchange:
-    """What a body asks for; as slow as it is long.
+    """What a request asks for; as slow as it is long.
 
     Raises:
         Refusal: the request cannot be served.
     """
-    request = read(kind, body)
     served = host.served.get(request.model)
     if served is None:
         raise unknown_model(request.model, list(host.served))

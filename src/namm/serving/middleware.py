@@ -16,12 +16,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from namm.serving.access import OPEN, Access, Keys
-from namm.serving.refusals import Refusal, answer_of, too_large, too_many_bodies, too_slow
+from namm.serving.refusals import Refusal, answer_of, too_large
 from namm.serving.requests import ChatRequest, CompletionRequest
 
 log = logging.getLogger("namm.serving")
 CLIENT_CLOSED = 499  # nginx' status for a client that left
-TAKE_A_BODY = frozenset({("POST", ChatRequest.path), ("POST", CompletionRequest.path)})
+_TAKE_A_BODY = frozenset({("POST", ChatRequest.path), ("POST", CompletionRequest.path)})
 BODY_SECONDS = 60.0  # in which all of a body must have come
 Result = TypeVar("Result")
 
@@ -109,7 +109,7 @@ class AccessMiddleware:
             if scope["path"] not in OPEN:
                 state["owner"] = self._keys.owner(headers.get("authorization", ""))
             body = b""
-            if (scope["method"], scope["path"]) in TAKE_A_BODY:
+            if (scope["method"], scope["path"]) in _TAKE_A_BODY:
                 body = await self._read(state["owner"], headers, receive)
             await self._app(scope, _again(body, receive), send)
         except Refusal as error:
@@ -117,23 +117,23 @@ class AccessMiddleware:
 
     async def _read(self, owner: str, headers: Headers, receive: Receive) -> bytes:
         if self._sending[owner] >= self._bodies:
-            raise too_many_bodies(self._bodies)
+            expected = (
+                f"expected at most {self._bodies} bodies of this key on their way at once; got more. Try again in 1 s."
+            )
+            raise Refusal(429, expected, "too_many_bodies", retry_after=1)
         self._sending[owner] += 1
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 return await _read_body(receive, headers, self._body)
         except TimeoutError as error:
-            raise too_slow(BODY_SECONDS) from error
+            expected = f"expected the whole body within {BODY_SECONDS:g} s; got a part. Send it again."
+            raise Refusal(408, expected, "body_too_slow") from error
         finally:
             self._sending[owner] -= 1
 
 
 async def _refuse(error: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-    noted = scope.get("state", {}).get("log")
-    if noted is None:  # in front of replicas, which keep the log of what reaches them
-        log.info("refused", extra={"path": scope["path"], "status": error.status, "code": error.code})
-    else:
-        noted["code"] = error.code
+    scope["state"]["log"]["code"] = error.code
     await answer_of(error)(scope, receive, send)
 
 

@@ -118,10 +118,10 @@ def _said(message: ChatMessage) -> dict[str, Any]:
         said["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in message.tool_calls]
         for call in said["tool_calls"]:
             call["function"]["arguments"] = _arguments(call["function"]["arguments"])
-    return said | {"content": _text(message.content)}
+    return said | {"content": text_of(message.content)}
 
 
-def _text(content: str | list[Part] | None) -> str:
+def text_of(content: str | list[Part] | None) -> str:
     return content if isinstance(content, str) else " ".join(part.text for part in content or ())
 
 

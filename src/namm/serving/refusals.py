@@ -25,6 +25,9 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[int, str, str, str | None, int | None]]:
+        return type(self), (self.status, self.message, self.code, self.param, self.retry_after)
+
     def body(self) -> dict[str, Any]:
         kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         kind = kinds.get(self.status, "invalid_request_error")
@@ -52,60 +55,8 @@ def unknown_model(name: str, known: list[str]) -> Refusal:
     )
 
 
-def unauthorised() -> Refusal:
-    return Refusal(
-        401, "expected a known API key; got none or another. Send the header 'Authorization: Bearer KEY'.",
-        "invalid_api_key",
-    )  # fmt: skip
-
-
-def no_host() -> Refusal:
-    return Refusal(400, "expected one header Host with a name or an address; got none such. Send one.", "invalid_host")
-
-
-def other_host(host: str) -> Refusal:
-    return Refusal(
-        421, f"expected a name of this server, such as localhost or its address; got {host[:100]!r}. Its operator "
-        "allows another with --allow-host.", "unknown_host",
-    )  # fmt: skip
-
-
-def foreign_origin(origin: str) -> Refusal:
-    return Refusal(
-        403, f"expected a page of this server, or of an origin it allows; got {origin[:100]!r}. Its operator allows it "
-        "with --allow-origin.", "unknown_origin",
-    )  # fmt: skip
-
-
-def too_slow(seconds: float) -> Refusal:
-    return Refusal(408, f"expected the whole body within {seconds:g} s; got a part. Send it again.", "body_too_slow")
-
-
-def too_many_bodies(most: int) -> Refusal:
-    return Refusal(
-        429, f"expected at most {most} bodies of this key on their way at once; got more. Try again in 1 s.",
-        "too_many_bodies", retry_after=1,
-    )  # fmt: skip
-
-
 def too_large(limit: int) -> Refusal:
     return Refusal(413, f"expected a body of at most {limit:,} bytes; got more. Send less.", "body_too_large")
-
-
-def not_json() -> Refusal:
-    return Refusal(
-        415, "expected a body in JSON; got another type. Send the header 'Content-Type: application/json'.",
-        "unsupported_media_type",
-    )  # fmt: skip
-
-
-def bad_json(error: ValueError) -> Refusal:
-    return Refusal(
-        400,
-        "expected a body in JSON: UTF-8, no lone surrogates, finite numbers, at most 200 levels of nesting; "
-        f"got {error}.",
-        "invalid_json",
-    )
 
 
 def too_long(prompt: int, asked: int | None, context: int, param: str) -> Refusal:
@@ -130,24 +81,10 @@ def never_fits(needed: int, limit: int, prompt: int, asked: int) -> Refusal:
     )
 
 
-def full_queue(own: int, seconds: int) -> Refusal:
-    return Refusal(
-        429, f"expected a place in the queue; got {own} requests of this key that wait already, in a queue that is "
-        f"full. Try again in {seconds} s.", "queue_full", retry_after=seconds,
-    )  # fmt: skip
-
-
 def generation_failed(ident: str) -> Refusal:
     return Refusal(
         500, f"expected an answer; got a fault of the server, which its log tells under {ident}. Send the request "
         "again.", "generation_failed",
-    )  # fmt: skip
-
-
-def not_removed(ident: str) -> Refusal:
-    return Refusal(
-        500, f"expected the file of {ident} to be removed; got an error of the disk. It is forgotten until the server "
-        "is started again: tell its operator, whose log has the reason.", "not_removed",
     )  # fmt: skip
 
 

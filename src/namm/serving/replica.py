@@ -1,61 +1,30 @@
-"""A replica: the whole server without its port, in a process that Ray Serve starts, watches and starts again."""
+"""A replica: an engine in a process that Ray Serve starts, watches and starts again."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import replace
 from logging.handlers import QueueHandler
 from typing import Any
 
 import torch
+from ray import serve
 
+from namm.serving.refusals import Refusal
+from namm.serving.requests import ChatRequest, CompletionRequest
+from namm.serving.routing import NUMBER
+from namm.serving.service import Start
 from namm.serving.settings import Settings
 
-HEARTBEAT = 0.5  # seconds between two signs of life
-Message = dict[str, Any]  # of ASGI
+HEADER = "X-NAMM-Replica"  # of an answer: who gave it
 log = logging.getLogger("namm.serving")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request as it came in, with all of its body."""
-
-    method: str
-    path: str
-    raw_path: bytes
-    query: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-    client: tuple[str, int] | None = None
-
-    def scope(self) -> dict[str, Any]:
-        """For ASGI; by this version of it, a stream asks whether its client is still there."""
-        return {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http",
-            "method": self.method, "path": self.path, "raw_path": self.raw_path, "query_string": self.query,
-            "root_path": "", "headers": list(self.headers), "client": self.client, "server": None,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What every replica takes.
-
-    Attributes:
-        models: what requests call them.
-        body: bytes of a request.
-        bodies: see `Limits.bodies`, of one replica.
-    """
-
-    models: tuple[str, ...]
-    body: int
-    bodies: int
-
-
-class Records(QueueHandler):
+class _Records(QueueHandler):
     """Keeps what is logged until it is fetched; the oldest are lost if nobody comes."""
 
     def __init__(self, replica: int) -> None:
@@ -71,78 +40,66 @@ class Records(QueueHandler):
 
 
 class Replica:
-    """Answers requests with the application of `settings`.
+    """A `Service` for Ray Serve.
 
     Args:
-        number: its place among the replicas, for the log.
         log_level: as for `logging`.
 
     Raises:
-        NammError: see `Settings.app`.
+        NammError: see `Settings.service`.
     """
 
-    def __init__(self, settings: Settings, number: int, log_level: str) -> None:
-        self._records = Records(number)
+    def __init__(self, settings: Settings, log_level: str) -> None:
+        self.number = serve.get_replica_context().rank.rank
+        self._records = _Records(self.number)
         logger = logging.getLogger("namm")
         logger.handlers, logger.propagate = [self._records], False
         logger.setLevel(log_level.upper())
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self._app = settings.app()
-        self._running: set[asyncio.Task[None]] = set()
+        spill = settings.spill and settings.spill / f"replica-{self.number}"  # nobody adopts another's
+        self._service = replace(settings, spill=spill).service()
+        log.info("a replica started", extra={"pid": os.getpid()})
 
-    def offer(self) -> Offer:
-        """The same for all replicas."""
-        engine = self._app.state.engine
-        return Offer(tuple(engine.host.served), engine.limits.body, engine.limits.bodies)
+    def record_replica_metadata(self) -> dict[str, int]:
+        """What the router knows of it."""
+        return {NUMBER: self.number}
 
     def check_health(self) -> None:
         """Serve starts the replica again if this raises."""
-        status = self._app.state.engine.status
+        status = self._service.engine.status
         if status != "ok":
             raise RuntimeError(f"the engine is {status}")
 
-    async def live(self) -> AsyncIterator[list[logging.LogRecord]]:
-        """What is logged, and a sign of life every `HEARTBEAT` seconds."""
-        while True:
-            yield self._records.fetch()
-            await asyncio.sleep(HEARTBEAT)
+    async def answer(
+        self, request: ChatRequest | CompletionRequest, owner: str
+    ) -> AsyncIterator[Start | str | dict[str, Any]]:
+        """See `Backend.answer`; in the end, what it has taken."""
+        cost: dict[str, Any] = {}
+        async with aclosing(self._service.answer(request, owner, cost)) as answer:
+            async for item in answer:
+                if isinstance(item, Start):
+                    yield replace(item, headers={**item.headers, HEADER: str(self.number)})
+                else:
+                    yield item
+        yield cost
 
-    async def answer(self, asked: Asked) -> AsyncIterator[Message | None]:
-        """The application's messages as they come; first None, as a sign that the request is here."""
-        yield None
-        told: asyncio.Queue[Message | None] = asyncio.Queue()
-        gone = asyncio.Event()
-        task = asyncio.create_task(self._run(asked, told, gone))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
+    async def tell(self, what: str, *args: str) -> tuple[int, Any]:
+        """Its number, and what a method of `Backend` returns or refuses."""
         try:
-            while (message := await told.get()) is not None:
-                yield message
-        finally:
-            gone.set()
+            return self.number, await getattr(self._service, what)(*args)
+        except Refusal as refusal:
+            return self.number, refusal
 
-    async def _run(self, asked: Asked, told: asyncio.Queue[Message | None], gone: asyncio.Event) -> None:
-        bodies = iter([asked.body])
+    async def fetch(self) -> tuple[int, list[logging.LogRecord]]:
+        """Its number, and what was logged since the last time."""
+        return self.number, self._records.fetch()
 
-        async def receive() -> Message:
-            for body in bodies:
-                return {"type": "http.request", "body": body, "more_body": False}
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        try:
-            await self._app(asked.scope(), receive, told.put)  # type: ignore[arg-type]
-        finally:
-            told.put_nowait(None)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """A fault goes to the log, as with a web server; the application has told the client."""
-        self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a request failed", exc_info=error)
+    def models(self) -> list[dict[str, Any]]:
+        """The same for all replicas."""
+        return self._service.models
 
     def __del__(self) -> None:
         """Put conversations to disk; called by Serve once nothing runs."""
-        if hasattr(self, "_app"):
-            self._app.state.engine.close()
+        if hasattr(self, "_service"):
+            self._service.engine.close()

@@ -1,153 +1,183 @@
-"""Several replicas of a server behind one port, each of them a deployment of Ray Serve.
-
-    with deployed(settings, replicas=2) as front:
-        uvicorn.run(front)
-
-Serve starts the replicas, watches them, and starts those again that end. The front runs where the command was given;
-it chooses by the beginning of a conversation, see `sticky`.
-"""
+"""Answering with replicas, of which Ray Serve's router chooses one for each request."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
-import os
-import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from hashlib import sha256
 from typing import Any
 
-import ray
-from ray import serve
-from ray.serve.api import RunTarget, run_many
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import GaugeMetricFamily
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
-from namm.errors import ConfigurationError, RunError
-from namm.serving.front import Front
-from namm.serving.remote import BROKEN, Remote
-from namm.serving.replica import Replica
-from namm.serving.settings import Settings
+from namm.serving.exchange import event
+from namm.serving.prompts import text_of
+from namm.serving.refusals import Refusal
+from namm.serving.replica import HEADER
+from namm.serving.requests import ChatRequest, CompletionRequest
+from namm.serving.service import EVENTS, Answer, Start
 
-LOCAL = "local"  # Ray's address of a cluster of its own
-_ERROR = re.compile(r"[\w.]*Error: ")  # the last line of a traceback
-_QUIET = {"log_level": "ERROR", "enable_access_log": False}
-_FINISH = 40.0  # seconds that a replica may take to finish and to put conversations to disk
-_WATCHED = {"health_check_period_s": 2, "health_check_timeout_s": 10}  # after three in a row it is started again
+BEGINNING = 256  # characters, or tokens
+HEARTBEAT = 0.5  # seconds between two looks at what replicas log
+LOST = (RayError, RayServeException)  # what an answer raises when its replica is gone
+_BUSY = (429, 503)  # statuses of a replica that might be another's chance
+_SLOW = 10.0  # seconds after which a replica is left out of what all are asked
 
 
-@contextmanager
-def deployed(settings: Settings, replicas: int, log_level: str = "warning", name: str = "namm") -> Iterator[Front]:
-    """The front of `replicas` replicas, which run until the end of the block.
+def key_of(request: ChatRequest | CompletionRequest, owner: str) -> str:
+    """The same for all requests of a conversation, which only grows: its owner and its beginning.
+
+    Of a chat that is the messages up to the first one of a user; of a text its first `BEGINNING` characters or tokens.
+    """
+    begun: Any
+    if isinstance(request, ChatRequest):
+        said = [(one.role, text_of(one.content)) for one in request.messages]
+        first = next((i for i, (role, _) in enumerate(said) if role == "user"), len(said))
+        begun = said[: first + 1]
+    else:
+        begun = request.prompts[0][:BEGINNING]
+    return sha256(repr((owner, begun)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Replicas:
+    """Answers with replicas.
 
     Args:
-        name: of the applications in Ray Serve; those of the same names in a running cluster are replaced.
-
-    Raises:
-        ConfigurationError: more replicas than the cluster has room for, or options that are no server's.
-        RunError: there is no cluster where RAY_ADDRESS says, or a replica does not start.
+        handle: of their deployment.
+        count: how many there are to be.
     """
-    if replicas < 1:
-        raise ConfigurationError("at least one replica", replicas, "Try --replicas 2.")
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    cores = os.cpu_count() or 1
-    own = not ray.is_initialized()
-    address = os.environ.get("RAY_ADDRESS", LOCAL)
-    shared = not own or address != LOCAL
-    threads = settings.threads or (1 if shared else max(1, cores // replicas))
-    settings = _anywhere(replace(settings, threads=threads))
-    if own:
-        _connect(address, max(cores, replicas * threads))
-    names = [f"{name}-replica-{number}" for number in range(replicas)]
-    try:
-        if shared:
-            _check_room(replicas, threads)
-        handles = _start(settings, names, log_level)
-        offer = handles[0].offer.remote().result(timeout_s=60)
-        yield Front([Remote(*pair) for pair in enumerate(handles)], offer, settings.access)
-    finally:
-        _stop(names, own)
+
+    def __init__(self, handle: Any, count: int, models: list[dict[str, Any]]) -> None:
+        self._handle, self._count = handle, count
+        self.models, self.registry = models, CollectorRegistry()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        following = asyncio.create_task(self._follow())
+        yield
+        following.cancel()
+        await asyncio.wait([following])
+
+    async def _follow(self) -> None:
+        """Log what the replicas log, for ever."""
+        while True:
+            for records in (await self._all("fetch")).values():
+                for record in records:
+                    logging.getLogger(record.name).handle(record)
+            await asyncio.sleep(HEARTBEAT)
+
+    async def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
+        """Of the first replica that has a place for it.
+
+        Nobody else is given a request that a replica took and did not answer, since it may be what ended it.
+        """
+        key = key_of(request, owner)
+        for full in range(self._count):
+            async with aclosing(self._asked(f"{key}/{full}", request, owner, cost)) as answer:
+                async for item in answer:
+                    others = full + 1 < self._count
+                    if others and isinstance(item, Start) and item.status in _BUSY and HEADER in item.headers:
+                        break
+                    yield item
+                else:
+                    return
+
+    async def _asked(
+        self, session: str, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]
+    ) -> Answer:
+        """What the replica of a session answers; if it ends too early, that is said instead of what is missing."""
+        stream, start = self._handle.options(stream=True, session_id=session).answer.remote(request, owner), None
+        try:
+            async for item in stream:
+                if isinstance(item, dict):
+                    cost.update(item)
+                else:
+                    start = start or item
+                    yield item
+        except LOST as error:
+            refusal = _lost()
+            if start is None:
+                yield Start(refusal.status, headers=refusal.headers())
+                yield refusal.json()
+            elif start.media_type != EVENTS:
+                raise ConnectionError(refusal.message) from error
+            else:
+                yield event(refusal.json())
+                yield event("[DONE]")
+        finally:
+            stream.cancel()  # if it goes on: the client is gone
+
+    async def conversations(self, owner: str) -> list[dict[str, Any]]:
+        """Those of all, oldest first."""
+        told = list((await self._all("tell", "conversations", owner)).values())
+        if not told:
+            raise _nobody()
+        if refused := [one for one in told if isinstance(one, Refusal)]:
+            raise refused[0]
+        return sorted((one for known in told for one in known), key=lambda one: one["created"])
+
+    async def forget(self, owner: str, ident: str) -> None:
+        """Whoever has it; who may have it and cannot be asked is told of."""
+        told = (await self._all("tell", "forget", owner, ident)).values()
+        if None in told:
+            return
+        failed = [one for one in told if one.status != 404]
+        raise next(iter(failed or ([_nobody()] if len(told) < self._count else told)))
+
+    async def health(self) -> dict[str, Any]:
+        """The sums of what the live ones count, and the greatest age of a step."""
+        known = list((await self._all("tell", "health")).values())
+        names = sorted({name for one in known for name in one} - {"status"})
+        together = {name: max if name == "step_age_seconds" else sum for name in names}
+        counts = {name: made(one.get(name, 0) for one in known) for name, made in together.items()}
+        status = "ok" if any(one["status"] == "ok" for one in known) else "unavailable"
+        return {"status": status, "replicas": self._count, "live": len(known), **counts}
+
+    async def meters(self) -> list[Metric]:
+        """Those of all, each with a label `replica`, and those of the application."""
+        told: dict[int, list[Metric]] = await self._all("tell", "meters")
+        up = GaugeMetricFamily("namm_replica_up", "Whether a replica answers", labels=["replica"])
+        families: dict[str, Metric] = {up.name: up}
+        for number in range(self._count):
+            up.add_metric([str(number)], int(number in told))
+        for number, found in told.items():
+            for meter in found:
+                family = families.setdefault(meter.name, Metric(meter.name, meter.documentation, meter.type))
+                family.samples += [one._replace(labels={"replica": str(number), **one.labels}) for one in meter.samples]
+        return [*families.values(), *self.registry.collect()]
+
+    async def _all(self, method: str, *args: str) -> dict[int, Any]:
+        """What each replica returns, by its number; who does not answer is left out."""
+        told = await asyncio.gather(*(self._one(place, method, args) for place in range(self._count)))
+        return dict(one for one in told if one is not None)
+
+    async def _one(self, place: int, method: str, args: tuple[str, ...]) -> tuple[int, Any] | None:
+        try:
+            async with asyncio.timeout(_SLOW):
+                handle = self._handle.options(session_id=f"/{place}")
+                answer: tuple[int, Any] = await getattr(handle, method).remote(*args)
+                return answer
+        except (*LOST, TimeoutError):
+            return None
 
 
-def _anywhere(settings: Settings) -> Settings:
-    """The same settings in a process with another working directory."""
-
-    def absolute(given: str) -> str:
-        path = Path(given).expanduser()
-        return str(path.resolve()) if path.exists() else given
-
-    return replace(
-        settings, name=settings.called(), model=absolute(settings.model),
-        memories=tuple(absolute(memory) for memory in settings.memories),
-        spill=settings.spill and settings.spill.expanduser().resolve(),
-    )  # fmt: skip
+def _lost() -> Refusal:
+    return Refusal(
+        503,
+        "expected a whole answer; got an end of the replica's process. Send the request again.",
+        "replica_lost",
+        retry_after=1,
+    )
 
 
-def _connect(address: str, processors: int) -> None:
-    """To the cluster at this address, or to a new one on this machine with so many places for threads."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False} if address == LOCAL else {}
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit():
-            socket.create_connection((host, int(port)), timeout=5).close()  # Ray itself waits for minutes
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError("a cluster of Ray", error, "Set RAY_ADDRESS to a running one, or leave it unset.") from error
-
-
-def _check_room(replicas: int, threads: int) -> None:
-    there = ray.cluster_resources().get("CPU", 0)
-    if replicas * threads > there:
-        raise ConfigurationError(
-            f"at most {there:g} threads, the processors of the cluster", f"{replicas} replicas of {threads}",
-            "Lower --replicas or --threads.",
-        )  # fmt: skip
-
-
-def _start(settings: Settings, names: list[str], log_level: str) -> list[Any]:
-    """Handles of the replicas once all of them run."""
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)
-    deployment = serve.deployment(
-        Replica, num_replicas=1, max_ongoing_requests=1 << 20,  # the engine has a queue
-        ray_actor_options={"num_cpus": settings.threads, "num_gpus": _gpus(settings.device, len(names))},
-        graceful_shutdown_timeout_s=_FINISH, graceful_shutdown_wait_loop_s=0.1, max_constructor_retry_count=1,
-        logging_config=_QUIET, **_WATCHED,
-    )  # fmt: skip
-    targets = []
-    for number, name in enumerate(names):
-        spill = settings.spill and settings.spill / f"replica-{number}"  # nobody adopts another's
-        bound = deployment.options(name=name).bind(replace(settings, spill=spill), number, log_level)
-        targets.append(RunTarget(bound, name, route_prefix=None))
-    try:
-        return list(run_many(targets))
-    except RuntimeError as error:
-        raise RunError("replicas that start", _reason(names) or error, "Try without --replicas.") from error
-
-
-def _reason(names: list[str]) -> str:
-    """The error that ended a replica, from the traceback that Serve keeps; empty if there is none."""
-    known = serve.status().applications
-    told = [one.message for name in names if name in known for one in known[name].deployments.values()]
-    errors = [line for line in "\n".join(told).splitlines() if _ERROR.match(line)]
-    return errors[-1].removeprefix("namm.errors.").rstrip(".") if errors else ""
-
-
-def _gpus(device: str | None, replicas: int) -> float:
-    """The share of a GPU that each replica gets."""
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if device is not None and device.startswith("cuda:"):
-        raise ConfigurationError("a device without a number", device, "Ray gives each replica its own: --device cuda.")
-    if not there or (device is not None and device != "cuda"):
-        return 0
-    return 1 / math.ceil(replicas / there)
-
-
-def _stop(names: list[str], own: bool) -> None:
-    """End the replicas, and Ray as far as it was started here."""
-    for name in names:
-        with suppress(*BROKEN, TimeoutError):  # one that never ran, or does not end
-            serve.delete(name)
-    if own:
-        ray.shutdown()
+def _nobody() -> Refusal:
+    return Refusal(
+        503,
+        "expected every replica; got none of one that is needed. It is being started again: try again in 5 s.",
+        "no_replica",
+        retry_after=5,
+    )

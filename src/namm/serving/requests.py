@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
-from namm.serving.refusals import Refusal, bad_json, invalid
+from namm.serving.refusals import Refusal, invalid
 
 MOST_CONTAINERS = 100_000  # lists and objects of a body
 MOST_MESSAGES = 4096
@@ -338,7 +338,12 @@ def parse(body: bytes) -> Any:
     try:
         return from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
-        raise bad_json(error) from error
+        raise Refusal(
+            400,
+            "expected a body in JSON: UTF-8, no lone surrogates, finite numbers, at most 200 levels of nesting; "
+            f"got {error}.",
+            "invalid_json",
+        ) from error
 
 
 def _check_count(body: bytes) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from namm.serving.host import Limits
-from namm.serving.refusals import full_queue, invalid, never_fits
+from namm.serving.refusals import Refusal, invalid, never_fits
 from namm.serving.session import Session, Status
 
 
@@ -59,7 +59,13 @@ class Scheduler:
         own = len({one.id for one in waiting if one.owner == owner})
         free = max(0, self._limits.parallel - len(self.running))  # whoever gets a place need not wait
         if own >= self._limits.waiting + free or (own and len(waiting) >= self._limits.waiting_all + free):
-            raise full_queue(own, seconds)
+            raise Refusal(
+                429,
+                f"expected a place in the queue; got {own} requests of this key that wait already, in a queue that is "
+                f"full. Try again in {seconds} s.",
+                "queue_full",
+                retry_after=seconds,
+            )
         if not own:
             self._owners[owner] = next(self._turns)
         self._sessions.extend(sessions)

@@ -9,23 +9,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Metric
 
 from namm.errors import NotFoundError
 from namm.serving.engine import Engine
 from namm.serving.exchange import Exchange, exchange_of
 from namm.serving.host import describe_model
 from namm.serving.metrics import Metrics
-from namm.serving.refusals import Refusal, not_removed
+from namm.serving.refusals import Refusal
 from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.session import Channel
 
 EVENTS = "text/event-stream"
-_READERS = 2  # bodies that are read at once; more would take the engine's processors
-_KINDS: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
-    kind.path: kind for kind in (ChatRequest, CompletionRequest)
-}
+_READERS = 2  # requests that are tokenised at once; more would take the engine's processors
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,10 @@ class Backend(Protocol):
     def running(self) -> Any:
         """A context manager around all that follows."""
 
-    def answer(self, path: str, body: bytes, owner: str, cost: dict[str, Any]) -> Answer:
+    def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
         """A `Start`, then the body in pieces. Closed before its end, the client is gone: what runs for it stops.
 
         Args:
-            path: of the route, whose request `body` holds.
             cost: what the answer has taken is written here, as far as it is known.
         """
 
@@ -74,7 +69,7 @@ class Backend(Protocol):
     async def health(self) -> dict[str, Any]:
         """Its status, "ok" or another, and counts."""
 
-    async def meters(self) -> Collector:
+    async def meters(self) -> list[Metric]:
         """For Prometheus."""
 
 
@@ -91,12 +86,12 @@ class Service:
         yield
         await asyncio.to_thread(self.engine.close)
 
-    async def answer(self, path: str, body: bytes, owner: str, cost: dict[str, Any]) -> Answer:
+    async def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
         channel, exchange = Channel(asyncio.get_running_loop()), None
         try:
-            exchange = await self._exchange(path, body, owner, channel)
+            exchange = await self._exchange(request, owner, channel)
             self.engine.submit([one for one in exchange.sessions if not one.branch])
-            if exchange.request.stream:
+            if request.stream:
                 yield Start(media_type=EVENTS)
                 async for event in exchange.stream():
                     yield event
@@ -112,11 +107,11 @@ class Service:
             if exchange is not None:
                 cost.update(exchange.cost())
 
-    async def _exchange(self, path: str, body: bytes, owner: str, channel: Channel) -> Exchange:
-        """Read beside the event loop."""
+    async def _exchange(self, request: ChatRequest | CompletionRequest, owner: str, channel: Channel) -> Exchange:
+        """Rendered and tokenised beside the event loop."""
         host, limits = self.engine.host, self.engine.limits
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, exchange_of, _KINDS[path], body, owner, channel, host, limits)
+        return await loop.run_in_executor(self._readers, exchange_of, request, owner, channel, host, limits)
 
     async def conversations(self, owner: str) -> list[dict[str, Any]]:
         kept = self.engine.conversations
@@ -125,7 +120,12 @@ class Service:
     async def forget(self, owner: str, ident: str) -> None:
         kept = self.engine.conversations
         if not await self._ask(lambda: kept.remove(kept.get(owner, ident))):
-            raise not_removed(ident)
+            raise Refusal(
+                500,
+                f"expected the file of {ident} to be removed; got an error of the disk. It is forgotten until the "
+                "server is started again: tell its operator, whose log has the reason.",
+                "not_removed",
+            )
 
     async def _ask(self, action: Callable[[], Any]) -> Any:
         """Something done by the engine's thread, which owns the conversations."""
@@ -137,5 +137,5 @@ class Service:
     async def health(self) -> dict[str, Any]:
         return {"status": self.engine.status, **self.engine.state()}
 
-    async def meters(self) -> Collector:
-        return self.registry
+    async def meters(self) -> list[Metric]:
+        return list(self.registry.collect())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -51,8 +50,8 @@ class Settings:
         path = Path(self.model).expanduser()
         return self.name or (path.resolve().name.removesuffix(".gguf") if path.exists() else self.model)
 
-    def app(self, on_failure: Callable[[], None] = end_process) -> FastAPI:
-        """Load the model and build the application; its engine runs from now on.
+    def service(self, on_failure: Callable[[], None] = end_process) -> Service:
+        """Load the model; its engine runs from now on.
 
         Args:
             on_failure: see `Engine`.
@@ -67,20 +66,20 @@ class Settings:
         metrics = Metrics()
         conversations = Conversations(host, self.spill, self.limits.spilled)
         engine = Engine(host, self.limits, conversations, metrics, on_failure)
-        app = create_app(Service(engine, metrics), self.limits, self.access, memory_page(live=_example()))
-        app.state.engine = engine
+        return Service(engine, metrics)
+
+    def app(self, on_failure: Callable[[], None] = end_process) -> FastAPI:
+        """The application of one server; see `service`."""
+        service = self.service(on_failure)
+        app = create_app(service, self.limits, self.access, page())
+        app.state.engine = service.engine
         return app
 
 
-def _example() -> dict[str, Any]:
-    """What the page offers to try: a text long enough to be forgotten in part, and a question about it."""
+def page() -> str:
+    """What `/` shows; it offers to try a text long enough to be forgotten in part, and a question about it."""
     fact = "The pass key is 60494. Remember it. 60494 is the pass key."
     chapter = paragraphs("persuasion")[40:52]
     text = "\n\n".join([*chapter[:4], fact, *chapter[4:]])
-    return {
-        "example": {
-            "title": "a chapter of Persuasion",
-            "text": text,
-            "question": "What is the pass key? Answer with the number only.",
-        }
-    }
+    question = "What is the pass key? Answer with the number only."
+    return memory_page(live={"example": {"title": "a chapter of Persuasion", "text": text, "question": question}})
