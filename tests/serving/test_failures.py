@@ -19,7 +19,7 @@ from namm.serving import replica
 from namm.serving.fatal import is_fatal
 from namm.serving.replicas import Replicas
 from namm.serving.requests import CompletionRequest
-from namm.serving.service import Start
+from namm.serving.service import AnswerStart
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_admission import SAID, stream
 from tests.serving.test_answers import LONG
@@ -282,7 +282,7 @@ def test_a_replica_with_a_full_queue_is_passed_over():
     """The last one's answer is given, whatever it is; a replica that ended is not: its request may be why."""
 
     class Handle:
-        def __init__(self, *starts: Start | Exception) -> None:
+        def __init__(self, *starts: AnswerStart | Exception) -> None:
             self.starts, self.sessions = starts, []
 
         def options(self, *, session_id: str, stream: bool) -> Handle:
@@ -294,13 +294,13 @@ def test_a_replica_with_a_full_queue_is_passed_over():
             return SimpleNamespace(remote=lambda *_: Stream(self.starts[len(self.sessions) - 1]))
 
     class Stream:
-        def __init__(self, start: Start | Exception) -> None:
+        def __init__(self, start: AnswerStart | Exception) -> None:
             self.items = [start, "body"]
 
         def __aiter__(self) -> Stream:
             return self
 
-        async def __anext__(self) -> Start | str:
+        async def __anext__(self) -> AnswerStart | str:
             if not self.items:
                 raise StopAsyncIteration
             if isinstance(item := self.items.pop(0), Exception):
@@ -310,7 +310,7 @@ def test_a_replica_with_a_full_queue_is_passed_over():
         def cancel(self) -> None:
             pass
 
-    def statuses(*starts: Start | Exception) -> tuple[list[int | str], int]:
+    def statuses(*starts: AnswerStart | Exception) -> tuple[list[int | str], int]:
         handle = Handle(*starts)
         request = CompletionRequest(model="tiny", prompt="Hello.")
 
@@ -320,7 +320,7 @@ def test_a_replica_with_a_full_queue_is_passed_over():
         start, _ = asyncio.run(ask())
         return start.status, len(handle.sessions)
 
-    full, whole = Start(429, headers={replica.HEADER: "0"}), Start(headers={replica.HEADER: "1"})
+    full, whole = AnswerStart(429, headers={replica.HEADER: "0"}), AnswerStart(headers={replica.HEADER: "1"})
     assert statuses(whole) == (200, 1)
     assert statuses(full, whole) == (200, 2)
     assert statuses(full, full, full) == (429, 3)

@@ -19,7 +19,7 @@ from namm.serving.metrics import Collected
 from namm.serving.middleware import CLIENT_CLOSED, AccessMiddleware, Gone, RequestLog, unless_gone
 from namm.serving.refusals import Refusal, answer_of, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest, described, read
-from namm.serving.service import EVENTS, Answer, Backend, Start
+from namm.serving.service import EVENTS, Answer, AnswerStart, Backend
 from namm.version import __version__
 
 _ERROR = {
@@ -136,7 +136,7 @@ async def _response(answer: Answer, http: Request) -> Response:
     streaming = False
     try:
         start = await unless_gone(http.receive, anext(answer))
-        assert isinstance(start, Start)
+        assert isinstance(start, AnswerStart)
         if start.media_type == EVENTS:
             streaming = True
             return _Streaming(start, answer)
@@ -150,7 +150,7 @@ async def _response(answer: Answer, http: Request) -> Response:
 class _Streaming(StreamingResponse):
     """A stream whose answer is closed however it ends."""
 
-    def __init__(self, start: Start, answer: Answer) -> None:
+    def __init__(self, start: AnswerStart, answer: Answer) -> None:
         super().__init__((str(piece) async for piece in answer), start.status, start.headers, start.media_type)
         self._answer = answer
 

@@ -226,7 +226,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         """Clients that left free their memory."""
         for session in (*self._scheduler.waiting, *self._scheduler.running):
-            if session.channel.closed:
+            if session.outbox.closed:
                 session.cancel()
                 self._metrics.cancelled.inc()
 

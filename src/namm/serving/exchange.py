@@ -14,7 +14,7 @@ from namm.serving.refusals import Refusal, invalid, too_long, unknown_model
 from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.responses import ChatWriter, TextWriter, Writer, usage_of
 from namm.serving.sampling import Sampling
-from namm.serving.session import Channel, Session, Watcher
+from namm.serving.session import MemoryWatcher, Outbox, Session
 from namm.serving.text import Text
 
 
@@ -24,12 +24,12 @@ class Exchange:
 
     Attributes:
         sessions: one for each answer.
-        channel: where these arrive.
+        outbox: where these arrive.
     """
 
     request: ChatRequest | CompletionRequest
     sessions: list[Session]
-    channel: Channel
+    outbox: Outbox
     writer: Writer
 
     async def whole(self) -> str:
@@ -56,7 +56,7 @@ class Exchange:
         yield event("[DONE]")
 
     async def _chunks(self) -> AsyncIterator[BaseModel]:
-        async for choice, item in self.channel.read(len(self.sessions)):
+        async for choice, item in self.outbox.read(len(self.sessions)):
             if isinstance(item, dict):
                 chunks = [self.writer.event(item)]
             elif item is None:
@@ -84,7 +84,7 @@ class Exchange:
 
 
 def exchange_of(
-    request: ChatRequest | CompletionRequest, owner: str, channel: Channel, host: Host, limits: Limits
+    request: ChatRequest | CompletionRequest, owner: str, outbox: Outbox, host: Host, limits: Limits
 ) -> Exchange:
     """What a request asks for; as slow as it is long.
 
@@ -114,9 +114,9 @@ def exchange_of(
             sampling=sampling.branch(number % count),
             most=_that_fits(len(prompts[number // count].ids), most, request, host.context),
             text=Text(host.tokenizer, request.stops, special=parser is not None),
-            channel=channel,
+            outbox=outbox,
             choice=number,
-            watcher=Watcher(host, served) if request.watched else None,
+            watcher=MemoryWatcher(host, served) if request.watched else None,
             echo=isinstance(request, CompletionRequest) and request.echo,
             likeliest=request.likeliest,
             branch=number % count > 0,
@@ -125,7 +125,7 @@ def exchange_of(
     ]
     for first in range(0, len(sessions), count):
         sessions[first].branches = tuple(sessions[first + 1 : first + count])
-    return Exchange(request, sessions, channel, writer)
+    return Exchange(request, sessions, outbox, writer)
 
 
 def _longest_answer(request: ChatRequest | CompletionRequest, limits: Limits) -> int:

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from namm.compat import ResponseParser, response_parser
 from namm.serving.host import Host
 from namm.serving.refusals import Refusal, invalid, too_long
-from namm.serving.requests import ChatMessage, ChatRequest, CompletionRequest, Part
+from namm.serving.requests import ChatMessage, ChatRequest, CompletionRequest, TextPart
 
 _CHARACTERS = 8  # of a token, more than most texts have
 _OF_TEMPLATES = (
@@ -121,7 +121,7 @@ def _said(message: ChatMessage) -> dict[str, Any]:
     return said | {"content": text_of(message.content)}
 
 
-def text_of(content: str | list[Part] | None) -> str:
+def text_of(content: str | list[TextPart] | None) -> str:
     return content if isinstance(content, str) else " ".join(part.text for part in content or ())
 
 

@@ -17,7 +17,7 @@ from ray import serve
 from namm.serving.refusals import Refusal
 from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.routing import NUMBER
-from namm.serving.service import Start
+from namm.serving.service import AnswerStart
 from namm.serving.settings import Settings
 
 HEADER = "X-NAMM-Replica"  # of an answer: who gave it
@@ -73,12 +73,12 @@ class Replica:
 
     async def answer(
         self, request: ChatRequest | CompletionRequest, owner: str
-    ) -> AsyncIterator[Start | str | dict[str, Any]]:
+    ) -> AsyncIterator[AnswerStart | str | dict[str, Any]]:
         """See `Backend.answer`; in the end, what it has taken."""
         cost: dict[str, Any] = {}
         async with aclosing(self._service.answer(request, owner, cost)) as answer:
             async for item in answer:
-                if isinstance(item, Start):
+                if isinstance(item, AnswerStart):
                     yield replace(item, headers={**item.headers, HEADER: str(self.number)})
                 else:
                     yield item

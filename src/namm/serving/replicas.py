@@ -19,7 +19,7 @@ from namm.serving.prompts import text_of
 from namm.serving.refusals import Refusal
 from namm.serving.replica import HEADER
 from namm.serving.requests import ChatRequest, CompletionRequest
-from namm.serving.service import EVENTS, Answer, Start
+from namm.serving.service import EVENTS, Answer, AnswerStart
 
 BEGINNING = 256  # characters, or tokens
 HEARTBEAT = 0.5  # seconds between two looks at what replicas log
@@ -80,7 +80,7 @@ class Replicas:
             async with aclosing(self._asked(f"{key}/{full}", request, owner, cost)) as answer:
                 async for item in answer:
                     others = full + 1 < self._count
-                    if others and isinstance(item, Start) and item.status in _BUSY and HEADER in item.headers:
+                    if others and isinstance(item, AnswerStart) and item.status in _BUSY and HEADER in item.headers:
                         break
                     yield item
                 else:
@@ -101,7 +101,7 @@ class Replicas:
         except LOST as error:
             refusal = _lost()
             if start is None:
-                yield Start(refusal.status, headers=refusal.headers())
+                yield AnswerStart(refusal.status, headers=refusal.headers())
                 yield refusal.json()
             elif start.media_type != EVENTS:
                 raise ConnectionError(refusal.message) from error

@@ -29,7 +29,7 @@ _ALTERNATIVE = re.compile(r"\[|^(constrained-)?(str|int)$")  # what pydantic cal
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # the last one may lack its end
 _SHOWN = 100  # characters of what a client sent, in a refusal
 
-Asked = TypeVar("Asked", bound="Request")
+Asked = TypeVar("Asked", bound="GenerationRequest")
 
 
 def _at_most(count: int) -> BeforeValidator:
@@ -72,7 +72,7 @@ class _Strict(BaseModel):
         return told
 
 
-class Part(_Strict):
+class TextPart(_Strict):
     """A piece of a message; this server reads text."""
 
     type: Literal["text"]
@@ -96,7 +96,7 @@ class ChatMessage(_Strict):
     """One turn of a chat, also one that came from a server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], _list(MOST_PARTS)] | None = None
+    content: str | Annotated[list[TextPart], _list(MOST_PARTS)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], _list(MOST_PARTS)] | None = None
     tool_call_id: str | None = None
@@ -145,7 +145,7 @@ class ResponseFormat(_Strict):
         return self
 
 
-class Request(_Strict):
+class GenerationRequest(_Strict):
     """What chats and completions have in common."""
 
     model: str
@@ -188,7 +188,7 @@ class Request(_Strict):
         return stop
 
     @model_validator(mode="after")
-    def _watches_one(self) -> Request:
+    def _watches_one(self) -> GenerationRequest:
         if self.watched and self.answers > 1:
             raise ValueError("expected one answer to watch; got a request for several")
         return self
@@ -217,7 +217,7 @@ class Request(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
     path: ClassVar[str] = "/v1/chat/completions"
@@ -271,7 +271,7 @@ class ChatRequest(Request):
         return None if self.tool_choice == "none" or not self.tools else self.tools
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     path: ClassVar[str] = "/v1/completions"

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from namm.compat import ResponseParser
 from namm.serving.messages import AnswerMessage
-from namm.serving.requests import ChatRequest, CompletionRequest, Request
+from namm.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
 from namm.serving.session import Session
 from namm.serving.text import Piece, Scored
 from namm.serving.vocabulary import Vocabulary
@@ -24,8 +24,8 @@ from namm.trace import Event
 UNLIKELY = -9999.0  # what OpenAI tells of a token that is out of the question
 
 
-class Writer(ABC):
-    """Writes what becomes of a request: all of it is added, in whichever form it is sent in the end.
+class _Writer(ABC):
+    """What becomes of a request is added to it piece by piece, in whichever form it is sent in the end.
 
     Attributes:
         id: of the answer.
@@ -33,22 +33,10 @@ class Writer(ABC):
 
     prefix: str
 
-    def __init__(self, request: Request, vocabulary: Vocabulary) -> None:
+    def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
         self.id = f"{self.prefix}-{uuid4().hex}"
         self._model, self._created, self._with_usage = request.model, int(time.time()), request.with_usage
         self._vocabulary = vocabulary
-
-    @abstractmethod
-    def begin(self) -> list[BaseModel]:
-        """The chunks that are sent before there is any text."""
-
-    @abstractmethod
-    def add(self, choice: int, piece: Piece) -> list[BaseModel]:
-        """The chunks of a piece of an answer."""
-
-    @abstractmethod
-    def end(self, choice: int, reason: str) -> list[BaseModel]:
-        """The last chunks of an answer; `reason`: "stop" or "length"."""
 
     def event(self, event: Event) -> BaseModel:
         """The chunk of an event of the memory."""
@@ -59,17 +47,13 @@ class Writer(ABC):
         return [self._chunk([], usage=usage_of(sessions))] if self._with_usage else []
 
     @abstractmethod
-    def whole(self, sessions: Sequence[Session]) -> BaseModel:
-        """The whole answer."""
-
-    @abstractmethod
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> BaseModel: ...
 
     def _told(self, kind: str, **more: Any) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self._created, "model": self._model, **more}
 
 
-class ChatWriter(Writer):
+class ChatWriter(_Writer):
     """`/v1/chat/completions`.
 
     Args:
@@ -87,6 +71,7 @@ class ChatWriter(Writer):
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in parsers]
 
     def begin(self) -> list[BaseModel]:
+        """The chunks that are sent before there is any text."""
         first = {"role": "assistant"}
         return [self._delta(i, delta) for i, one in enumerate(self._messages) for delta in [first, *one.begin()]]
 
@@ -134,7 +119,7 @@ class ChatWriter(Writer):
         return {"token": written.decode(errors="replace"), "bytes": [*written], "logprob": max(logprob, UNLIKELY)}
 
 
-class TextWriter(Writer):
+class TextWriter(_Writer):
     """`/v1/completions`.
 
     Args:
@@ -213,6 +198,9 @@ class TextWriter(Writer):
             return written.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)
+
+
+Writer = ChatWriter | TextWriter
 
 
 def usage_of(sessions: Sequence[Session]) -> dict[str, Any]:

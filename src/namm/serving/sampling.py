@@ -15,7 +15,7 @@ from namm.errors import NotFoundError
 from namm.serving.grammar import Grammar
 from namm.serving.host import Host
 from namm.serving.refusals import invalid
-from namm.serving.requests import Request
+from namm.serving.requests import GenerationRequest
 from namm.serving.text import Scored
 
 _DRAWN = ("temperature", "top_p", "top_k", "min_p")  # any of these asks for an answer that is drawn
@@ -43,7 +43,7 @@ class Sampling:
     grammar: Grammar | None = None
 
     @classmethod
-    def of(cls, request: Request, host: Host, most: int) -> Sampling:
+    def of(cls, request: GenerationRequest, host: Host, most: int) -> Sampling:
         """Drawn if the request asks for a temperature above 0 or the like, else as the model's own default says.
 
         Args:

@@ -18,14 +18,14 @@ from namm.serving.host import describe_model
 from namm.serving.metrics import Metrics
 from namm.serving.refusals import Refusal
 from namm.serving.requests import ChatRequest, CompletionRequest
-from namm.serving.session import Channel
+from namm.serving.session import Outbox
 
 EVENTS = "text/event-stream"
 _READERS = 2  # requests that are tokenised at once; more would take the engine's processors
 
 
 @dataclass(frozen=True)
-class Start:
+class AnswerStart:
     """How an answer begins; its body follows."""
 
     status: int = 200
@@ -33,7 +33,7 @@ class Start:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Answer = AsyncGenerator[Start | str, None]
+Answer = AsyncGenerator[AnswerStart | str, None]
 
 
 class Backend(Protocol):
@@ -51,7 +51,7 @@ class Backend(Protocol):
         """A context manager around all that follows."""
 
     def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
-        """A `Start`, then the body in pieces. Closed before its end, the client is gone: what runs for it stops.
+        """An `AnswerStart`, then the body in pieces. Closed before its end, the client is gone: what runs for it stops.
 
         Args:
             cost: what the answer has taken is written here, as far as it is known.
@@ -87,31 +87,31 @@ class Service:
         await asyncio.to_thread(self.engine.close)
 
     async def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
-        channel, exchange = Channel(asyncio.get_running_loop()), None
+        outbox, exchange = Outbox(asyncio.get_running_loop()), None
         try:
-            exchange = await self._exchange(request, owner, channel)
+            exchange = await self._exchange(request, owner, outbox)
             self.engine.submit([one for one in exchange.sessions if not one.branch])
             if request.stream:
-                yield Start(media_type=EVENTS)
+                yield AnswerStart(media_type=EVENTS)
                 async for event in exchange.stream():
                     yield event
             else:
                 whole = await exchange.whole()
-                yield Start()
+                yield AnswerStart()
                 yield whole
         except Refusal as error:
-            yield Start(error.status, headers=error.headers())
+            yield AnswerStart(error.status, headers=error.headers())
             yield error.json()
         finally:
-            channel.closed = True
+            outbox.closed = True
             if exchange is not None:
                 cost.update(exchange.cost())
 
-    async def _exchange(self, request: ChatRequest | CompletionRequest, owner: str, channel: Channel) -> Exchange:
+    async def _exchange(self, request: ChatRequest | CompletionRequest, owner: str, outbox: Outbox) -> Exchange:
         """Rendered and tokenised beside the event loop."""
         host, limits = self.engine.host, self.engine.limits
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, exchange_of, request, owner, channel, host, limits)
+        return await loop.run_in_executor(self._readers, exchange_of, request, owner, outbox, host, limits)
 
     async def conversations(self, owner: str) -> list[dict[str, Any]]:
         kept = self.engine.conversations

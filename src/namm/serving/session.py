@@ -31,7 +31,7 @@ class Status(Enum):
     OVER = auto()
 
 
-class Channel:
+class Outbox:
     """From the engine's thread to the event loop: what becomes of the sessions of a request.
 
     Attributes:
@@ -61,7 +61,7 @@ class Channel:
             yield choice, item
 
 
-class Watcher:
+class MemoryWatcher:
     """Tells a client what becomes of its memory, in the events of `namm.trace`."""
 
     def __init__(self, host: Host, served: Served) -> None:
@@ -124,9 +124,9 @@ class Session:
     sampling: Sampling
     most: int
     text: Text
-    channel: Channel
+    outbox: Outbox
     choice: int = 0
-    watcher: Watcher | None = None
+    watcher: MemoryWatcher | None = None
     echo: bool = False
     likeliest: int | None = None
     branches: tuple[Session, ...] = ()
@@ -183,7 +183,7 @@ class Session:
         if self.echo:
             self._tell(Piece(self.prompt, (Scored(self.ids[0], None),) if self.scored else ()))
         if self.watcher is not None:
-            self.channel.put(self.choice, self.watcher.start(cache, self.ids))
+            self.outbox.put(self.choice, self.watcher.start(cache, self.ids))
 
     def next_chunk(self, most: int) -> list[int]:
         """What is to be read next: at most so many tokens, and no further than the next update."""
@@ -219,7 +219,7 @@ class Session:
         self.unread = 1
         self.first = self.first or time.monotonic()
         if self.watcher is not None:
-            self.channel.put(self.choice, self.watcher.wrote(token))
+            self.outbox.put(self.choice, self.watcher.wrote(token))
         told = None if self.likeliest is None else scored(logits, [token], self.likeliest)[0]
         self._tell(self.text.add(token, told))
         if self.sampler.ends(token) or self.text.stopped:
@@ -233,7 +233,7 @@ class Session:
         self.ended = time.monotonic()
         self.first = self.first or self.ended
         if self.watcher is not None and rest.cache is not None:
-            self.channel.put(self.choice, end_event(rest.cache))
+            self.outbox.put(self.choice, end_event(rest.cache))
         self._end(reason)
 
     def cancel(self) -> None:
@@ -243,7 +243,7 @@ class Session:
     def fail(self, reason: Refusal) -> None:
         self.leave()
         self.failed = reason
-        self.channel.put(self.choice, reason)
+        self.outbox.put(self.choice, reason)
 
     def leave(self) -> None:
         """It runs no more; what it held is free unless it comes to rest."""
@@ -252,7 +252,7 @@ class Session:
     def _end(self, reason: str) -> None:
         self.leave()
         self.finish = reason
-        self.channel.put(self.choice, None)
+        self.outbox.put(self.choice, None)
 
     def close_text(self) -> None:
         """Tell what was held back of its text."""
@@ -260,11 +260,11 @@ class Session:
 
     def _tell(self, piece: Piece) -> None:
         if piece.text or piece.tokens:
-            self.channel.put(self.choice, piece)
+            self.outbox.put(self.choice, piece)
 
     def _watch(self, reading: bool) -> None:
         """Show what became of the memory; while it answers, only what was forgotten."""
         if self.watcher is not None and self.cache is not None:
             event = self.watcher.after(self.cache)
             if reading or event["type"] == "update":
-                self.channel.put(self.choice, event)
+                self.outbox.put(self.choice, event)
