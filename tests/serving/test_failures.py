@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError
 from namm.memory.cache import MemoryCache
 from namm.serving import replica
 from namm.serving.fatal import is_fatal
+from namm.serving.refusals import Refusal
 from namm.serving.replicas import Replicas
 from namm.serving.requests import CompletionRequest
 from namm.serving.service import AnswerStart
@@ -324,4 +325,5 @@ def test_a_replica_with_a_full_queue_is_passed_over():
     assert statuses(whole) == (200, 1)
     assert statuses(full, whole) == (200, 2)
     assert statuses(full, full, full) == (429, 3)
-    assert statuses(ActorDiedError()) == (503, 1)
+    with pytest.raises(Refusal, match="an end of the replica's process"):
+        statuses(ActorDiedError(), whole)

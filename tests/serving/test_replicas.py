@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -152,7 +151,7 @@ def test_a_replica_ends_and_comes_back(server: Replicated, folder: Path):
         lines = broken.iter_lines(), whole.iter_lines()
         assert all(next(line).startswith("data: ") for line in lines)
         silent = _in_background(waiting, max_tokens=1400, logit_bias=ENDLESS)
-        time.sleep(0.1)
+        server.wait(running=3)
         server.kill(victim.replica)
         ended, going = ([line[6:] for line in rest if line] for rest in lines)
     assert ended[-1] == going[-1] == "[DONE]"

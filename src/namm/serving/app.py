@@ -57,9 +57,6 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-_READERS = 2  # bodies that are read at once; more would take the engine's processors
-
-
 def create_app(backend: Backend, limits: Limits, access: Access, page: str, replicas: int = 1) -> FastAPI:
     """The application in front of whoever answers.
 
@@ -102,7 +99,7 @@ Owner = Annotated[str, Depends(_owner)]
 
 
 def _answers(backend: Backend) -> APIRouter:
-    router, readers = APIRouter(responses=_REFUSALS), ThreadPoolExecutor(_READERS, "namm-reader")
+    router, reader = APIRouter(responses=_REFUSALS), ThreadPoolExecutor(1, "namm-reader")  # one holds Python's lock
 
     async def answered(kind: type[ChatRequest] | type[CompletionRequest], http: Request, owner: str) -> Response:
         if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -111,7 +108,7 @@ def _answers(backend: Backend) -> APIRouter:
                 "expected a body in JSON; got another type. Send the header 'Content-Type: application/json'.",
                 "unsupported_media_type",
             )
-        reading = asyncio.get_running_loop().run_in_executor(readers, read, kind, await http.body())
+        reading = asyncio.get_running_loop().run_in_executor(reader, read, kind, await http.body())
         request = await unless_gone(http.receive, reading)
         return await _response(backend.answer(request, owner, http.state.log), http)
 

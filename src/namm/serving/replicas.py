@@ -89,7 +89,11 @@ class Replicas:
     async def _asked(
         self, session: str, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]
     ) -> Answer:
-        """What the replica of a session answers; if it ends too early, that is said instead of what is missing."""
+        """What the replica of a session answers; if it ends within a stream, that is said instead of what is missing.
+
+        Raises:
+            Refusal: it ended before.
+        """
         stream, start = self._handle.options(stream=True, session_id=session).answer.remote(request, owner), None
         try:
             async for item in stream:
@@ -99,15 +103,10 @@ class Replicas:
                     start = start or item
                     yield item
         except LOST as error:
-            refusal = _lost()
-            if start is None:
-                yield AnswerStart(refusal.status, headers=refusal.headers())
-                yield refusal.json()
-            elif start.media_type != EVENTS:
-                raise ConnectionError(refusal.message) from error
-            else:
-                yield event(refusal.json())
-                yield event("[DONE]")
+            if start is None or start.media_type != EVENTS:
+                raise _lost() from error
+            yield event(_lost().json())
+            yield event("[DONE]")
         finally:
             stream.cancel()  # if it goes on: the client is gone
 

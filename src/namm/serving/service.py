@@ -21,7 +21,7 @@ from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.session import Outbox
 
 EVENTS = "text/event-stream"
-_READERS = 2  # requests that are tokenised at once; more would take the engine's processors
+_TOKENISERS = 2  # requests that are tokenised at once; more would take the engine's processors
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Service:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine, self.registry = engine, metrics.registry
         self.models = [describe_model(served, engine.host) for served in engine.host.served.values()]
-        self._readers = ThreadPoolExecutor(_READERS, "namm-reader")
+        self._tokenisers = ThreadPoolExecutor(_TOKENISERS, "namm-tokeniser")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -111,7 +111,7 @@ class Service:
         """Rendered and tokenised beside the event loop."""
         host, limits = self.engine.host, self.engine.limits
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, exchange_of, request, owner, outbox, host, limits)
+        return await loop.run_in_executor(self._tokenisers, exchange_of, request, owner, outbox, host, limits)
 
     async def conversations(self, owner: str) -> list[dict[str, Any]]:
         kept = self.engine.conversations
