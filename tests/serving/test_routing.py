@@ -70,6 +70,7 @@ def test_those_that_have_no_place_come_last():
     ]  # fmt: skip
     assert order("key/1", {5}) == [5]
     assert order("key/0", set()) == []
+    assert sorted(order("", {2, 0, 7})) == [0, 2, 7]
 
 
 def test_serve_is_told_all_replicas_in_the_order_of_the_key():

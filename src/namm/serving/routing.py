@@ -22,7 +22,7 @@ def order(session: str, numbers: Iterable[int]) -> list[int]:
     """
     key, _, last = session.rpartition("/")
     first = sorted(numbers, key=lambda number: sha256(f"{number} {key}".encode()).digest(), reverse=True)
-    turned = int(last) % max(1, len(first))
+    turned = int(last or 0) % max(1, len(first))  # a request of no session goes to any
     return first[turned:] + first[:turned]
 
 
