@@ -57,6 +57,9 @@ class Replicated:
             assert time.monotonic() < until, seen
             time.sleep(0.05)
 
+    def pid(self, replica: int) -> int:
+        raise NotImplementedError
+
     def kill(self, replica: int) -> None:
         raise NotImplementedError
 
@@ -66,9 +69,12 @@ class InRay(Replicated):
         super().__init__(url)
         self._records = records
 
-    def kill(self, replica: int) -> None:
+    def pid(self, replica: int) -> int:
         started = [record for record in self._records if record.getMessage() == "a replica started"]
-        os.kill(next(record.pid for record in reversed(started) if record.replica == replica), signal.SIGKILL)
+        return next(record.pid for record in reversed(started) if record.replica == replica)
+
+    def kill(self, replica: int) -> None:
+        os.kill(self.pid(replica), signal.SIGKILL)
 
 
 class Kept(logging.Handler):
@@ -157,6 +163,9 @@ class Here(Replicated):
     def __init__(self, url: str, handle: Handle) -> None:
         super().__init__(url)
         self._handle = handle
+
+    def pid(self, replica: int) -> int:
+        return os.getpid()
 
     def kill(self, replica: int) -> None:
         self._handle.end(replica)

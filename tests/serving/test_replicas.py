@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from itertools import count
@@ -188,6 +189,12 @@ def _in_background(chat: Chat, **more: Any) -> Any:
         return answers[0]
 
     return answer
+
+
+def test_a_replica_gives_way_to_others_as_much_as_one_server_does(server: Replicated):
+    on_each(server)
+    nice = [os.getpriority(os.PRIO_PROCESS, server.pid(number)) for number in range(REPLICAS)]
+    assert nice == [os.getpriority(os.PRIO_PROCESS, 0)] * REPLICAS
 
 
 def test_keys_do_not_share(server: Replicated):

@@ -91,6 +91,7 @@ def _anywhere(settings: Settings) -> Settings:
 def _connect(address: str, processors: int) -> None:
     """To the cluster at this address, or to a new one on this machine with so many places for threads."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as one server has; of Ray's 15, a busy machine leaves nothing
     options: dict[str, Any] = {"num_cpus": processors, "include_dashboard": False} if address == _LOCAL else {}
     host, _, port = address.rpartition(":")
     try:
