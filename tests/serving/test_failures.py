@@ -12,15 +12,24 @@ from types import SimpleNamespace
 import openai
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RaySystemError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from namm.memory.cache import MemoryCache
-from namm.serving import replica
+from namm.serving import replica, replicas
 from namm.serving.fatal import is_fatal
 from namm.serving.refusals import Refusal
 from namm.serving.replicas import Replicas
 from namm.serving.requests import CompletionRequest
-from namm.serving.service import AnswerStart
+from namm.serving.service import EVENTS, AnswerStart
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_admission import SAID, stream
 from tests.serving.test_answers import LONG
@@ -279,46 +288,61 @@ def test_health_of_all_tells_the_oldest_step(monkeypatch: pytest.MonkeyPatch):
     assert found == {"status": "ok", "replicas": 3, "live": 2, "running": 1, "step_age_seconds": 20.0}
 
 
+class Stream:
+    """What Serve's handle gives for an answer: its items, or an error in their place."""
+
+    def __init__(self, *items: AnswerStart | str | Exception) -> None:
+        self.items = [*items]
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> AnswerStart | str:
+        if not self.items:
+            raise StopAsyncIteration
+        if isinstance(item := self.items.pop(0), Exception):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        pass
+
+
+class Handle:
+    """Stands for Serve's handle, which gives one of these answers after the other."""
+
+    def __init__(self, *answers: Stream) -> None:
+        self.answers, self.sessions = answers, []
+
+    def options(self, *, session_id: str, stream: bool = False) -> Handle:
+        self.sessions.append(session_id.partition("/")[2])
+        return self
+
+    @property
+    def answer(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: self.answers[len(self.sessions) - 1])
+
+    @property
+    def tell(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: anext(self.answers[len(self.sessions) - 1]))
+
+
+def answers(handle: Handle) -> list[AnswerStart | str]:
+    """To a request of three replicas."""
+
+    async def ask() -> list[AnswerStart | str]:
+        request = CompletionRequest(model="tiny", prompt="Hello.")
+        return [item async for item in Replicas(handle, 3, []).answer(request, "a", {})]
+
+    return asyncio.run(ask())
+
+
 def test_a_replica_with_a_full_queue_is_passed_over():
     """The last one's answer is given, whatever it is; a replica that ended is not: its request may be why."""
 
-    class Handle:
-        def __init__(self, *starts: AnswerStart | Exception) -> None:
-            self.starts, self.sessions = starts, []
-
-        def options(self, *, session_id: str, stream: bool) -> Handle:
-            self.sessions.append(session_id.partition("/")[2])
-            return self
-
-        @property
-        def answer(self) -> SimpleNamespace:
-            return SimpleNamespace(remote=lambda *_: Stream(self.starts[len(self.sessions) - 1]))
-
-    class Stream:
-        def __init__(self, start: AnswerStart | Exception) -> None:
-            self.items = [start, "body"]
-
-        def __aiter__(self) -> Stream:
-            return self
-
-        async def __anext__(self) -> AnswerStart | str:
-            if not self.items:
-                raise StopAsyncIteration
-            if isinstance(item := self.items.pop(0), Exception):
-                raise item
-            return item
-
-        def cancel(self) -> None:
-            pass
-
-    def statuses(*starts: AnswerStart | Exception) -> tuple[list[int | str], int]:
-        handle = Handle(*starts)
-        request = CompletionRequest(model="tiny", prompt="Hello.")
-
-        async def ask() -> list:
-            return [item async for item in Replicas(handle, 3, []).answer(request, "a", {})]
-
-        start, _ = asyncio.run(ask())
+    def statuses(*starts: AnswerStart | Exception) -> tuple[int, int]:
+        handle = Handle(*(Stream(start, "body") for start in starts))
+        start, _ = answers(handle)
         return start.status, len(handle.sessions)
 
     full, whole = AnswerStart(429, headers={replica.HEADER: "0"}), AnswerStart(headers={replica.HEADER: "1"})
@@ -327,3 +351,72 @@ def test_a_replica_with_a_full_queue_is_passed_over():
     assert statuses(full, full, full) == (429, 3)
     with pytest.raises(Refusal, match="an end of the replica's process"):
         statuses(ActorDiedError(), whole)
+
+
+FAULT = RayTaskError("answer", SECRET, TypeError(SECRET))
+GONE = [
+    ActorDiedError(),
+    ActorUnavailableError(SECRET, None),
+    OutOfMemoryError(SECRET),  # what Ray raises for an actor that it ended for its memory: no error of actors
+    NodeDiedError(SECRET),
+    WorkerCrashedError(),
+    DeploymentUnavailableError(SimpleNamespace(name="replica")),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        *((error, 503, "replica_lost") for error in GONE),
+        *((error, 500, "generation_failed") for error in (FAULT, FAULT.as_instanceof_cause(), RaySystemError(SECRET))),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else None,
+)
+def test_a_fault_of_a_replica_is_not_its_end(caplog, error: Exception, status: int, code: str):
+    """An end is worth another try; a fault is the server's, and its log tells it."""
+    with pytest.raises(Refusal) as refused:
+        answers(Handle(Stream(error)))
+    assert (refused.value.status, refused.value.code) == (status, code)
+    start = AnswerStart(media_type=EVENTS)
+    told, *rest, done = answers(Handle(Stream(start, "data: 1\n\n", error)))[1:]
+    assert [told, done] == ["data: 1\n\n", "data: [DONE]\n\n"]
+    assert [json.loads(one.removeprefix("data: "))["error"]["code"] for one in rest] == [code]
+    assert SECRET not in refused.value.message + rest[0]
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert (record.levelno, record.error) == (logging.WARNING, str(error)) if status == 503 else record.exc_info
+    if status == 500:
+        assert f"under {caplog.records[0].requests[0]}." in refused.value.message
+
+
+def test_replicas_that_are_gone_are_left_out_and_faults_are_told(caplog):
+    async def conversations(*told: object) -> list:
+        return await Replicas(Handle(*(Stream(one) for one in told)), 3, []).conversations("a")
+
+    one, other = ({"id": str(created), "created": created} for created in range(2))
+    assert asyncio.run(conversations((1, [other]), OutOfMemoryError(SECRET), (0, [one]))) == [one, other]
+    assert not caplog.records
+    with pytest.raises(Refusal, match="a fault of the server"):
+        asyncio.run(conversations((1, [other]), FAULT, (0, [one])))
+    assert [record.exc_info[1] for record in caplog.records] == [FAULT]
+
+
+def test_what_replicas_log_is_followed_after_a_fault(monkeypatch: pytest.MonkeyPatch, caplog):
+    backend, fetched = Replicas(None, 1, []), asyncio.Event()
+
+    async def fetch(*_) -> dict:
+        if not caplog.records:
+            logging.getLogger("namm.serving").error("a replica failed")
+            raise Refusal(500, "", "generation_failed")
+        fetched.set()
+        return {0: [logging.makeLogRecord({"name": "namm.serving", "msg": "later", "levelno": logging.ERROR})]}
+
+    async def follow() -> None:
+        async with backend.running():
+            await asyncio.wait_for(fetched.wait(), 10)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(replicas, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(backend, "_all", fetch)
+    asyncio.run(follow())
+    assert "later" in caplog.messages

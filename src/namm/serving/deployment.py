@@ -28,7 +28,7 @@ from ray.serve.config import RequestRouterConfig
 from namm.errors import ConfigurationError, RunError
 from namm.serving.app import create_app
 from namm.serving.replica import Replica
-from namm.serving.replicas import LOST, Replicas
+from namm.serving.replicas import RAISED, Replicas
 from namm.serving.routing import ConversationRouter
 from namm.serving.settings import Settings, page
 
@@ -68,7 +68,7 @@ def deployed(settings: Settings, replicas: int, log_level: str = "warning", name
         backend = Replicas(handle, replicas, handle.models.remote().result(timeout_s=60))
         yield create_app(backend, settings.limits, settings.access, page(), replicas)
     finally:
-        with suppress(*LOST, TimeoutError):  # one that never ran, or does not end
+        with suppress(*RAISED, TimeoutError):  # one that never ran, or does not end
             serve.delete(name)
         if own:
             ray.shutdown()

@@ -5,27 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import GaugeMetricFamily
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 
 from namm.serving.exchange import event
 from namm.serving.prompts import text_of
-from namm.serving.refusals import Refusal
+from namm.serving.refusals import Refusal, generation_failed
 from namm.serving.replica import HEADER
 from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.service import EVENTS, Answer, AnswerStart
 
 BEGINNING = 256  # characters, or tokens
 HEARTBEAT = 0.5  # seconds between two looks at what replicas log
-LOST = (RayError, RayServeException)  # what an answer raises when its replica is gone
+RAISED = (RayError, RayServeException)  # what Ray raises, a replica's own faults among it
+LOST = (  # what of it says that a replica is gone
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,  # Ray ended it, since its machine is full
+    ReplicaUnavailableError,
+    DeploymentUnavailableError,
+)
 _BUSY = (429, 503)  # statuses of a replica that might be another's chance
 _SLOW = 10.0  # seconds after which a replica is left out of what all are asked
+log = logging.getLogger("namm.serving")
 
 
 def key_of(request: ChatRequest | CompletionRequest, owner: str) -> str:
@@ -65,9 +75,10 @@ class Replicas:
     async def _follow(self) -> None:
         """Log what the replicas log, for ever."""
         while True:
-            for records in (await self._all("fetch")).values():
-                for record in records:
-                    logging.getLogger(record.name).handle(record)
+            with suppress(Refusal):  # that they cannot be fetched is logged, and the next ones may
+                for records in (await self._all("fetch")).values():
+                    for record in records:
+                        logging.getLogger(record.name).handle(record)
             await asyncio.sleep(HEARTBEAT)
 
     async def answer(self, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]) -> Answer:
@@ -89,10 +100,10 @@ class Replicas:
     async def _asked(
         self, session: str, request: ChatRequest | CompletionRequest, owner: str, cost: dict[str, Any]
     ) -> Answer:
-        """What the replica of a session answers; if it ends within a stream, that is said instead of what is missing.
+        """What the replica of a session answers; if it fails within a stream, that is said instead of what is missing.
 
         Raises:
-            Refusal: it ended before.
+            Refusal: it failed before.
         """
         stream, start = self._handle.options(stream=True, session_id=session).answer.remote(request, owner), None
         try:
@@ -102,10 +113,11 @@ class Replicas:
                 else:
                     start = start or item
                     yield item
-        except LOST as error:
+        except RAISED as error:
+            refusal = _failed(error)
             if start is None or start.media_type != EVENTS:
-                raise _lost() from error
-            yield event(_lost().json())
+                raise refusal from error
+            yield event(refusal.json())
             yield event("[DONE]")
         finally:
             stream.cancel()  # if it goes on: the client is gone
@@ -150,7 +162,11 @@ class Replicas:
         return [*families.values(), *self.registry.collect()]
 
     async def _all(self, method: str, *args: str) -> dict[int, Any]:
-        """What each replica returns, by its number; who does not answer is left out."""
+        """What each replica returns, by its number; who does not answer is left out.
+
+        Raises:
+            Refusal: one has a fault.
+        """
         told = await asyncio.gather(*(self._one(place, method, args) for place in range(self._count)))
         return dict(one for one in told if one is not None)
 
@@ -162,9 +178,17 @@ class Replicas:
                 return answer
         except (*LOST, TimeoutError):
             return None
+        except RAISED as error:
+            raise _failed(error) from error
 
 
-def _lost() -> Refusal:
+def _failed(error: Exception) -> Refusal:
+    """What a client is told of it; the log has the reason."""
+    if not isinstance(error, LOST):
+        ident = uuid4().hex
+        log.error("a replica failed", exc_info=error, extra={"requests": [ident]})
+        return generation_failed(ident)
+    log.warning("a replica ended before its answer", extra={"error": str(error)})
     return Refusal(
         503,
         "expected a whole answer; got an end of the replica's process. Send the request again.",
