@@ -192,8 +192,10 @@ def replicated(settings: Settings, where: str) -> Iterator[Replicated]:
     if where == "ray":
         logger, kept = logging.getLogger("namm"), Kept()
         logger.addHandler(kept)
-        with deployed(settings, REPLICAS, "info", NAME) as app, listening(app) as url:
-            yield InRay(url, kept.records)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or others that fill this machine end our replicas
+            with deployed(settings, REPLICAS, "info", NAME) as app, listening(app) as url:
+                yield InRay(url, kept.records)
         logger.removeHandler(kept)
         return
     handle = Handle(settings)
