@@ -10,16 +10,18 @@ import uvicorn
 
 from namm.cli import main
 from namm.serving.engine import Engine
+from namm.serving.exchange import Exchange
+from namm.serving.requests import ChatRequest, CompletionRequest
 from namm.serving.service import Service
 from namm.serving.session import Session
 from namm.serving.settings import Settings
 
-LOST, FAULT = "lose the device", "trip over a bug"
+LOST, FAULT, SLIP = "lose the device", "trip over a bug", "slip on the way to the engine"
 
 
 def break_at_words() -> None:
-    """Prompts with `LOST` or `FAULT` in them end the engine."""
-    read, admit = Engine._read, Engine._admit
+    """Prompts with `LOST` or `FAULT` in them end the engine; those with `SLIP` do not come to it."""
+    read, admit, exchange = Engine._read, Engine._admit, Service._exchange
 
     def broken_read(engine: Engine, session: Session) -> None:
         if LOST in session.prompt:
@@ -31,7 +33,13 @@ def break_at_words() -> None:
             raise RuntimeError("a bug of the loop")
         admit(engine)
 
+    async def broken_exchange(service: Service, request: ChatRequest | CompletionRequest, *more: Any) -> Exchange:
+        if SLIP in repr(request):
+            raise TypeError("a bug of the service")
+        return await exchange(service, request, *more)
+
     Engine._read, Engine._admit = broken_read, broken_admit  # type: ignore[method-assign]
+    Service._exchange = broken_exchange  # type: ignore[method-assign]
 
 
 class Broken(Settings):

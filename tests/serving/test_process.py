@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from namm.serving import fatal
-from tests.serving.broken import FAULT, LOST, Broken
+from tests.serving.broken import FAULT, LOST, SLIP, Broken
 from tests.serving.made import tokenizer
 from tests.serving.replicated import REPLICAS, replicated
 
@@ -114,13 +114,17 @@ def test_a_crash_leaves_the_stacks_of_its_threads(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_replica_whose_engine_cannot_go_on_is_started_again(folder: Path):
+def test_a_replica_with_a_fault_goes_on_and_one_whose_engine_cannot_is_started_again(folder: Path, caplog):
     settings = Broken(str(folder), ("h2o",), 0.25, 32, threads=1)
     with replicated(settings, "ray") as server:
         server.wait(live=REPLICAS)
-        body = {"model": "tiny", "messages": [{"role": "user", "content": LOST}], "max_tokens": 8}
-        answer = server.http().post("/v1/chat/completions", json=body)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+        for text in (SLIP, LOST):
+            assert server.health()["live"] == REPLICAS
+            body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+            answer = server.http().post("/v1/chat/completions", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
+        (failed,) = [record for record in caplog.records if record.getMessage() == "a replica failed"]
+        assert isinstance(failed.exc_info[1], TypeError)
         server.wait(60, live=REPLICAS - 1)
         server.wait(60, live=REPLICAS)
         body["messages"][0]["content"] = "Hello."
