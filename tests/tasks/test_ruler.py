@@ -11,6 +11,7 @@ from platformdirs import user_cache_path
 from transformers import AutoTokenizer
 
 import namm
+from namm.defaults import DEFAULT_MODEL
 from namm.tasks.base import Request, Sample
 from namm.tasks.ruler import TASKS
 from namm.tasks.text import novel
@@ -85,7 +86,7 @@ def test_length_is_found_in_few_steps(name: str) -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("name", MADE)
 def test_lengths_are_those_of_the_tokenizer(name: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(user_cache_path("namm") / "models" / namm.models.DEFAULT)
+    tokenizer = AutoTokenizer.from_pretrained(user_cache_path("namm") / "models" / DEFAULT_MODEL)
     for tokens in (1024, 5000):
         for sample in samples(name, tokens=tokens, tokenizer=tokenizer):
             assert tokens - 300 < len(tokenizer.encode(prompt(sample))) <= tokens
