@@ -85,10 +85,10 @@ def test_the_fit_follows_its_targets_and_is_the_same_each_time(features: str, pe
 def test_later_rounds_see_what_the_memory_itself_left() -> None:
     given, kind = problem("compact"), layout()
     network = pretraining.fit(given, kind, ITEMS, QUICK)
-    item = Item("train", "passkey", 360, 0, 0.5)
+    item = Item("train", "passkey", 360, 0, 0.25)  # half would be full at the third update only
     own, full = (observed(given, item, kind, memory) for memory in (network, None))
     slots = [sum(seen.age.numel() for layer in layers for seen in layer) for layers in (own, full)]
-    assert slots[0] < 0.95 * slots[1]  # nothing is forgotten before the budget is full
+    assert slots[0] < 0.8 * slots[1]
     assert any(len(layer) > 1 for layer in own)  # heads that hold unequal numbers come apart
 
 

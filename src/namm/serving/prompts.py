@@ -1,6 +1,6 @@
 """Prompts as the model reads them: messages in its chat template, then tokens, never more than it has a context for.
 
-All of this can take as long as its text is long, so it belongs into a thread of its own, see `handlers`.
+All of this can take as long as its text is long, so it belongs into a thread of its own, see `Service`.
 """
 
 from __future__ import annotations

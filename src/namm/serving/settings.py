@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from namm.serving.host import Host, Limits
 from namm.serving.metrics import Metrics
 from namm.serving.service import Service
 from namm.tasks import paragraphs
+
+
+_TURN = 0.0005  # seconds that a thread may hold Python's lock while another waits; Python's own 5 ms add up, since the
+# engine asks for it anew after every operation of the model
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Settings:
         Raises:
             ConfigurationError, ModelError, NotFoundError: see `Host` and `load_model`.
         """
+        sys.setswitchinterval(_TURN)
         model, tokenizer = load_model(self.model, self.dtype, self.device, self.trust_remote_code)
         host = Host(
             self.called(), model, tokenizer, list(self.memories), self.budget, self.update_interval, self.limits.context
