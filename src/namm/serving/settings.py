@@ -21,7 +21,6 @@ from namm.serving.metrics import Metrics
 from namm.serving.service import Service
 from namm.tasks import paragraphs
 
-
 _TURN = 0.0005  # seconds that a thread may hold Python's lock while another waits; Python's own 5 ms add up, since the
 # engine asks for it anew after every operation of the model
 
