@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What docs/results.md shows of one model: every memory on the same samples, at equal bytes.
 #   benchmarks/evidence.sh smollm2|qwen|gemma MODEL [namm] [folder]
-# MODEL: a folder, GGUF file or hub id, by the same name each time. ROUNDS=1 in the environment stops after so many rounds. Two processes of one thread share the work. Stopped, the same command goes on, also
-# on another machine from the rows in benchmarks/results. Samples come in rounds, so that what there is is even: after each
+# MODEL: a folder, GGUF file or hub id, by the same name each time. ROUNDS=1 in the environment stops after
+# so many rounds. Two processes of one thread share the work. Stopped, the same command goes on, also on another machine
+# from the rows in benchmarks/results. Samples come in rounds, so that what there is is even: after each
 # round the rows are copied there. Hours on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from namm import Budget, Threshold
+from namm.selection import Per
 
 inf = float("inf")
 
@@ -64,13 +65,13 @@ def test_a_layer_spends_its_budget_where_scores_are_high() -> None:
 
 
 @pytest.mark.parametrize("per", ["layer", "model"])
-def test_a_safeguard_leaves_every_head_a_part_of_an_even_split(per: str) -> None:
+def test_a_safeguard_leaves_every_head_a_part_of_an_even_split(per: Per) -> None:
     scores = [[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], [1.0, 3.0, 2.0, 0.0, 0.0, 0.0]]
-    assert select(Budget(tokens=4, per=per), scores) == [[0, 1, 2, 3, 4, 5], [1, 5]]  # type: ignore[arg-type]
-    assert select(Budget(tokens=4, per=per, safeguard=0.75), scores) == [[0, 1, 2, 3, 5], [1, 2, 5]]  # type: ignore[arg-type]
-    assert select(Budget(tokens=4, per=per, safeguard=1.0), scores) == [[0, 1, 2, 5], [0, 1, 2, 5]]  # type: ignore[arg-type]
+    assert select(Budget(tokens=4, per=per), scores) == [[0, 1, 2, 3, 4, 5], [1, 5]]
+    assert select(Budget(tokens=4, per=per, safeguard=0.75), scores) == [[0, 1, 2, 3, 5], [1, 2, 5]]
+    assert select(Budget(tokens=4, per=per, safeguard=1.0), scores) == [[0, 1, 2, 5], [0, 1, 2, 5]]
     scores, positions = [[9.0, 9.0, 9.0, 2.0], [4.0, 3.0, 2.0, 1.0]], [[-1, -1, 6, 7], [1, 3, 5, 7]]
-    guarded = Budget(tokens=2, per=per, safeguard=1.0)  # type: ignore[arg-type]
+    guarded = Budget(tokens=2, per=per, safeguard=1.0)
     assert select(guarded, scores, positions, 8) == [[2, 3], [0, 3]]  # a head keeps what it holds, if that is less
 
 
