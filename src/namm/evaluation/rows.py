@@ -23,6 +23,7 @@ from namm.report import Row
 from namm.version import __version__
 
 _Key = tuple[Any, ...]
+_ROWS = "benchmarks/results"  # of this project's checkout, where what was measured is kept
 _AGAIN = "Remove that line; it is measured again."
 _IDENTITY = ("task", "tokens", "sample", "policy", "budget")
 
@@ -155,11 +156,12 @@ def _hardware() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this package, if it runs from a checkout of its own."""
+    """The commit of this package, if it runs from a checkout of its own; "-dirty" if other files than rows differ."""
     try:
         if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # somebody else's repository, or none
             return None
-        return _git("describe", "--always", "--dirty")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(top,exclude){_ROWS}")
+        return f"{_git('rev-parse', '--short', 'HEAD')}{'-dirty' if changed else ''}"
     except FileNotFoundError:
         return None
 
