@@ -14,6 +14,8 @@ from namm.version import __version__
 
 if TYPE_CHECKING:
     from namm import models, policies
+    from namm.calibrating import calibrate, calibrated
+    from namm.calibration import Calibration
     from namm.errors import ArtefactError, ConfigurationError, ModelError, NammError, NotFoundError
     from namm.evaluation import evaluate
     from namm.evolution import evolve
@@ -26,6 +28,7 @@ __all__ = [
     "NAMM",
     "ArtefactError",
     "Budget",
+    "Calibration",
     "ConfigurationError",
     "MemoryCache",
     "MemoryReport",
@@ -36,6 +39,8 @@ __all__ = [
     "Threshold",
     "__version__",
     "attach",
+    "calibrate",
+    "calibrated",
     "evaluate",
     "evolve",
     "models",

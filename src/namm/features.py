@@ -19,6 +19,7 @@ registered here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -159,6 +160,18 @@ class FeatureSet:
     ) -> Float[Tensor, "*lead channel slot"]:
         """State after a rehearsal's queries."""
         return self._noted(state, attention, 0, rehearsal=True)
+
+    def expected(
+        self,
+        state: Float[Tensor, "*lead channel slot"],
+        of_second_reading: Callable[[Float[Tensor, "*lead slot"]], Float[Tensor, "*lead slot"]],
+    ) -> Float[Tensor, "*lead channel slot"]:
+        """State whose peaks of rehearsals are those that a second reading is expected to show."""
+        held = [
+            _log(of_second_reading(_attention(old).squeeze(-2))).unsqueeze(-2) if part.rehearses else old
+            for part, old in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
+        ]
+        return torch.cat(held, dim=-2)
 
     def _noted(self, state: Tensor, attention: Tensor, given: int, rehearsal: bool) -> Tensor:
         held = state.split(self.sizes, dim=-2)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.calibrating import calibrated
 from namm.configuration import OWN
 from namm.errors import ConfigurationError
 from namm.evaluation.config import EvaluationConfig
@@ -76,6 +77,7 @@ def evaluate(
     if config.threads:
         torch.set_num_threads(config.threads)
     lm, tokenizer = model or load_model(config.model, None if config.dtype == "auto" else config.dtype)
+    policies = {name: calibrated(policy, lm, tokenizer) for name, policy in policies.items()}
     groups = list(_groups(config, tasks, tokenizer, _longest(config, lm), step))[part[0] - 1 :: part[1]]
     now = identity_of(config, policies, lm, sources(tasks, data))
     reader, batches = Reader(lm, tokenizer, config.update_interval), _batches(config, policies)

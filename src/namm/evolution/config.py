@@ -56,6 +56,8 @@ class Memory(Section):
     """Whether these are moved on first; "auto": where a model has rotary positions."""
     competes: bool = False
     """Whether what they attended to when they were read takes part of their attention."""
+    calibrated: bool = False
+    """Whether what they ask is read by what it is worth in each head of a model, see `namm.calibration`."""
     rehearsal: float = Field(default=1.0, gt=0, le=1)
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.calibrating import calibrate
 from namm.compat import passing
 from namm.configuration import OWN
 from namm.errors import ConfigurationError, ScoreError
@@ -115,6 +116,11 @@ class ModelProblem:
         self._references: dict[Item, tuple[float, float, float]] = {}
         self._kept: OrderedDict[tuple[Item, Hashable], _Ready] = OrderedDict()
 
+    def policy(self, network: NAMM) -> NAMMPolicy:
+        """A memory of this model, calibrated for it if it wants to be."""
+        policy = NAMMPolicy(network)
+        return policy.calibrated(calibrate(self.model, self.tokenizer)) if policy.calibrates else policy
+
     # -- samples -----------------------------------------------------------------------------------------------
 
     def encoded(self, item: Item) -> Encoded:
@@ -181,7 +187,7 @@ class ModelProblem:
     @torch.no_grad()
     def measure(self, item: Item, networks: NAMM) -> list[Outcome]:
         """See `Problem.measure`. Scores that are no numbers make a failed outcome, and nothing else does."""
-        ready = self.ready(item, NAMMPolicy(networks))
+        ready = self.ready(item, self.policy(networks))
         thetas = networks.theta if networks.theta.ndim == 2 else networks.theta[None]
         outcomes: list[Outcome] = []
         for chunk in thetas.split(self._rows(ready)):
@@ -198,7 +204,7 @@ class ModelProblem:
             return _FAILED
 
     def _ask(self, item: Item, ready: _Ready, networks: NAMM, thetas: Tensor) -> list[Outcome]:
-        policy = NAMMPolicy(replace(networks, theta=thetas))
+        policy = self.policy(replace(networks, theta=thetas))
         return self._outcomes(item, ready, [policy] * len(thetas))
 
     @torch.no_grad()
@@ -223,7 +229,7 @@ class ModelProblem:
     @torch.no_grad()
     def threshold(self, item: Item, network: NAMM) -> float:
         """See `Problem.threshold`; over all layers and heads together."""
-        policy, noted = NAMMPolicy(network), _Scores()
+        policy, noted = self.policy(network), _Scores()
         ready = self.ready(item, policy)
         self.read(ready.group, policy, noted, item.budget, ready.prefix)
         length = len(ready.group.text)
@@ -251,7 +257,8 @@ class ModelProblem:
     @torch.no_grad()
     def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """Of the signals of all tokens at each update of a memory of zeros, which forgets nothing (spec 5)."""
-        policy, noted = NAMMPolicy(NAMM.zeros(layout)), _Signals(layout)
+        policy = self.policy(NAMM.zeros(layout))
+        noted = _Signals(policy)
         self.read(self.group(item), policy, noted)
         return reduce(Statistics.merge, noted.seen, Statistics.empty(layout.feature_set.signals))
 
@@ -306,8 +313,9 @@ class _Scores(Probe):
 class _Signals(Probe):
     """Notes the statistics of what a memory sees at each update."""
 
-    def __init__(self, layout: NAMMConfig) -> None:
-        self.features, self.seen = layout.feature_set, list[Statistics]()
+    def __init__(self, policy: NAMMPolicy) -> None:
+        self.policy, self.seen = policy, list[Statistics]()
 
     def on_update(self, view: View, scores: Tensor) -> None:
-        self.seen.append(Statistics.of(self.features.read(view.state).flatten(0, -2).cpu()))
+        signals = self.policy.network.feature_set.read(self.policy.state_of(view))
+        self.seen.append(Statistics.of(signals.flatten(0, -2).cpu()))

@@ -59,11 +59,13 @@ Layer = list[_Seen]
 class _Shown(Probe):
     """Notes what a memory is shown, by layer and tokens read: states, positions and heads."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: NAMMPolicy | None = None) -> None:
+        self.policy = policy
         self.views: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def on_update(self, view: View, scores: Tensor) -> None:
-        shown = (view.state[0].float().cpu(), view.positions[0].cpu(), view.heads.cpu())
+        state = view.state if self.policy is None else self.policy.state_of(view)
+        shown = (state[0].float().cpu(), view.positions[0].cpu(), view.heads.cpu())
         self.views.setdefault((view.layer, view.seen), []).append(shown)
 
 
@@ -124,8 +126,10 @@ def observe(
     problem: LanguageProblem, item: Item, target: Targets, network: NAMM | None, layout: NAMMConfig
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
-    shown, here = _Shown(), problem.of(item)
-    here.read(here.group(item), NAMMPolicy(network or NAMM.zeros(layout)), shown, item.budget if network else None)
+    here = problem.of(item)
+    policy = here.policy(network or NAMM.zeros(layout))
+    shown = _Shown(policy)
+    here.read(here.group(item), policy, shown, item.budget if network else None)
     read = layout.feature_set.read
     return [
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from namm.compat import cache_argument, cache_given, drops_its_cache, untested, untraced, warn_if_untested
-from namm.errors import ModelError
+from namm.errors import ConfigurationError, ModelError
 from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
+from namm.memory.identity import fingerprint
 from namm.memory.layer import MemoryLayer, is_overlay
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
@@ -27,6 +29,7 @@ from namm.network import NAMM
 from namm.policies import MemoryPolicy
 from namm.selection import Selection
 
+log = logging.getLogger(__name__)
 _attached: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 _lock = threading.Lock()
 
@@ -92,7 +95,7 @@ def attach(
     """
     warn_if_untested()
     try:
-        with _attached_to(model, make_plan(memory, selection, update_interval)) as handle:
+        with attached(model, make_plan(memory, selection, update_interval)) as handle:
             yield handle
     except ModelError as error:
         if sentence := untested():
@@ -101,8 +104,10 @@ def attach(
 
 
 @contextmanager
-def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
+def attached(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
+    """As `attach`, for a plan that was made and checked."""
     decoder = find_decoder(model)
+    _check_calibration(plan, decoder)
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
     if plan.in_pieces:
         check_pieces(decoder, "a memory that rehearses" if plan.policy.reads_again else "layers that decide together")
@@ -134,6 +139,21 @@ def _attached_to(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
         unroute(decoder.config)
         with _lock:
             _attached.discard(decoder)
+
+
+def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
+    policy = plan.policy
+    if policy.calibration is not None and policy.calibration.model != (mine := fingerprint(decoder)):
+        raise ConfigurationError(
+            f"a memory calibrated for this model, {mine[:12]}", f"one for {policy.calibration.model[:12]}",
+            "Make it with namm.calibrated(memory, model, tokenizer), of the model in the same dtype.",
+        )  # fmt: skip
+    if policy.calibrates and policy.calibration is None:
+        log.warning(
+            "%r is not calibrated for this model; at small budgets it forgets better once it is: "
+            "namm.calibrated(memory, model, tokenizer).",
+            policy,
+        )
 
 
 def find_decoder(model: torch.nn.Module) -> PreTrainedModel:

@@ -48,8 +48,10 @@ def _lasting(config: Any) -> Any:
 
 def describe(plan: Plan) -> str:
     """What a plan does, as text that is the same wherever it does the same."""
+    calibrated = "" if plan.policy.calibration is None else f", {plan.policy.calibration!r}"
     return (
-        f"{_describe_policy(plan.policy)}, {plan.selection!r}, update_interval={plan.update_interval}, last={plan.last}"
+        f"{_describe_policy(plan.policy)}{calibrated}, {plan.selection!r}, update_interval={plan.update_interval}, "
+        f"last={plan.last}"
     )
 
 

@@ -12,6 +12,7 @@
 | kvzip | what a second reading of each block attends to | arXiv 2505.23416 |
 | kvzip-whole | the same, decided once for a whole text and all layers, as published; in evaluations | |
 | requery | what the layers' own queries attend to when they ask again | |
+| requery-calibrated | the same, by what it is worth in each head of the model | |
 | random | one random priority per token | |
 """
 
@@ -33,7 +34,7 @@ from namm.policies.kvzip import KVzip, KVzipWhole
 from namm.policies.namm import NAMMPolicy
 from namm.policies.observed_max import ObservedMax
 from namm.policies.random import Random
-from namm.policies.requery import Requery
+from namm.policies.requery import CalibratedRequery, Requery
 from namm.policies.snapkv import SnapKV
 from namm.policies.streaming import StreamingLLM
 from namm.policies.tova import TOVA
@@ -44,6 +45,7 @@ __all__ = [
     "DEFAULT_MEMORY",
     "H2O",
     "TOVA",
+    "CalibratedRequery",
     "KNorm",
     "KVzip",
     "KVzipWhole",
@@ -64,7 +66,20 @@ __all__ = [
 
 BASELINES: dict[str, type[MemoryPolicy]] = {
     policy.name: policy
-    for policy in (KeepAll, StreamingLLM, H2O, ObservedMax, TOVA, SnapKV, KNorm, KVzip, KVzipWhole, Requery, Random)
+    for policy in (
+        KeepAll,
+        StreamingLLM,
+        H2O,
+        ObservedMax,
+        TOVA,
+        SnapKV,
+        KNorm,
+        KVzip,
+        KVzipWhole,
+        Requery,
+        CalibratedRequery,
+        Random,
+    )
 }
 
 
@@ -76,7 +91,7 @@ def own_interval(policy: MemoryPolicy) -> int:
 def spent(policy: MemoryPolicy, per: Per) -> MemoryPolicy:
     """The same policy, whose budget is spent by `per` unless it says so itself, see `Budget`."""
     if isinstance(policy, NAMMPolicy):
-        return NAMMPolicy(replace(policy.network, config=replace(policy.network.config, per=per)))
+        return replace(policy, network=replace(policy.network, config=replace(policy.network.config, per=per)))
     other = copy(policy)
     other.per = per
     return other

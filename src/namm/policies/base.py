@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from namm.calibration import Calibration
 from namm.errors import ConfigurationError
 from namm.selection import Budget, Per, Selection
 
@@ -111,6 +113,8 @@ class MemoryPolicy(ABC):
         half_scale: if set, state is held as float16 times this when the model runs in half precision.
         rehearsal: how tokens ask once more before each update; None for policies that only watch.
         per, safeguard: how a budget is spent that does not say so itself, see `Budget`.
+        calibrates: whether it wants to know what attention in place is worth in each head, see `namm.calibration`.
+        calibration: of the model; None to take attention in place as it is.
         whole: whether it decides once, when a whole text has been read; only an evaluation knows where that ends.
     """
 
@@ -124,6 +128,8 @@ class MemoryPolicy(ABC):
     rehearsal: Rehearsal | None = None
     per: Per = "head"
     safeguard: float = 0.0
+    calibrates: bool = False
+    calibration: Calibration | None = None
     whole: ClassVar[bool] = False
 
     @property
@@ -145,6 +151,14 @@ class MemoryPolicy(ABC):
     def observer(self) -> Hashable:
         """The same for policies that observe alike: what one has seen, the other may go on with."""
         return self
+
+    def calibrated(self, calibration: Calibration | None) -> MemoryPolicy:
+        """The same policy with the calibration of a model, if it wants one."""
+        if not self.calibrates:
+            return self
+        other = copy(self)
+        other.calibration = calibration
+        return other
 
     def spending(self, budget: Budget) -> Budget:
         """The same budget, spent as this policy was made for where it does not say so itself."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from jaxtyping import Float
 from torch import Tensor
 
+from namm.calibration import Calibration
 from namm.network import NAMM
 from namm.policies.base import MemoryPolicy, Rehearsal, View
 from namm.selection import Per, Selection, Threshold
@@ -19,6 +21,14 @@ class NAMMPolicy(MemoryPolicy):
     name = "namm"
     absolute = True
     network: NAMM
+    calibration: Calibration | None = None
+
+    @property
+    def calibrates(self) -> bool:  # type: ignore[override]
+        return self.network.config.calibrated
+
+    def calibrated(self, calibration: Calibration | None) -> NAMMPolicy:
+        return replace(self, calibration=calibration) if self.calibrates else self
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -64,10 +74,17 @@ class NAMMPolicy(MemoryPolicy):
     def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
         return self.network.feature_set.rehearse(state, attention)
 
+    def state_of(self, view: View) -> Float[Tensor, "batch kv_head channel slot"]:
+        """What the network sees of the slots: what was observed, calibrated for the model if it is."""
+        if (known := self.calibration) is None:
+            return view.state
+        features = self.network.feature_set
+        return features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
+
     def score(self, view: View) -> Tensor:
-        network = self.network.to(view.state.device)
+        network, state = self.network.to(view.state.device), self.state_of(view)
         held = view.held if view.padded and network.feature_set.levels else None
-        return network.scores(network.features(view.state, view.age, held), rows=view.rows)
+        return network.scores(network.features(state, view.age, held), rows=view.rows)
 
     def __repr__(self) -> str:
         return f"NAMMPolicy({self.network.config})"

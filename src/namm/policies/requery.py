@@ -32,9 +32,20 @@ class Requery(MemoryPolicy):
         return torch.maximum(state, attention.amax(-2, keepdim=True))
 
     def score(self, view: View) -> Tensor:
-        return view.state.squeeze(-2)
+        largest = view.state.squeeze(-2)
+        return largest if self.calibration is None else self.calibration.expected(largest, view.layer, view.heads)
 
     def __repr__(self) -> str:
         assert self.rehearsal is not None
         r = self.rehearsal
         return f"Requery(rotated={r.rotated!r}, window={r.window}, competes={r.competes!r})"
+
+
+class CalibratedRequery(Requery):
+    """The same, as the attention that a second reading is expected to pay: heads are compared by what they are worth.
+
+    KVzip's rule for the price of one reading, once the model is calibrated: `namm.calibrated`.
+    """
+
+    name = "requery-calibrated"
+    calibrates = True

@@ -7,7 +7,7 @@ from namm.tasks.longbench import KINDS as LONGBENCH_KINDS
 from namm.tasks.longbench_prompts import PROMPTS as LONGBENCH_PROMPTS
 from namm.tasks.metrics import metric
 from namm.tasks.registry import SUITES, find_tasks, sources
-from namm.tasks.text import SPLITS, novel, paragraphs, passage
+from namm.tasks.text import SPLITS, code, novel, paragraphs, passage
 
 __all__ = [
     "EMBEDDED",
@@ -19,6 +19,7 @@ __all__ = [
     "Request",
     "Sample",
     "Task",
+    "code",
     "encode",
     "find_tasks",
     "make_sample",

@@ -1,0 +1,118 @@
+"""`calibrated`: let a model read two texts twice, once for all, so that it need not read any other text twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from namm.calibration import Calibration
+from namm.errors import ConfigurationError
+from namm.files import locked
+from namm.memory.attach import attached, find_decoder
+from namm.memory.identity import fingerprint
+from namm.memory.plan import Plan, Probe
+from namm.network import NAMM
+from namm.policies import KVzip, MemoryPolicy, Requery, View, resolve
+from namm.selection import Threshold
+from namm.tasks import code, passage
+
+TOKENS, BLOCK = 1024, 512  # of a text, and between two updates
+_VERSION = 1  # of what is measured, in the names of kept files
+_PATIENCE = 3600.0  # seconds to wait for another process that calibrates the same model
+
+
+def calibrated(
+    memory: NAMM | MemoryPolicy | str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> MemoryPolicy:
+    """A memory that knows what attention in place is worth in each head of `model`, if it is one that wants to.
+
+        memory = namm.calibrated("builtin:universal", model, tokenizer)
+        with namm.attach(model, memory, namm.Budget(fraction=0.25)):
+            model.generate(**inputs)
+
+    Other memories are as they were. For the price see `calibrate`, for errors too.
+
+    Args:
+        memory: as for `namm.attach`.
+    """
+    policy = resolve(memory)
+    return policy.calibrated(calibrate(model, tokenizer)) if policy.calibrates else policy
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Sequence[Sequence[int]] | None = None,
+    folder: str | Path | None = None,
+) -> Calibration:
+    """How much attention in place is worth in each head of `model`; see `namm.calibration`.
+
+    Two texts of 1,024 tokens, prose and code, are read three times each: seconds on a GPU, half a minute for a model of
+    135 million parameters on a CPU. It is done once: what was found is kept under the model's fingerprint.
+
+    Args:
+        tokenizer: of the model, for the two texts; may be left out if `texts` are given.
+        texts: other texts, as ids, equally long, of more than one block of 512 tokens. What is found is not kept.
+        folder: where it is kept; the user's cache folder if left out.
+
+    Raises:
+        ConfigurationError: neither a tokenizer nor texts, or texts that are too short or of different lengths.
+        ModelError: a model that cannot read in pieces, or has no full-attention layer.
+    """
+    if texts is not None:
+        return _measured(model, texts)
+    if tokenizer is None:
+        raise ConfigurationError("a tokenizer, or texts as ids", "neither", "Try namm.calibrate(model, tokenizer).")
+    folder = Path(folder) if folder else user_cache_path("namm") / "calibrations"
+    known = fingerprint(find_decoder(model))
+    file = folder / f"{known[:24]}-{_VERSION}.safetensors"
+    with locked(folder, f"{file.stem}.lock", timeout=_PATIENCE):
+        if file.exists():
+            return Calibration.load(file)
+        found = _measured(model, _texts(tokenizer))
+        found.save(file)
+    return found
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """A passage of a novel and one of code, of the split that is there to learn from."""
+    found = []
+    for source in (passage, code):
+        text = "".join(source("train", TOKENS + BLOCK, tokenizer, random.Random(0)))
+        found.append(tokenizer.encode(text, add_special_tokens=False)[:TOKENS])
+    return found
+
+
+def _measured(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Calibration:
+    lengths = sorted({len(text) for text in texts})
+    if len(lengths) != 1 or lengths[0] <= BLOCK:
+        raise ConfigurationError(f"texts of one length above {BLOCK} tokens", lengths, "Cut them to the shortest.")
+    ids = torch.tensor([list(text) for text in texts], device=model.device)
+    asked, read = (_largest(model, policy, ids) for policy in (Requery(), KVzip()))
+    return Calibration.fitted(asked, read, fingerprint(find_decoder(model)))
+
+
+def _largest(model: PreTrainedModel, policy: MemoryPolicy, ids: Tensor) -> dict[int, Tensor]:
+    """For each layer the policy's scores `[kv_head, token]` of all tokens, when all was read and nothing forgotten."""
+    noted, length = _Last(ids.shape[1]), ids.shape[1]
+    plan = Plan(policy, Threshold(0.0), BLOCK, last=length, probe=noted)
+    with torch.no_grad(), attached(model, plan):
+        find_decoder(model)(input_ids=ids, use_cache=True)
+    return {layer: torch.cat(scores, -1) for layer, scores in noted.scores.items()}
+
+
+class _Last(Probe):
+    """Notes the scores of the last update, texts one after another."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.scores = length, dict[int, list[Tensor]]()
+
+    def on_update(self, view: View, scores: Tensor) -> None:
+        if view.seen == self.length:
+            self.scores.setdefault(view.layer, []).extend(scores.float().cpu())
