@@ -17,12 +17,16 @@ from namm.files import locked
 from namm.memory.attach import attached, find_decoder
 from namm.memory.identity import fingerprint
 from namm.memory.plan import Plan, Probe
+from namm.models import context_length
 from namm.network import NAMM
 from namm.policies import KVzip, MemoryPolicy, Requery, View, resolve
 from namm.selection import Threshold
 from namm.tasks import code, passage
 
-TOKENS, BLOCK = 1024, 512  # of a text, and between two updates
+TOKENS = (
+    1024  # of a text, if a model can read that many and half as many again; an update falls at its half and its end
+)
+SHORTEST = 128
 _VERSION = 1  # of what is measured, in the names of kept files
 _PATIENCE = 3600.0  # seconds to wait for another process that calibrates the same model
 
@@ -58,7 +62,7 @@ def calibrate(
 
     Args:
         tokenizer: of the model, for the two texts; may be left out if `texts` are given.
-        texts: other texts, as ids, equally long, of more than one block of 512 tokens. What is found is not kept.
+        texts: other texts, as ids, equally long, of 128 tokens at least. What is found is not kept.
         folder: where it is kept; the user's cache folder if left out.
 
     Raises:
@@ -75,24 +79,25 @@ def calibrate(
     with locked(folder, f"{file.stem}.lock", timeout=_PATIENCE):
         if file.exists():
             return Calibration.load(file)
-        found = _measured(model, _texts(tokenizer))
+        found = _measured(model, _texts(model, tokenizer))
         found.save(file)
     return found
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """A passage of a novel and one of code, of the split that is there to learn from."""
+    tokens = min(TOKENS, 2 * (context_length(model) or TOKENS * 2) // 3)
     found = []
     for source in (passage, code):
-        text = "".join(source("train", TOKENS + BLOCK, tokenizer, random.Random(0)))
-        found.append(tokenizer.encode(text, add_special_tokens=False)[:TOKENS])
+        text = "".join(source("train", TOKENS * 3 // 2, tokenizer, random.Random(0)))
+        found.append(tokenizer.encode(text, add_special_tokens=False)[:tokens])
     return found
 
 
 def _measured(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Calibration:
     lengths = sorted({len(text) for text in texts})
-    if len(lengths) != 1 or lengths[0] <= BLOCK:
-        raise ConfigurationError(f"texts of one length above {BLOCK} tokens", lengths, "Cut them to the shortest.")
+    if len(lengths) != 1 or lengths[0] < SHORTEST:
+        raise ConfigurationError(f"texts of one length, of {SHORTEST} tokens at least", lengths, "Cut them alike.")
     ids = torch.tensor([list(text) for text in texts], device=model.device)
     asked, read = (_largest(model, policy, ids) for policy in (Requery(), KVzip()))
     return Calibration.fitted(asked, read, fingerprint(find_decoder(model)))
@@ -101,7 +106,7 @@ def _measured(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Calibra
 def _largest(model: PreTrainedModel, policy: MemoryPolicy, ids: Tensor) -> dict[int, Tensor]:
     """For each layer the policy's scores `[kv_head, token]` of all tokens, when all was read and nothing forgotten."""
     noted, length = _Last(ids.shape[1]), ids.shape[1]
-    plan = Plan(policy, Threshold(0.0), BLOCK, last=length, probe=noted)
+    plan = Plan(policy, Threshold(0.0), length // 2, last=length, probe=noted)
     with torch.no_grad(), attached(model, plan):
         find_decoder(model)(input_ids=ids, use_cache=True)
     return {layer: torch.cat(scores, -1) for layer, scores in noted.scores.items()}

@@ -32,6 +32,7 @@ def demo(
 ) -> None:
     """A language model reads a novel with a hidden fact, or a text of yours, under several memories of one size."""
     from namm import demo as stage
+    from namm.calibrating import calibrated
     from namm.files import read
     from namm.models import load_model
     from namm.policies import own_interval, resolve
@@ -41,11 +42,12 @@ def demo(
         raise ConfigurationError("--file and --question together", "one of them", "Give both, or neither.")
     learned = resolve(memory)
     interval = own_interval(learned)
-    rows = stage.attachments(budget, learned, interval)
     own = None if file is None else _decoded(read(file, "Give a text file in UTF-8."), file)
     started = time.perf_counter()
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model)
+    with console.status(f"calibrating {memory} for {model}, once"):
+        rows = stage.attachments(budget, calibrated(learned, lm, tokenizer), interval)
     if own is None or question is None:
         story = stage.tell(tokenizer, tokens, depth, seed)
         assert story.fact is not None

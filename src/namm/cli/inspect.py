@@ -50,6 +50,7 @@ def inspect(
     against: Annotated[str | None, typer.Option(help="Memory to show beside the first one on the page.")] = None,
 ) -> None:
     """Show what a memory forgets of a text: which tokens, of which class, in which layer, update by update."""
+    from namm.calibrating import calibrated
     from namm.models import load_model
     from namm.policies import own_interval, resolve
     from namm.report import class_heatmap, forgetting_of, of_forgetting, record, save
@@ -68,6 +69,9 @@ def inspect(
     sources = list(read_sources(texts or []))
     with console.status(f"loading {model}"):
         lm, tokenizer = load_model(model, dtype)
+    with console.status(f"calibrating for {model}, once"):
+        policy = calibrated(policy, lm, tokenizer)
+        other = None if other is None else calibrated(other, lm, tokenizer)
     runs: dict[str, Forgetting] = {}
     recordings: list[Recording] = []
     for title, text, language, file in sources:

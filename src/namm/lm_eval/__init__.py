@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from namm.calibrating import calibrated
 from namm.defaults import DEFAULT_MODEL
 from namm.errors import ConfigurationError, NotFoundError
 from namm.memory import attach
@@ -78,6 +79,7 @@ class MemoryLM(HFLM):
         self.calls = self.calls_that_forgot = 0
         options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=_source(pretrained), **options)
+        self.policy = calibrated(self.policy, self.model, self.tokenizer)
         with attach(self.model, self.policy, self.selection, self.update_interval):
             pass  # raises where the model cannot be served
 

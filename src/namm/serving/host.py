@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.calibrating import calibrated
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import make_plan
@@ -20,7 +21,7 @@ from namm.memory.plan import Plan
 from namm.memory.prefix import Footprint, Prefix
 from namm.memory.store import SLACK
 from namm.models import context_length
-from namm.policies import own_interval, resolve
+from namm.policies import own_interval
 from namm.selection import Budget, Selection
 from namm.serving.grammar import Grammars
 from namm.serving.vocabulary import Vocabulary
@@ -179,7 +180,7 @@ class Host:
         prefix = Prefix.of(self.model, torch.tensor([[0, 0]], device=self.model.device)).without_tokens()
         offers: list[Served] = []
         for memory in memories:
-            policy = resolve(memory)
+            policy = calibrated(memory, self.model, self.tokenizer)
             selection: Selection | None = None
             if policy.evicts:
                 selection = Budget(fraction=budget) if budget is not None else policy.default_selection()
