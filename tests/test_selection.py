@@ -1,9 +1,11 @@
 """Selections: exact counts, the newest token, order of equals, protection."""
 
+import math
+
 import pytest
 import torch
 
-from namm import Budget, Threshold
+from namm import Budget, ConfigurationError, Threshold
 from namm.selection import Per
 
 inf = float("inf")
@@ -73,6 +75,22 @@ def test_a_safeguard_leaves_every_head_a_part_of_an_even_split(per: Per) -> None
     scores, positions = [[9.0, 9.0, 9.0, 2.0], [4.0, 3.0, 2.0, 1.0]], [[-1, -1, 6, 7], [1, 3, 5, 7]]
     guarded = Budget(tokens=2, per=per, safeguard=1.0)
     assert select(guarded, scores, positions, 8) == [[2, 3], [0, 3]]  # a head keeps what it holds, if that is less
+
+
+@pytest.mark.parametrize(("heads", "share"), [(1, 1.0), (3, 0.577), (16, 0.25), (48, 0.2), (90, 0.2)])
+def test_few_heads_are_guarded_more_than_many(heads: int, share: float) -> None:
+    scores = torch.rand(1, heads, 400)
+    scores[:, 0] -= 2.0  # a head whose scores are low throughout
+    positions = torch.arange(400).expand_as(scores)
+    kept = Budget(tokens=100, per="model", safeguard="auto").select(scores, positions, 400)
+    assert int(kept[0, 0].sum()) == (100 if heads == 1 else math.floor(share * 100))
+    assert int(kept.sum()) == 100 * heads
+
+
+def test_a_safeguard_that_is_no_share_is_refused() -> None:
+    for wrong in (-0.1, 1.1, True, math.nan):
+        with pytest.raises(ConfigurationError, match="a safeguard in"):
+            Budget(tokens=8, safeguard=wrong)
 
 
 @pytest.mark.parametrize("protected", [{"sinks": 2}, {"recent": 2}, {"sinks": 1, "recent": 2}])

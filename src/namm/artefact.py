@@ -23,7 +23,7 @@ from namm import files
 from namm.errors import ArtefactError, NotFoundError, nearest, reason
 from namm.json_files import read_json, write_json
 from namm.network import FORMAT_VERSION, NAMM, NAMMConfig
-from namm.selection import WAYS
+from namm.selection import WAYS, is_share
 
 _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "features": ("text", lambda value: type(value) is str),
@@ -31,7 +31,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "update_interval": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "per": ('"head", "layer" or "model"', lambda value: value in WAYS),
-    "safeguard": ("a share in [0, 1]", lambda value: type(value) in (int, float) and 0 <= value <= 1),
+    "safeguard": ('a share in [0, 1] or "auto"', lambda value: value == "auto" or is_share(value)),
     "rehearses": ('"model" or "queries"', lambda value: value in ("model", "queries")),
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from namm.errors import ArtefactError, ConfigurationError
 from namm.features import FeatureSet, feature_set
-from namm.selection import Per
+from namm.selection import Per, Safeguard
 
 FORMAT_VERSION = 1
 
@@ -46,7 +46,7 @@ class NAMMConfig:
     width: int = 32
     update_interval: int = 512
     per: Per = "head"
-    safeguard: float = 0.0
+    safeguard: Safeguard = 0.0
     rehearsal: float = 1.0
     rehearses: Literal["model", "queries"] = "model"
     window: int = 512

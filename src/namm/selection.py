@@ -21,6 +21,8 @@ Positions = Int[Tensor, "batch kv_head slot"]
 Kept = Bool[Tensor, "batch kv_head slot"]
 Per = Literal["head", "layer", "model"]
 WAYS: tuple[Per, ...] = get_args(Per)
+Safeguard = float | Literal["auto"]
+LEAST_SAFEGUARD = 0.2  # of "auto"; of AdaKV's values the one that costs models of many heads least
 
 
 @runtime_checkable
@@ -81,7 +83,8 @@ class Budget:
             None: as the policy was made for, which is "head" for most.
         safeguard: part of an even split that every head keeps of its own best, before heads compete for the rest
             (AdaKV's, Feng et al., 2024, arXiv 2407.11550): a head whose scores are low throughout is not emptied. In
-            [0, 1]; None: as the policy was made for, which is 0 for most.
+            [0, 1]; "auto": one over the root of the number of heads, 0.2 at least, since few heads have little to gain
+            from each other and all to lose; None: as the policy was made for, which is 0 for most.
         sinks: first tokens of the text that stay before all others, inside the budget.
         recent: last tokens that stay next, inside the budget; where it is too small for all, the most recent.
     """
@@ -91,7 +94,7 @@ class Budget:
     per: Per | None = None
     sinks: int = 0
     recent: int = 0
-    safeguard: float | None = None
+    safeguard: Safeguard | None = None
     needs_zero = False
 
     def __post_init__(self) -> None:
@@ -107,8 +110,8 @@ class Budget:
             raise ConfigurationError("a fraction in (0, 1]", self.fraction, "Try Budget(fraction=0.25).")
         if self.per not in (*WAYS, None):
             raise ConfigurationError('per="head", "layer" or "model"', repr(self.per), 'Try per="head".')
-        if self.safeguard is not None and not 0 <= self.safeguard <= 1:
-            raise ConfigurationError("a safeguard in [0, 1]", repr(self.safeguard), "Try safeguard=0.2.")
+        if not (self.safeguard in (None, "auto") or is_share(self.safeguard)):
+            raise ConfigurationError('a safeguard in [0, 1], or "auto"', repr(self.safeguard), "Try safeguard=0.2.")
         if self.sinks < 0 or self.recent < 0:
             raise ConfigurationError(
                 "sinks and recent >= 0", f"sinks={self.sinks}, recent={self.recent}", "Use 0 to protect none."
@@ -133,7 +136,8 @@ class Budget:
         scores = scores.masked_fill(held & (positions < self.sinks), math.inf)
         scores = _force_newest(scores.masked_fill(~held, -math.inf))
         if self.per in ("layer", "model"):  # of a model, `scores` are those of all heads
-            if safe := math.floor((self.safeguard or 0.0) * self.target(seen)):
+            share = _share_of(scores.shape[1]) if self.safeguard == "auto" else self.safeguard or 0.0
+            if safe := math.floor(share * self.target(seen)):
                 scores = scores.masked_fill((_rank(scores) < safe) & held, math.inf)
             together = _rank(scores.flatten(1)).view_as(scores)
             kept = together < self.target(seen) * scores.shape[1]
@@ -144,6 +148,16 @@ class Budget:
     def __repr__(self) -> str:  # saved caches name their selection by it, those of before there was a safeguard too
         shown = {name: value for name, value in vars(self).items() if name != "safeguard" or value}
         return f"Budget({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def is_share(value: object) -> bool:
+    """Whether it is a number in [0, 1]."""
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _share_of(heads: int) -> float:
+    """The "auto" safeguard."""
+    return max(LEAST_SAFEGUARD, 1 / math.sqrt(heads))
 
 
 def _force_newest(scores: Scores) -> Scores:

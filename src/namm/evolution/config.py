@@ -11,7 +11,7 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,8 +62,8 @@ class Memory(Section):
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"
     """How a budget is spent, see `namm.Budget`."""
-    safeguard: float = Field(default=0.0, ge=0, le=1)
-    """Part of an even split that every head keeps all the same."""
+    safeguard: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of an even split that every head keeps all the same, see `namm.Budget`."""
 
     @field_validator("features")
     @classmethod

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from namm.calibration import Calibration
 from namm.errors import ConfigurationError
-from namm.selection import Budget, Per, Selection
+from namm.selection import Budget, Per, Safeguard, Selection
 
 Rotated = bool | Literal["auto"]
 
@@ -127,7 +127,7 @@ class MemoryPolicy(ABC):
     half_scale: float | None = None
     rehearsal: Rehearsal | None = None
     per: Per = "head"
-    safeguard: float = 0.0
+    safeguard: Safeguard = 0.0
     calibrates: bool = False
     calibration: Calibration | None = None
     whole: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from torch import Tensor
 from namm.calibration import Calibration
 from namm.network import NAMM
 from namm.policies.base import MemoryPolicy, Rehearsal, View
-from namm.selection import Per, Selection, Threshold
+from namm.selection import Per, Safeguard, Selection, Threshold
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -58,7 +58,7 @@ class NAMMPolicy(MemoryPolicy):
         return self.network.config.per
 
     @property
-    def safeguard(self) -> float:  # type: ignore[override]
+    def safeguard(self) -> Safeguard:  # type: ignore[override]
         return self.network.config.safeguard
 
     @property

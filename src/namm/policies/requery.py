@@ -19,7 +19,7 @@ class Requery(MemoryPolicy):
     channels = 1
     half_scale = 2.0**11
     per = "model"
-    safeguard = 0.2  # what is sharp in one head is faint in another; of AdaKV's values the one that costs others least
+    safeguard = "auto"  # what is sharp in one head is faint in another
 
     def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = True) -> None:
         self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes)
