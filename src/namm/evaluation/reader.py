@@ -217,7 +217,7 @@ class Reader:
     ) -> list[Answer]:
         start = time.perf_counter()
         rows, rest = len(methods), group.rest(sample)
-        nll, chosen = self._likelihood(cache, rest, sample.answer, rows)
+        nll, chosen = self._likelihood(cache, rest, sample.answer)
         exact = [reply == sample.answer for reply in chosen]
         if sample.sample.metric == "exact" or not self.decode:
             predictions = [self.tokenizer.decode(_greedy(reply, sample.answer)) for reply in chosen]
@@ -235,11 +235,11 @@ class Reader:
         ]
 
     def _likelihood(
-        self, cache: MemoryCache, rest: tuple[int, ...], answer: tuple[int, ...], rows: int
+        self, cache: MemoryCache, rest: tuple[int, ...], answer: tuple[int, ...]
     ) -> tuple[list[float], list[tuple[int, ...]]]:
         """For each row the mean negative log-likelihood of the answer, and the likeliest token in place of each."""
         logits = ask(self.model, cache, rest + answer, kept=len(answer) + 1)[:, :-1].float()
-        gold = self._ids(answer, rows)
+        gold = self._ids(answer, len(logits))
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), gold, reduction="none").mean(1)
         if not bool(torch.isfinite(nll).all()):
             raise ModelError(

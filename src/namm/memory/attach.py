@@ -112,10 +112,7 @@ def attached(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     check_model(decoder, plan)
     handle = Handle(plan)
     with _lock:
-        if decoder in _attached:
-            raise ModelError(
-                "a model without a memory", "one that has a memory attached", "Leave the other block first."
-            )
+        _check_free(decoder)
         _attached.add(decoder)
     hooks = []
     route(decoder.config)
@@ -142,8 +139,9 @@ def check_model(decoder: PreTrainedModel, plan: Plan) -> None:
     """
     Raises:
         ConfigurationError: a memory that was calibrated for another model.
-        ModelError: a model that a memory with this plan cannot serve.
+        ModelError: a model that a memory with this plan cannot serve, or that has one attached.
     """
+    _check_free(decoder)
     _check_calibration(plan, decoder)
     memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
     if plan.in_pieces:
@@ -166,6 +164,11 @@ def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
             "namm.calibrated(memory, model, tokenizer).",
             policy,
         )
+
+
+def _check_free(decoder: PreTrainedModel) -> None:
+    if decoder in _attached:
+        raise ModelError("a model without a memory", "one that has a memory attached", "Leave the other block first.")
 
 
 def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
