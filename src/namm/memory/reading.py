@@ -43,7 +43,7 @@ def read(
     rows = max((len(layer.sequences) or len(layer.plans) for layer in ours), default=1)
     tokens = torch.as_tensor(ids, device=model.device).expand(rows, -1)
     with rehearsing(find_decoder(model)):
-        out = model(tokens, **passing(model, cache), logits_to_keep=kept, **images)
+        out = model(tokens, **passing(model, cache), use_cache=True, logits_to_keep=kept, **images)
     for layer in ours:
         layer.check_served()
     logits: Tensor = out.logits[:, -kept:]
