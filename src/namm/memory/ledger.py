@@ -72,7 +72,7 @@ def report(cache: Cache) -> MemoryReport:
         bytes_full=sum(layer.full_bytes() for layer in ours) + others,
         peak_bytes=max([held, *(layer.meter.peak for layer in ours)]) + others,
         tokens_seen=cache.get_seq_length(),
-        updates=[sum(s.updates for s in layer.sequences) if layer in ours else 0 for layer in cache.layers],
+        updates=[sum(s.updates for s in getattr(layer, "sequences", ())) for layer in cache.layers],
     )
 
 
