@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import namm
-from namm.memory.cache import storage_bytes
+from namm.memory.ledger import storage_bytes
 from namm.policies import DEFAULT_MEMORY, resolve
 
 

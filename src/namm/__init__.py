@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from namm.evaluation import evaluate
     from namm.evolution import evolve
     from namm.memory.attach import attach
-    from namm.memory.cache import MemoryCache, MemoryReport
+    from namm.memory.cache import MemoryCache
+    from namm.memory.ledger import MemoryReport
     from namm.network import NAMM, NAMMConfig
     from namm.selection import Budget, Threshold
 

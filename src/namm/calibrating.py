@@ -105,19 +105,13 @@ def _measured(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Calibra
 
 def _largest(model: PreTrainedModel, policy: MemoryPolicy, ids: Tensor) -> dict[int, Tensor]:
     """For each layer the policy's scores `[kv_head, token]` of all tokens, when all was read and nothing forgotten."""
-    noted, length = _Last(ids.shape[1]), ids.shape[1]
-    plan = Plan(policy, Threshold(0.0), length // 2, last=length, probe=noted)
+    length, scores = ids.shape[1], dict[int, list[Tensor]]()  # texts one after another
+
+    def note(view: View, found: Tensor) -> None:
+        if view.seen == length:
+            scores.setdefault(view.layer, []).extend(found.float().cpu())
+
+    plan = Plan(policy, Threshold(0.0), length // 2, last=length, probe=Probe(on_update=note))
     with torch.no_grad(), attached(model, plan):
         find_decoder(model)(input_ids=ids, use_cache=True)
-    return {layer: torch.cat(scores, -1) for layer, scores in noted.scores.items()}
-
-
-class _Last(Probe):
-    """Notes the scores of the last update, texts one after another."""
-
-    def __init__(self, length: int) -> None:
-        self.length, self.scores = length, dict[int, list[Tensor]]()
-
-    def on_update(self, view: View, scores: Tensor) -> None:
-        if view.seen == self.length:
-            self.scores.setdefault(view.layer, []).extend(scores.float().cpu())
+    return {layer: torch.cat(found, -1) for layer, found in scores.items()}

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from namm.compat import cache_in, passing
 from namm.errors import ConfigurationError
 from namm.memory import MemoryCache, MemoryReport, attach
-from namm.memory.cache import storage_bytes
+from namm.memory.ledger import report as held_in
 from namm.models import context_length
 from namm.policies import MemoryPolicy
 from namm.selection import Budget
@@ -127,7 +127,7 @@ def _perform(
         cache = cache_in(model(text, logits_to_keep=1))
         if isinstance(cache, MemoryCache):
             cache.forget()
-        report = _report(cache)
+        report = held_in(cache)
         kept = _kept(cache, report)
         out = model(question, **passing(model, cache), logits_to_keep=1)
         reply = [int(out.logits[0, -1].argmax())]
@@ -139,15 +139,6 @@ def _perform(
         decode = (len(reply) - 1) / (time.perf_counter() - start)
     answer = tokenizer.decode(reply, skip_special_tokens=True).strip()
     return Trial(name, answer.split("\n")[0] if story.answer else answer, report, kept, prefill, decode)
-
-
-def _report(cache: Cache) -> MemoryReport:
-    """What a memory, or transformers' own full cache, holds."""
-    if isinstance(cache, MemoryCache):
-        return cache.memory()
-    held = storage_bytes([tensor for layer in cache.layers for tensor in (layer.keys, layer.values)])
-    kept = [[[layer.get_seq_length()] * layer.keys.shape[1]] * layer.keys.shape[0] for layer in cache.layers]
-    return MemoryReport(kept, held, held, held, cache.get_seq_length(), [0] * len(kept))
 
 
 def _kept(cache: Cache, report: MemoryReport) -> list[list[list[int]]]:

@@ -6,6 +6,7 @@ line is left out, which the log says, and cut off before the next one is written
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,11 @@ Object = dict[str, Any]
 def write_json(file: Path, value: object, indent: int | None = 1, previous: Path | None = None) -> None:
     """Replace `file` by `value`, whole or not at all; see `namm.files.write`."""
     write(file, json.dumps(value, ensure_ascii=False, indent=indent) + "\n", previous=previous)
+
+
+def digest(value: object) -> str:
+    """A sha256, in hex, of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def read_json(file: Path, way_out: str) -> Object:

@@ -32,7 +32,7 @@ from transformers import PreTrainedConfig
 
 from namm.errors import ConfigurationError
 from namm.memory.cache import MemoryCache, memory_layers
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, layers_of
 from namm.memory.plan import Plan
 from namm.policies import resolve
 from namm.selection import Budget, Threshold
@@ -149,8 +149,7 @@ def end_event(cache: MemoryCache) -> Event:
 
 def _updates(cache: MemoryCache) -> int:
     """Updates of all layers together; the layers forget at the same tokens, but not all need have one yet."""
-    layers = (layer for layer in cache.layers if isinstance(layer, MemoryLayer))
-    return sum(sequence.updates for layer in layers for sequence in layer.sequences)
+    return sum(sequence.updates for layer in layers_of(cache) for sequence in layer.sequences)
 
 
 # -- which head holds which token --------------------------------------------------------------------------------------
@@ -162,8 +161,7 @@ def held_by(cache: MemoryCache) -> Held:
     Raises:
         ConfigurationError: the cache holds several rows.
     """
-    places = [i for i, layer in enumerate(cache.layers) if isinstance(layer, MemoryLayer)]
-    rows = [cache.kept_positions(place) for place in places]
+    rows = [cache.kept_positions(layer.index) for layer in layers_of(cache)]
     if len(rows[0]) != 1:
         raise ConfigurationError("a cache of one row", f"{len(rows[0])} rows", "Record each text alone.")
     held = np.zeros((len(rows), len(rows[0][0]), cache.get_seq_length()), dtype=bool)

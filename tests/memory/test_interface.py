@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 
 import namm
 from namm import Budget
-from namm.memory.cache import storage_bytes
+from namm.memory.ledger import storage_bytes
 from namm.memory.sequence import Rows
 from tests.memory.test_equivalence import INTERVAL, random_namm
 from tests.zoo import causal_model, hybrid, ids, video_model

@@ -14,7 +14,7 @@ from namm.cli.inspect import inspect, read_budget, read_sources
 from namm.policies import own_interval, resolve
 from namm.report.figures import class_heatmap, save
 from namm.report.forgetting import Forgetting, by_class, forgetting_of
-from namm.report.reading import fitting_interval
+from namm.report.recording import fitting_interval
 from namm.report.samples import embedded_samples
 from namm.report.token_classes import Classes, classify, detect
 from namm.trace import unpacked

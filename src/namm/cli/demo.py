@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from namm.cli.options import Memory, Model
-from namm.cli.shared import console, quiet
+from namm.cli.shared import console, quiet, table_of
 from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError
 
@@ -93,10 +93,8 @@ def _demo_table(trials: list[Trial], story: Story) -> Table:
     from namm.demo import verdict
 
     full = trials[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    left = ("memory", "answer")
-    for heading in (*left, "slots", "held MB", "of full", "peak MB", "prefill", "decode"):
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    headings = ("memory", "answer", "slots", "held MB", "of full", "peak MB", "prefill", "decode")
+    table = table_of(headings, texts=2, padding=(0, 1, 0, 0))
     for o in trials:
         r, said = o.report, verdict(o, full, story)
         color = {"right": "green", "wrong": "red"}.get(said, "none")

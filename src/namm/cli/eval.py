@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from namm.cli.options import Memories, options_of
-from namm.cli.shared import console, evaluation_bar, quiet
+from namm.cli.shared import console, evaluation_bar, quiet, table_of
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ def _show(summary: Summary, out: Path) -> None:
     from namm.report import estimate, label, number, share
 
     for group in summary.groups:
-        table = Table(box=None, pad_edge=False, title=f"{group.setting}, {group.allowance}", title_justify="left")
         unfinished = any(line.overall.missing for line in group.lines)
-        for heading in ("policy", *(["n"] if unfinished else []), "NLL", "normalised", "exact", "gap closed", "bytes"):
-            table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+        headings = ("policy", *(["n"] if unfinished else []), "NLL", "normalised", "exact", "gap closed", "bytes")
+        table = table_of(headings, title=f"{group.setting}, {group.allowance}")
         for line in group.lines:
             s = line.overall
             cells = [f"{s.n}/{s.n + s.missing}"] if unfinished else []

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from rich.table import Table
 
 from namm.cli.options import Memory, Model
-from namm.cli.shared import console, quiet, read_share
+from namm.cli.shared import console, quiet, read_share, table_of
 from namm.defaults import DEFAULT_MEMORY, DEFAULT_MODEL
 from namm.errors import ConfigurationError, NotFoundError
 from namm.files import write, writing
@@ -199,9 +198,7 @@ def _tell(title: str, run: Forgetting, layer: int | None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in COLUMNS:
-        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
+    table = table_of(COLUMNS, padding=(0, 2, 0, 0))
     rows = class_table(run, layer)
     for row in rows:
         table.add_row(*row)

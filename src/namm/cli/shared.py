@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from namm.errors import ConfigurationError, NammError
 
@@ -67,6 +68,14 @@ def evaluation_bar(first: str) -> Iterator[Callable[[EvaluationProgress], None]]
     with progress_bar() as bar:
         line = bar.add_task(first, total=None)
         yield lambda step: bar.update(line, completed=step.done, total=step.total, description=step.reading)
+
+
+def table_of(headings: Iterable[str], texts: int = 1, **style: Any) -> Table:
+    """A table of numbers, with so many columns of text before them."""
+    table = Table(box=None, pad_edge=False, title_justify="left", **style)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < texts else "right", no_wrap=True)
+    return table
 
 
 def read_share(said: str) -> float | None:

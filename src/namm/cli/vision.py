@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from namm.cli.options import Memories, add_command, options_of
-from namm.cli.shared import console, evaluation_bar, prepare
+from namm.cli.shared import console, evaluation_bar, prepare, table_of
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ def measure(config: VideoConfig, listings: Iterable[Listing], model: PreTrainedM
         evaluate_video(config, listings, model, out, show)
     for found in tables(read_rows(out), config.unit):
         shown = ("policy", "accuracy", "to full", "bytes")
-        table = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
-        for heading in shown:
-            table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
+        table = table_of(shown, title=found.title)
         for cells in found.lines:
             table.add_row(*(cells[found.headings.index(heading)] for heading in shown))
         console.print(table)

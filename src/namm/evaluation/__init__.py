@@ -10,13 +10,11 @@ if TYPE_CHECKING:
     from namm.evaluation.identity import identity_of
     from namm.evaluation.oracle import foresee
     from namm.evaluation.reader import (
-        Held,
         Method,
         Reader,
         TextGroup,
         alignment,
         check_bytes,
-        held_by,
         methods,
         plan_for,
         text_before,
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvaluationConfig",
-    "Held",
     "Method",
     "Progress",
     "Reader",
@@ -37,7 +34,6 @@ __all__ = [
     "check_folder",
     "evaluate",
     "foresee",
-    "held_by",
     "identity_of",
     "methods",
     "open_folder",

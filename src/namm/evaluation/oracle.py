@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from namm import kernels
-from namm.compat import passing
 from namm.memory.cache import MemoryCache
 from namm.memory.plan import Plan, Probe, Read, Scaling
+from namm.memory.reading import read
 from namm.policies import KeepAll, MemoryPolicy, View
 
 Future = tuple[Float[Tensor, "kv_head token"], ...]
@@ -52,22 +52,13 @@ def foresee(model: PreTrainedModel, ids: Tensor, updates: tuple[int, ...]) -> _O
         ids: `[1, token]`.
         updates: tokens read at each update, ascending.
     """
-    witness = _Witness(updates)
-    cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=witness),))
-    model(ids, **passing(model, cache), logits_to_keep=1)
-    cache.memory()  # raises if a layer was not asked
-    return _Oracle(updates, witness.future)
+    future: dict[int, Future] = {}
 
+    def note(layer: int, given: Read) -> None:
+        future[layer] = later_attention(given.query[0], given.key[0], given.value[0], given.scaling, updates)
 
-class _Witness(Probe):
-    """Notes for each token the largest attention it receives after each update."""
-
-    def __init__(self, updates: tuple[int, ...]) -> None:
-        self.updates = updates
-        self.future: dict[int, Future] = {}
-
-    def on_attend(self, layer: int, read: Read) -> None:
-        self.future[layer] = later_attention(read.query[0], read.key[0], read.value[0], read.scaling, self.updates)
+    read(model, MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=Probe(note)),)), ids)
+    return _Oracle(updates, future)
 
 
 def later_attention(

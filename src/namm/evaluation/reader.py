@@ -21,12 +21,12 @@ from namm.configuration import OWN
 from namm.errors import ConfigurationError, ModelError
 from namm.evaluation.oracle import foresee
 from namm.memory.attach import find_decoder
-from namm.memory.cache import MemoryCache, tensors_in
-from namm.memory.layer import MemoryLayer
+from namm.memory.cache import MemoryCache
+from namm.memory.ledger import Held, held_by
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
-from namm.memory.rehearsal import rehearsing
+from namm.memory.reading import ask, read
 from namm.policies import KeepAll, MemoryPolicy, StreamingLLM
 from namm.selection import Budget
 from namm.tasks import Encoded, metric
@@ -66,23 +66,6 @@ class Method:
     def whole(self) -> bool:
         """Whether it decides once, when the whole text has been read."""
         return self.policy is not None and self.policy.whole
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a memory held when the text had been read, over all layers that it manages.
-
-    Attributes:
-        bytes_elsewhere: bytes of layers with a cache of another kind, such as a sliding window, memory or not.
-    """
-
-    slots: int
-    slots_full: int
-    bytes_held: int
-    bytes_full: int
-    bytes_per_slot: int
-    peak_bytes: int | None
-    bytes_elsewhere: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,8 +132,7 @@ class Reader:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, update_interval: int, decode: bool = True
     ) -> None:
         self.model, self.tokenizer, self.interval, self.decode = model, tokenizer, update_interval, decode
-        self.decoder = find_decoder(model)
-        check_pieces(self.decoder, "questions that are asked after a text was read")
+        check_pieces(find_decoder(model), "questions that are asked after a text was read")
 
     def prefix(self, group: TextGroup, policies: Iterable[MemoryPolicy] = (), first: int | None = None) -> Prefix:
         """The tokens before the first update, rehearsed as the policies want it.
@@ -163,16 +145,20 @@ class Reader:
         }
         return Prefix.of(self.model, self._ids(group.text[: first or self.interval]), rehearsals)
 
+    def read(self, group: TextGroup, prefix: Prefix, plans: Sequence[Plan]) -> MemoryCache:
+        """The text, read under several memories side by side."""
+        cache = prefix.start(tuple(plans))
+        if left := group.text[prefix.tokens :]:
+            read(self.model, cache, left)
+        return cache
+
     @torch.no_grad()
     def ask(self, group: TextGroup, prefix: Prefix, methods: Sequence[Method]) -> list[Answer]:
         """Read the text under several memories side by side, and ask about it: for each of them all samples."""
         start = time.perf_counter()
         plans = [self.plan(group, prefix, method) for method in methods]
-        cache = prefix.start(tuple(plans))
-        if left := group.text[prefix.tokens :]:
-            with rehearsing(self.decoder):
-                self.model(self._ids(left, len(plans)), **passing(self.model, cache), logits_to_keep=1)
-        held = [held_by(cache, row, plan, prefix, len(group.text)) for row, plan in enumerate(plans)]
+        cache = self.read(group, prefix, plans)
+        held = [held_by(cache, i, plan, prefix.footprint(plan), len(group.text)) for i, plan in enumerate(plans)]
         for method, got in zip(methods, held, strict=True):
             check_bytes(method, got)
         reading = (time.perf_counter() - start) / len(plans)
@@ -189,9 +175,9 @@ class Reader:
         size = max(1, math.floor(method.budget * length))
         text = group.text[: size - size // 2] + group.text[length - size // 2 :]
         cache = MemoryCache.planned(self.model.config, (Plan(KeepAll(), None, self.interval),))
-        self.model(self._ids(text), **passing(self.model, cache), logits_to_keep=1)
-        token = prefix.footprint(Plan(KeepAll(), None, self.interval)).full
-        heads = _heads(cache)
+        read(self.model, cache, text)
+        costs = prefix.footprint(Plan(KeepAll(), None, self.interval))
+        heads, token = costs.heads, costs.full
         held = Held(heads * size, heads * length, token * size, token * length, token, token * size)
         reading = time.perf_counter() - start
         return [
@@ -231,7 +217,7 @@ class Reader:
     ) -> list[Answer]:
         start = time.perf_counter()
         rows, rest = len(methods), group.rest(sample)
-        nll, chosen = self._likelihood(cache.fork(), rest, sample.answer, rows)
+        nll, chosen = self._likelihood(cache, rest, sample.answer)
         exact = [reply == sample.answer for reply in chosen]
         if sample.sample.metric == "exact" or not self.decode:
             predictions = [self.tokenizer.decode(_greedy(reply, sample.answer)) for reply in chosen]
@@ -249,13 +235,11 @@ class Reader:
         ]
 
     def _likelihood(
-        self, cache: MemoryCache, rest: tuple[int, ...], answer: tuple[int, ...], rows: int
+        self, cache: MemoryCache, rest: tuple[int, ...], answer: tuple[int, ...]
     ) -> tuple[list[float], list[tuple[int, ...]]]:
         """For each row the mean negative log-likelihood of the answer, and the likeliest token in place of each."""
-        ids = self._ids(rest + answer, rows)
-        kept = len(answer) + 1
-        logits = self.model(ids, **passing(self.model, cache), logits_to_keep=kept).logits[:, -kept:-1].float()
-        gold = self._ids(answer, rows)
+        logits = ask(self.model, cache, rest + answer, kept=len(answer) + 1)[:, :-1].float()
+        gold = self._ids(answer, len(logits))
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), gold, reduction="none").mean(1)
         if not bool(torch.isfinite(nll).all()):
             raise ModelError(
@@ -312,41 +296,10 @@ def plan_for(method: Method, prefix: Prefix, length: int, interval: int, after: 
     return Plan(method.policy, budget, length if method.policy.whole else interval, last=length)
 
 
-def held_by(cache: MemoryCache, row: int, plan: Plan, prefix: Prefix, length: int) -> Held:
-    """What a row holds after `length` tokens.
-
-    Raises:
-        ModelError: a layer was not updated when it was due.
-    """
-    costs = prefix.footprint(plan)
-    layers = [layer for layer in cache.layers if isinstance(layer, MemoryLayer)]
-    sequences = [layer.sequences[row] for layer in layers]
-    if any(sequence.updates != plan.updates(length) for sequence in sequences):
-        raise ModelError(
-            f"{plan.updates(length)} updates in each layer",
-            f"{[s.updates for s in sequences]}",
-            "This model bypasses its cache; please report it with the model's name.",
-        )
-    slots = sum(sum(sequence.slots()) for sequence in sequences)
-    held = sum(sequence.nbytes() for sequence in sequences)
-    if not plan.policy.evicts:  # a full cache is transformers' own, which holds keys and values only
-        held = costs.full * length
-    peak = max(layers[0].meter.peak, held) if len(layers[0].sequences) == 1 and plan.policy.evicts else None
-    others = [layer for layer in cache.layers if not isinstance(layer, MemoryLayer)]
-    # of what is in use: right after reading, a sliding window is a view of more than it holds from the next token on
-    elsewhere = sum(t.nbytes for t in tensors_in([vars(layer) for layer in others])) // len(layers[0].sequences)
-    return Held(slots, _heads(cache) * length, held, costs.full * length, costs.token, peak, elsewhere)
-
-
 def _greedy(chosen: tuple[int, ...], answer: tuple[int, ...]) -> tuple[int, ...]:
     """What greedy decoding is known to give: up to the first token that is not the answer's."""
     wrong = (place for place, (a, b) in enumerate(zip(chosen, answer, strict=True)) if a != b)
     return chosen[: next(wrong, len(chosen)) + 1]
-
-
-def _heads(cache: MemoryCache) -> int:
-    """Kv heads of all memory layers together."""
-    return sum(len(layer.sequences[0].slots()) for layer in cache.layers if isinstance(layer, MemoryLayer))
 
 
 def check_bytes(method: Method, held: Held) -> None:

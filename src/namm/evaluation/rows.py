@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -18,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from namm.errors import ArtefactError, ConfigurationError
 from namm.evaluation.config import EvaluationConfig
 from namm.evaluation.reader import Answer, Method, TextGroup
-from namm.json_files import add_rows, placed_rows
+from namm.json_files import add_rows, digest, placed_rows
 from namm.report import Row
 from namm.version import __version__
 
@@ -74,7 +72,7 @@ def _check_samples(rows: list[Row], groups: Iterable[TextGroup]) -> None:
     for group in groups:
         for encoded in group.samples:
             place = (encoded.sample.task, group.tokens, encoded.sample.id)
-            now = (_hash(list(encoded.prompt)), encoded.sample.gold)
+            now = (digest(list(encoded.prompt)), encoded.sample.gold)
             if measured.get(place, now) != now:
                 raise ConfigurationError(
                     f"the samples that were measured in this folder, such as {place[2]!r} of {place[0]}",
@@ -114,14 +112,10 @@ def row_of(group: TextGroup, answer: Answer) -> Row:
         "prompt_tokens": len(answer.sample.prompt),
         "removed_tokens": answer.sample.removed,
         "rendered": answer.sample.template,
-        "context_hash": _hash(sample.context),
-        "prompt_sha256": _hash(list(answer.sample.prompt)),
+        "context_hash": digest(sample.context),
+        "prompt_sha256": digest(list(answer.sample.prompt)),
         "seconds": round(answer.seconds, 4),
     }
-
-
-def _hash(value: str | list[int]) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def common_fields(config: EvaluationConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Row:

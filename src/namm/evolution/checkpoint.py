@@ -11,8 +11,6 @@ mean/, best/               the best validated mean of the search, the best valid
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -26,7 +24,7 @@ from typing import Any
 from namm.errors import ArtefactError, ConfigurationError, NammError
 from namm.evolution.config import FORMAT_VERSION, WARM, ZEROS, EvolutionConfig
 from namm.files import locked, recover, replacing, sweep, writing
-from namm.json_files import add_rows, read_json, read_rows, write_json, write_rows
+from namm.json_files import add_rows, digest, read_json, read_rows, write_json, write_rows
 from namm.network import NAMM
 
 log = logging.getLogger(__name__)
@@ -149,7 +147,7 @@ class Folder:
             RunError: the disk is full; the checkpoint before it is intact.
         """
         values = vars(state) | {"records": {name: vars(record) for name, record in state.records.items()}}
-        whole = {"format": _CHECKPOINT_FORMAT, "sha256": _checksum(values), "state": values}
+        whole = {"format": _CHECKPOINT_FORMAT, "sha256": digest(values), "state": values}
         add_rows(self.path / LOG, [row])  # first: a row too many is trimmed, a missing one is lost
         write_json(self.path / CHECKPOINT, whole, indent=None, previous=self.path / PREVIOUS)
         self.state = state
@@ -257,17 +255,13 @@ def _parse(file: Path) -> Checkpoint:
             f"a checkpoint of format {_CHECKPOINT_FORMAT} in {file}", whole.get("format"), "Use its version of namm."
         )
     values = whole.get("state")
-    if not isinstance(values, dict) or _checksum(values) != whole.get("sha256"):
+    if not isinstance(values, dict) or digest(values) != whole.get("sha256"):
         raise ArtefactError(f"a checkpoint in {file}", "another checksum", way_out)
     records = {
         name: Record(**{_RENAMED.get(key, key): value for key, value in record.items()})
         for name, record in values["records"].items()
     }
     return Checkpoint(**values | {"told": tuple(map(tuple, values["told"])), "records": records})
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def as_told(fitness: Any) -> tuple[float | None, ...]:

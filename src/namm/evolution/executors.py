@@ -132,6 +132,30 @@ class Event:
     value: Any = None
 
 
+class Measurer:
+    """What runs in a worker: it builds the problem, then answers units. Whatever fails is raised by the driver."""
+
+    def __init__(self, factory: Factory, threads: int) -> None:
+        self._factory, self._threads = factory, threads
+
+    def start(self) -> Event:
+        torch.set_num_threads(self._threads)
+        try:
+            self._problem = self._factory()
+        except Exception as error:
+            return Event("failed", Failure.of(error, self.where()))
+        return Event("ready")
+
+    def work(self, function: Callable[..., Any], unit: Any) -> Event:
+        try:
+            return Event("done", function(self._problem, unit))
+        except Exception as error:
+            return Event("done", Failure.of(error, self.where()))
+
+    def where(self) -> str:
+        return f"worker process {os.getpid()}"
+
+
 class Worker(ABC):
     """A worker as its pool sees it."""
 
@@ -281,26 +305,17 @@ class Processes(Pool[_Process]):
 
 
 def _serve(pipe: Connection, factory: Factory, threads: int) -> None:
-    """A worker's life: build the problem, then answer units until the pipe closes, as it does when the driver dies."""
+    """A worker's life: it answers units until the pipe closes, as it does when the driver dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
-    torch.set_num_threads(threads)
-    where = f"worker process {os.getpid()}"
-    try:
-        problem = factory()
-    except Exception as error:  # whatever it is, it travels to the driver and is raised there
-        _send(pipe, Event("failed", Failure.of(error, where)))
-        return
-    _send(pipe, Event("ready"))
-    while True:
+    measurer = Measurer(factory, threads)
+    started = measurer.start()
+    _send(pipe, started)
+    while started.kind == "ready":
         try:
             function, unit = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        try:
-            value = function(problem, unit)
-        except Exception as error:
-            value = Failure.of(error, where)
-        _send(pipe, Event("done", value))
+        _send(pipe, measurer.work(function, unit))
 
 
 def _send(pipe: Connection, value: Any) -> None:

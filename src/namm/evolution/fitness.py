@@ -25,15 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.calibrating import calibrate
-from namm.compat import passing
 from namm.configuration import OWN
 from namm.errors import ConfigurationError, ScoreError
 from namm.evaluation import Method, Reader, TextGroup, text_before
 from namm.evolution.config import EvolutionConfig, Stage
 from namm.evolution.problem import Item, Outcome
-from namm.memory.plan import Plan, Probe, Read
+from namm.memory.plan import Plan, Probe
 from namm.memory.prefix import Prefix
-from namm.memory.rehearsal import rehearsing
 from namm.models import context_length, load_model
 from namm.network import NAMM, NAMMConfig
 from namm.policies import MemoryPolicy, NAMMPolicy, View
@@ -229,15 +227,19 @@ class ModelProblem:
     @torch.no_grad()
     def threshold(self, item: Item, network: NAMM) -> float:
         """See `Problem.threshold`; over all layers and heads together."""
-        policy, noted = self.policy(network), _Scores()
+        policy = self.policy(network)
         ready = self.ready(item, policy)
-        self.read(ready.group, policy, noted, item.budget, ready.prefix)
-        length = len(ready.group.text)
-        scores = torch.cat([s.flatten() for seen, s in noted.scores if seen == length]).float().cpu()
+        length, noted = len(ready.group.text), list[Tensor]()
+
+        def note(view: View, scores: Tensor) -> None:
+            if view.seen == length:
+                noted.append(scores.flatten())
+
+        self.read(ready.group, policy, Probe(on_update=note), item.budget, ready.prefix)
+        scores = torch.cat(noted).float().cpu()
         plan = self.reader.plan(ready.group, ready.prefix, Method("threshold", item.budget, policy))
         assert plan.selection is not None
-        heads = sum(len(read.key[0]) for read in ready.prefix.reads if isinstance(read, Read))
-        room = heads * (plan.selection.target(length) or 0)
+        room = ready.prefix.footprint(plan).heads * (plan.selection.target(length) or 0)
         return float(scores.topk(min(room, len(scores))).values[-1])
 
     def _rows(self, ready: _Ready) -> int:
@@ -257,10 +259,13 @@ class ModelProblem:
     @torch.no_grad()
     def statistics(self, item: Item, layout: NAMMConfig) -> Statistics:
         """Of the signals of all tokens at each update of a memory of zeros, which forgets nothing (spec 5)."""
-        policy = self.policy(NAMM.zeros(layout))
-        noted = _Signals(policy)
-        self.read(self.group(item), policy, noted)
-        return reduce(Statistics.merge, noted.seen, Statistics.empty(layout.feature_set.signals))
+        policy, features, seen = self.policy(NAMM.zeros(layout)), layout.feature_set, list[Statistics]()
+
+        def note(view: View, scores: Tensor) -> None:
+            seen.append(Statistics.of(features.read(policy.state_of(view)).flatten(0, -2).cpu()))
+
+        self.read(self.group(item), policy, Probe(on_update=note))
+        return reduce(Statistics.merge, seen, Statistics.empty(features.signals))
 
     @torch.no_grad()
     def read(
@@ -277,12 +282,7 @@ class ModelProblem:
             plan = Plan(policy, Threshold(0.0), self.reader.interval, last=len(group.text))
         else:
             plan = self.reader.plan(group, prefix, Method("reader", budget, policy))
-        cache = prefix.start((replace(plan, probe=probe),))
-        if left := group.text[prefix.tokens :]:
-            with rehearsing(self.reader.decoder):
-                self.model(
-                    torch.tensor([left], device=self.model.device), **passing(self.model, cache), logits_to_keep=1
-                )
+        self.reader.read(group, prefix, [replace(plan, probe=probe)])
 
 
 def _generated(config: EvolutionConfig, stage: Stage) -> bool:
@@ -298,24 +298,3 @@ def _check_lengths(config: EvolutionConfig, name: str, longest: int | None) -> N
             asked,
             "Use shorter texts, or leave that model out.",
         )
-
-
-class _Scores(Probe):
-    """Notes the scores of each update, with the tokens read."""
-
-    def __init__(self) -> None:
-        self.scores: list[tuple[int, Tensor]] = []
-
-    def on_update(self, view: View, scores: Tensor) -> None:
-        self.scores.append((view.seen, scores))
-
-
-class _Signals(Probe):
-    """Notes the statistics of what a memory sees at each update."""
-
-    def __init__(self, policy: NAMMPolicy) -> None:
-        self.policy, self.seen = policy, list[Statistics]()
-
-    def on_update(self, view: View, scores: Tensor) -> None:
-        signals = self.policy.network.feature_set.read(self.policy.state_of(view))
-        self.seen.append(Statistics.of(signals.flatten(0, -2).cpu()))

@@ -56,17 +56,17 @@ Layer = list[_Seen]
 """All heads of a layer at an update."""
 
 
-class _Shown(Probe):
-    """Notes what a memory is shown, by layer and tokens read: states, positions and heads."""
+_Views = dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]]
+"""What a memory was shown, by layer and tokens read: states, positions and heads."""
 
-    def __init__(self, policy: NAMMPolicy | None = None) -> None:
-        self.policy = policy
-        self.views: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
-    def on_update(self, view: View, scores: Tensor) -> None:
-        state = view.state if self.policy is None else self.policy.state_of(view)
+def _noting(views: _Views, policy: NAMMPolicy | None = None) -> Probe:
+    def note(view: View, scores: Tensor) -> None:
+        state = view.state if policy is None else policy.state_of(view)
         shown = (state[0].float().cpu(), view.positions[0].cpu(), view.heads.cpu())
-        self.views.setdefault((view.layer, view.seen), []).append(shown)
+        views.setdefault((view.layer, view.seen), []).append(shown)
+
+    return Probe(on_update=note)
 
 
 def fit(problem: LanguageProblem, layout: NAMMConfig, items: Sequence[Item], config: WarmStart) -> NAMM:
@@ -107,15 +107,15 @@ class Targets:
         updates = (*range(interval, length, interval), length)
         ids = torch.tensor([[*sample.prompt, *sample.answer]], device=here.model.device)
         future = foresee(here.model, ids, updates).future
-        echoes = _Shown()
+        echoes: _Views = {}
         if config.rehearsal:
-            here.read(group, KVzip(), echoes)
+            here.read(group, KVzip(), _noting(echoes))
         found = {}
         for layer, later in future.items():
             for seen, after in zip(updates, later, strict=True):
                 asked = [after, later[-1][:, :seen] * config.question_weight]
                 if config.rehearsal:
-                    ((state, _, _),) = echoes.views[layer, seen]  # nothing scores below 0, so nothing is forgotten
+                    ((state, _, _),) = echoes[layer, seen]  # nothing scores below 0, so nothing is forgotten
                     asked.append(state[:, 0].to(after.device))
                 found[layer, seen] = torch.log1p(torch.stack(asked).amax(0) / FAINT).cpu()
         return cls(found)
@@ -126,17 +126,16 @@ def observe(
     problem: LanguageProblem, item: Item, target: Targets, network: NAMM | None, layout: NAMMConfig
 ) -> list[Layer]:
     """What the memory sees of each layer at each update of a text; the full cache if there is no network yet."""
-    here = problem.of(item)
+    shown, here = _Views(), problem.of(item)
     policy = here.policy(network or NAMM.zeros(layout))
-    shown = _Shown(policy)
-    here.read(here.group(item), policy, shown, item.budget if network else None)
+    here.read(here.group(item), policy, _noting(shown, policy), item.budget if network else None)
     read = layout.feature_set.read
     return [
         [
             _Seen(read(state), seen - 1 - positions, target.of_layer[layer, seen][heads].gather(1, positions.long()))
             for state, positions, heads in views
         ]
-        for (layer, seen), views in shown.views.items()
+        for (layer, seen), views in shown.items()
     ]
 
 

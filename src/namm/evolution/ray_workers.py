@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import namm
 from namm.errors import RunError
 from namm.evolution.config import Workers
-from namm.evolution.executors import Event, Factory, Failure, Pool, Worker
+from namm.evolution.executors import Event, Factory, Measurer, Pool, Worker
 from namm.packages import package
 
 log = logging.getLogger(__name__)
@@ -102,29 +102,10 @@ class RayWorkers(Pool[_Actor]):
                 )
 
 
-class _Measurer:
-    """What runs on the cluster."""
+class _Measurer(Measurer):
+    """On the cluster."""
 
-    def __init__(self, factory: Factory, threads: int) -> None:
-        self._factory, self._threads = factory, threads
-
-    def start(self) -> Event:
-        import torch
-
-        torch.set_num_threads(self._threads)
-        try:
-            self._problem = self._factory()
-        except Exception as error:
-            return Event("failed", Failure.of(error, self._where()))
-        return Event("ready")
-
-    def work(self, function: Callable[..., Any], unit: Any) -> Event:
-        try:
-            return Event("done", function(self._problem, unit))
-        except Exception as error:
-            return Event("done", Failure.of(error, self._where()))
-
-    def _where(self) -> str:
+    def where(self) -> str:
         return f"Ray worker {os.getpid()} on {socket.gethostname()}"
 
 

@@ -17,14 +17,16 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from namm.compat import cache_argument, cache_given, drops_its_cache, untested, untraced, warn_if_untested
 from namm.errors import ConfigurationError, ModelError
-from namm.memory.cache import MemoryCache, MemoryReport, make_plan, memory_layers
+from namm.memory.cache import MemoryCache, make_plan, memory_layers
 from namm.memory.identity import fingerprint
-from namm.memory.layer import MemoryLayer, is_overlay
+from namm.memory.layer import layers_of
+from namm.memory.ledger import MemoryReport
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
 from namm.memory.rehearsal import rehearsing
 from namm.memory.rotation import asks_moved, check_rotation
 from namm.memory.routing import PACKED, check_mask, route, unroute
+from namm.memory.seam import is_overlay, replaced
 from namm.network import NAMM
 from namm.policies import MemoryPolicy
 from namm.selection import Selection
@@ -107,19 +109,10 @@ def attach(
 def attached(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
     """As `attach`, for a plan that was made and checked."""
     decoder = find_decoder(model)
-    _check_calibration(plan, decoder)
-    memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
-    if plan.in_pieces:
-        check_pieces(decoder, "a memory that rehearses" if plan.policy.reads_again else "layers that decide together")
-    rehearsal = plan.policy.asks_in_place if plan.policy.evicts else None
-    if rehearsal is not None and asks_moved(rehearsal, decoder.config.get_text_config(decoder=True)):
-        check_rotation(decoder)
+    check_model(decoder, plan)
     handle = Handle(plan)
     with _lock:
-        if decoder in _attached:
-            raise ModelError(
-                "a model without a memory", "one that has a memory attached", "Leave the other block first."
-            )
+        _check_free(decoder)
         _attached.add(decoder)
     hooks = []
     route(decoder.config)
@@ -128,7 +121,8 @@ def attached(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
         if plan.in_pieces:
             stack.enter_context(rehearsing(decoder))
         for holder in _holders(model):  # outer models may build masks before the decoder is called
-            stack.enter_context(_without_continuous_batching(holder))
+            if hasattr(holder, "init_continuous_batching"):
+                stack.enter_context(replaced(holder, "init_continuous_batching", _refuse_paging))
             hooks.append(holder.register_forward_pre_hook(_before(handle, holder, decoder), with_kwargs=True))
         hooks.append(decoder.register_forward_hook(_after(handle), with_kwargs=True))
         yield handle
@@ -139,6 +133,22 @@ def attached(model: torch.nn.Module, plan: Plan) -> Iterator[Handle]:
         unroute(decoder.config)
         with _lock:
             _attached.discard(decoder)
+
+
+def check_model(decoder: PreTrainedModel, plan: Plan) -> None:
+    """
+    Raises:
+        ConfigurationError: a memory that was calibrated for another model.
+        ModelError: a model that a memory with this plan cannot serve, or that has one attached.
+    """
+    _check_free(decoder)
+    _check_calibration(plan, decoder)
+    memory_layers(decoder.config, (plan,))  # raises where there is nothing to hold
+    if plan.in_pieces:
+        check_pieces(decoder, "a memory that rehearses" if plan.policy.reads_again else "layers that decide together")
+    rehearsal = plan.policy.asks_in_place if plan.policy.evicts else None
+    if rehearsal is not None and asks_moved(rehearsal, decoder.config.get_text_config(decoder=True)):
+        check_rotation(decoder)
 
 
 def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
@@ -154,6 +164,11 @@ def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
             "namm.calibrated(memory, model, tokenizer).",
             policy,
         )
+
+
+def _check_free(decoder: PreTrainedModel) -> None:
+    if decoder in _attached:
+        raise ModelError("a model without a memory", "one that has a memory attached", "Leave the other block first.")
 
 
 def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
@@ -202,24 +217,12 @@ def _holders(model: torch.nn.Module) -> list[PreTrainedModel]:
     return [m for m in model.modules() if isinstance(m, PreTrainedModel) and cache_argument(m) is not None]
 
 
-@contextmanager
-def _without_continuous_batching(holder: PreTrainedModel) -> Iterator[None]:
-    """`generate_batch` pages its cache and asks for attention of its own: refused for the length of the block."""
-    if not hasattr(holder, "init_continuous_batching"):
-        yield
-        return
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise ModelError(
-            "generate(...) of a batch, which a memory serves", "continuous batching, whose cache is paged",
-            "Call model.generate(...), or leave the block first.",
-        )  # fmt: skip
-
-    holder.init_continuous_batching = refuse
-    try:
-        yield
-    finally:
-        del holder.init_continuous_batching
+def _refuse_paging(*args: Any, **kwargs: Any) -> None:
+    """`generate_batch` pages its cache and asks for attention of its own."""
+    raise ModelError(
+        "generate(...) of a batch, which a memory serves", "continuous batching, whose cache is paged",
+        "Call model.generate(...), or leave the block first.",
+    )  # fmt: skip
 
 
 # -- one call ----------------------------------------------------------------------------------------------------------
@@ -310,9 +313,7 @@ def _after(handle: Handle) -> Any:
         if not isinstance(cache, MemoryCache):  # a call that asked for none
             return
         seen = handle._local.to_be_seen
-        for layer in cache.layers:
-            if not isinstance(layer, MemoryLayer):
-                continue
+        for layer in layers_of(cache):
             layer.check_served()
             due = [s.plan.updates(s.seen) for s in layer.sequences]
             if layer.columns != seen or [s.updates for s in layer.sequences] != due:

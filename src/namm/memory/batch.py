@@ -16,6 +16,7 @@ from torch import Tensor
 from namm.errors import ModelError
 from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
+from namm.memory.rehearsal import left_padded
 
 
 def can_join(cache: MemoryCache) -> bool:
@@ -66,13 +67,7 @@ def _heard(parts: list[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] |
     if known is None:
         return None
     rows = [known[0][0, :0] if part is None else part[0][0][part[1][0]] for part in parts]
-    longest = max(map(len, rows))
-    tokens = known[0].new_zeros(len(rows), longest, *known[0].shape[2:])
-    real = known[1].new_zeros(len(rows), longest)
-    for row, part in enumerate(rows):
-        tokens[row, longest - len(part) :] = part
-        real[row, longest - len(part) :] = True
-    return tokens, real
+    return left_padded(rows)
 
 
 def _row(heard: tuple[Tensor, Tensor] | None, row: int) -> tuple[Tensor, Tensor] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +14,16 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from namm.compat import untraced, warn_if_untested
 from namm.errors import ConfigurationError, ModelError
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, layers_of
+from namm.memory.ledger import MemoryReport, report
 from namm.memory.plan import Plan
 from namm.memory.routing import check_routed, route, unroute
+from namm.memory.seam import turn_into
 from namm.memory.sequence import Meter
 from namm.memory.updates import update, update_together
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
 from namm.selection import Budget, Selection
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """What a cache holds.
-
-    Attributes:
-        kept: slots held, `kept[layer][row][kv_head]`; empty for layers with a cache of their own kind.
-        bytes_held: bytes of every storage the cache keeps alive, the policy's state included.
-        bytes_full: bytes a full cache would hold for the same tokens, padding included.
-        peak_bytes: the most that was held at any time, one layer's compaction included.
-        tokens_seen: tokens read, as the model counts them.
-        updates: times each layer has forgotten, summed over rows; `updates[layer]`.
-    """
-
-    kept: list[list[list[int]]]
-    bytes_held: int
-    bytes_full: int
-    peak_bytes: int
-    tokens_seen: int
-    updates: list[int]
-
-    @property
-    def slots(self) -> int:
-        """Slots held by all layers, rows and heads together."""
-        return sum(count for layer in self.kept for row in layer for count in row)
-
-    @property
-    def share(self) -> float:
-        """Bytes held over the bytes of a full cache."""
-        return self.bytes_held / self.bytes_full if self.bytes_full else 1.0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.slots:,} slots, {self.bytes_held / 1e6:.1f} MB of {self.bytes_full / 1e6:.1f} MB "
-            f"({self.share:.0%}) after {self.tokens_seen:,} tokens"
-        )
 
 
 def make_plan(memory: NAMM | MemoryPolicy | str | Path, selection: Selection | None, update_interval: int) -> Plan:
@@ -155,7 +119,7 @@ class MemoryCache(Cache):
 
     def _start(self, layers: list[Any]) -> None:
         super().__init__(layers=_introduced(layers))
-        config = next(layer.config for layer in layers if isinstance(layer, MemoryLayer))
+        config = layers_of(self)[0].config
         route(config)
         weakref.finalize(self, unroute, config)
 
@@ -165,9 +129,7 @@ class MemoryCache(Cache):
 
         For `attach`, which routes the config itself.
         """
-        cache.__class__ = MemoryCache
-        cache.layer_class_to_replicate = None
-        cache.layers = _introduced(memory_layers(config, (plan,)))
+        turn_into(MemoryCache, cache, _introduced(memory_layers(config, (plan,))))
         assert isinstance(cache, MemoryCache)
         return cache
 
@@ -183,32 +145,7 @@ class MemoryCache(Cache):
 
     def memory(self) -> MemoryReport:
         """What is held now: slots, bytes, and what a full cache would hold."""
-        kept: list[list[list[int]]] = []
-        ours: list[Tensor] = []
-        theirs: list[Tensor] = []  # of layers with a cache of another kind, the same with or without a memory
-        full = peak = 0
-        for layer in self.layers:
-            if isinstance(layer, MemoryLayer):
-                layer.check_served()
-                kept.append([sequence.slots() for sequence in layer.sequences])
-                full += layer.full_bytes()
-                peak = layer.meter.peak
-                ours += layer.tensors()
-            else:
-                kept.append([])
-                theirs += tensors_in(vars(layer))
-        held, others = storage_bytes(ours), storage_bytes(theirs)
-        return MemoryReport(
-            kept=kept,
-            bytes_held=held + others,
-            bytes_full=full + others,
-            peak_bytes=max(peak, held) + others,
-            tokens_seen=self.get_seq_length(),
-            updates=[
-                sum(s.updates for s in layer.sequences) if isinstance(layer, MemoryLayer) else 0
-                for layer in self.layers
-            ],
-        )
+        return report(self)
 
     def kept_positions(self, layer: int) -> list[list[list[int]]]:
         """Tokens held by layer `layer`, ascending: `[row][kv_head]`, counted in real tokens of each row."""
@@ -229,7 +166,7 @@ class MemoryCache(Cache):
         Raises:
             ModelError: a memory for which the model reads again, or a cache in the middle of a call.
         """
-        layers = [layer for layer in self.layers if isinstance(layer, MemoryLayer)]
+        layers = layers_of(self)
         for layer in layers:
             layer.check_served()
             for sequence in layer.sequences:
@@ -247,12 +184,11 @@ class MemoryCache(Cache):
 
     def trim(self) -> None:
         """Give back the free slots that appended tokens leave; they come again with the next token."""
-        for layer in self.layers:
-            if isinstance(layer, MemoryLayer):
-                for sequence in layer.sequences:
-                    if sequence.begun:
-                        sequence.store.trim()
-                        sequence.note()
+        for layer in layers_of(self):
+            for sequence in layer.sequences:
+                if sequence.begun:
+                    sequence.store.trim()
+                    sequence.note()
 
     def fork(self) -> MemoryCache:
         """A copy that goes its own way from here: one text that was read, and several questions about it."""
@@ -325,17 +261,3 @@ def memory_layers(config: PreTrainedConfig, plans: tuple[Plan, ...]) -> list[Any
         kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
         raise ModelError("a model with full-attention layers", f"only {kinds}", "There is nothing to forget here.")
     return chosen
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested dictionaries, lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return tensors_in(list(value.values()))
-    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, (list, tuple)) else []
-
-
-def storage_bytes(tensors: list[Tensor]) -> int:
-    """Bytes of the distinct storages that `tensors` keep alive."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())

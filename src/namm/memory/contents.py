@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from namm.errors import ModelError
 from namm.memory import others
 from namm.memory.cache import MemoryCache, memory_layers
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, layers_of
 from namm.memory.plan import Plan
 from namm.memory.queries import hold, joined
 from namm.memory.sequence import Sequence
@@ -55,7 +55,7 @@ def taken(cache: MemoryCache, plan: Plan) -> Contents:
     Raises:
         ModelError: it is in the middle of a call, or has layers that hold more than tensors and numbers.
     """
-    first = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+    first = layers_of(cache)[0]
     fresh = memory_layers(first.config, (plan,))
     tensors: dict[str, Tensor] = {}
     counts: dict[str, list[list[int]]] = {}
@@ -116,8 +116,7 @@ def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
             parts = {n.partition(".")[2]: t for n, t in held.tensors.items() if n.partition(".")[0] == str(i)}
             others.fill(layer, held.others[str(i)], parts, device)
     if "heard.tokens" in tensors:
-        first = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
-        first.heard = tensors["heard.tokens"], tensors["heard.real"]
+        layers_of(cache)[0].heard = tensors["heard.tokens"], tensors["heard.real"]
 
 
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:

@@ -1,8 +1,7 @@
 """A cache layer that forgets: one `Sequence` for each row of the batch, their slots in one `Store`.
 
-transformers calls `update` with the new keys and values and then its attention function with what `update` returned.
-The keys carry a reference to the layer that is to serve them (`layer_of`), which is how our attention function finds
-it without a global: two threads, two caches and two models never meet.
+transformers calls `update` with the new keys and values and then its attention function with what `update` returned,
+which finds the layer by these keys, see `seam`.
 """
 
 from __future__ import annotations
@@ -20,20 +19,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from namm.compat import untested, untraced
 from namm.errors import ModelError
+from namm.memory import seam
 from namm.memory.attending import rehearse
 from namm.memory.plan import Plan, Read, Scaling
 from namm.memory.rotation import asks_moved, rotation_of
 from namm.memory.sequence import Meter, Rows, Sequence, copied
 from namm.memory.steps import read
 from namm.memory.updates import drop, update, update_together
-
-_ATTRIBUTE, _MASK = "_namm_layer", "_namm_mask"
-
-
-class SeenLength(int):
-    """A mask length given by a `MemoryLayer`: the mask is for a memory and need hold no causality."""
-
-    layer: MemoryLayer
 
 
 class MemoryLayer(CacheLayerMixin):
@@ -99,7 +91,7 @@ class MemoryLayer(CacheLayerMixin):
         if self.rehearsing is None:
             self.columns += key_states.shape[2]
         self._pending = (key_states, value_states)
-        setattr(key_states, _ATTRIBUTE, self)
+        seam.hand_over(key_states, self)
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -109,9 +101,7 @@ class MemoryLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
         if isinstance(query_length, Tensor):  # transformers 5.17 may hand over cache positions
             query_length = query_length.shape[0]
-        length = SeenLength(self.columns + query_length)
-        length.layer = self
-        return length, 0
+        return seam.SeenLength.of(self.columns + query_length, self), 0
 
     def get_max_length(self) -> int:
         return -1
@@ -185,7 +175,7 @@ class MemoryLayer(CacheLayerMixin):
                 "Models that share keys between layers cannot be given a memory.",
             )
         (keys, values), self._pending = self._pending, None
-        delattr(keys, _ATTRIBUTE)  # or whoever keeps them would keep this layer alive, and it them
+        seam.taken_back(keys)
         batch, _, tokens, _ = query.shape
         real, overlay = self._real_tokens(mask, tokens)
         scaling = replace(scaling, rotation=self.rotation)
@@ -296,7 +286,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def _real_tokens(self, mask: Tensor | None, tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """Which of the new columns are real tokens (None: all), and the overlay mask if there is one."""
-        over, shown = (None, mask) if mask is None or mask.ndim == 2 else (mask, getattr(mask, _MASK)[0])
+        over, shown = (None, mask) if mask is None or mask.ndim == 2 else (mask, seam.shown_by(mask))
         if shown is not None and self.rehearsing is None:
             before = self.columns - tokens
             all_of_it = shown.new_ones(len(shown), before)
@@ -344,16 +334,6 @@ class MemoryLayer(CacheLayerMixin):
         return slot * begun.heads * self.columns * len(self.sequences)
 
 
-def layer_of(key: Tensor) -> MemoryLayer | None:
-    """The memory layer that handed these keys to the model, if any."""
-    return getattr(key, _ATTRIBUTE, None)
-
-
-def overlay(mask: Tensor, shown: Bool[Tensor, "batch column"] | None) -> Tensor:
-    """A mask `[batch, 1, token, column]` of more than causality, which remembers the 2-D mask it was made from."""
-    setattr(mask, _MASK, (shown,))
-    return mask
-
-
-def is_overlay(mask: Tensor) -> bool:
-    return hasattr(mask, _MASK)
+def layers_of(cache: Any) -> list[MemoryLayer]:
+    """The memory layers of a cache; none of what is no memory."""
+    return [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, MemoryLayer)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from transformers import PreTrainedModel
@@ -19,8 +19,24 @@ from namm.errors import ModelError
 
 _TOKENS, _FIRST = 24, 16  # of the trial, and of its first piece
 
+_Trial = Callable[[PreTrainedModel], float]
 _lock = threading.Lock()
-_tried: weakref.WeakKeyDictionary[PreTrainedModel, float] = weakref.WeakKeyDictionary()
+_tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[_Trial, float]] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def tried(decoder: PreTrainedModel, trial: _Trial) -> float:
+    """What a trial of a model in evaluation mode gives, which is made once."""
+    with _lock:
+        known = _tried.setdefault(decoder, {})
+        if trial not in known:
+            training = decoder.training
+            decoder.eval()
+            try:
+                known[trial] = trial(decoder)
+            finally:
+                decoder.train(training)
+        return known[trial]
 
 
 def check_pieces(decoder: PreTrainedModel, wanted: str) -> None:
@@ -42,22 +58,18 @@ def _difference(decoder: PreTrainedModel) -> float:
     """How far apart the hidden states of the two ways are, as a part of their norm; computed once for a model."""
     if all(type(layer) is DynamicLayer for layer in DynamicCache(config=decoder.config).layers):
         return 0.0
-    with _lock:
-        if decoder not in _tried:
-            _tried[decoder] = _try(decoder)
-        return _tried[decoder]
+    return tried(decoder, _try)
 
 
-@torch.no_grad()
+def trial_ids(decoder: PreTrainedModel, tokens: int) -> torch.Tensor:
+    """Ids of a short text for a model, `[1, token]`."""
+    embedding = decoder.get_input_embeddings()
+    return torch.arange(1, tokens + 1, device=embedding.weight.device)[None] % embedding.num_embeddings
+
+
 def _try(decoder: PreTrainedModel) -> float:
-    training = decoder.training
-    decoder.eval()
-    try:
-        embedding = decoder.get_input_embeddings()
-        ids = torch.arange(1, _TOKENS + 1, device=embedding.weight.device)[None] % embedding.num_embeddings
-        whole, pieces = (_read(decoder, ids.split(cut, dim=1)) for cut in (_TOKENS, _FIRST))
-    finally:
-        decoder.train(training)
+    ids = trial_ids(decoder, _TOKENS)
+    whole, pieces = (_read(decoder, ids.split(cut, dim=1)) for cut in (_TOKENS, _FIRST))
     return float((whole - pieces).norm() / whole.norm())
 
 

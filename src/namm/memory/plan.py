@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,14 +44,21 @@ class Read:
         return Read(query, key, value, self.scaling)
 
 
+def _looks_away(*_: Any) -> None: ...
+
+
+@dataclass(frozen=True)
 class Probe:
-    """Watches a memory from inside; whatever it does, the memory goes on as it would have."""
+    """Watches a memory from inside; whatever it does, the memory goes on as it would have.
 
-    def on_attend(self, layer: int, read: Read) -> None:
-        """A layer was given tokens, or a rehearsal of some."""
+    Attributes:
+        on_attend: told the layer that was given tokens, or a rehearsal of some, and these.
+        on_update: told what the policy was shown, and its scores; of heads that hold unequal numbers of slots one by
+            one.
+    """
 
-    def on_update(self, view: View, scores: Float[Tensor, "batch kv_head slot"]) -> None:
-        """The policy was asked; of heads that hold unequal numbers of slots one by one."""
+    on_attend: Callable[[int, Read], object] = _looks_away
+    on_update: Callable[[View, Float[Tensor, "batch kv_head slot"]], object] = _looks_away
 
 
 @dataclass(frozen=True)

@@ -16,51 +16,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from namm.compat import passing
 from namm.errors import ModelError
 from namm.memory import attending, steps
 from namm.memory.asking import ask_rest
 from namm.memory.attach import find_decoder
-from namm.memory.cache import MemoryCache, storage_bytes
+from namm.memory.cache import MemoryCache
 from namm.memory.layer import MemoryLayer
+from namm.memory.ledger import Footprint, footprint, storage_bytes
 from namm.memory.plan import Plan, Probe, Read
+from namm.memory.reading import read
 from namm.memory.rehearsal import rehearse, rehearsed
 from namm.memory.rotation import asks_moved, rotation_of
 from namm.memory.sequence import Meter, Rows, Sequence
 from namm.policies import KeepAll, MemoryPolicy
 from namm.policies.base import Rehearsal
-
-
-class _Recorder(Probe):
-    """Remembers what each layer was given last."""
-
-    def __init__(self) -> None:
-        self.reads: dict[int, Read] = {}
-
-    def on_attend(self, layer: int, read: Read) -> None:
-        self.reads[layer] = read
-
-    def taken(self, cache: MemoryCache) -> tuple[Any, ...]:
-        """For each layer what it was given, or the layer itself where it has a cache of its own kind."""
-        cache.memory()  # raises if a layer was not asked
-        return tuple(self.reads.get(i, layer) for i, layer in enumerate(cache.layers))
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of a memory, over all layers that it manages, between two hops.
-
-    Attributes:
-        token: of one more token in every head, its observed state included.
-        constant: of the queries that are always held.
-        full: of one more token in a cache that holds keys and values only.
-        asking: of the queries that wait at most until they ask in place; none wait after the last update.
-    """
-
-    token: int
-    constant: int
-    full: int
-    asking: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,21 +50,26 @@ class Prefix:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, ids: Tensor, rehearsals: Iterable[Rehearsal] = (), **images: Tensor) -> Prefix:
+    def of(cls, model: PreTrainedModel, ids: Tensor, rehearsals: Iterable[Rehearsal] = (), **images: Any) -> Prefix:
         """Read `ids` `[1, token]` with the model, forgetting nothing, and rehearse them in each of these ways.
 
         Args:
             images: what the model takes beside the ids, such as `pixel_values`; these cannot be rehearsed here.
         """
-        recorder = _Recorder()
-        cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=recorder),))
-        model(ids, **passing(model, cache), logits_to_keep=1, **images)
-        prefix, decoder = cls(model.config, ids.shape[1], recorder.taken(cache)), find_decoder(model)
+        given: dict[int, Read] = {}  # to each layer, the last time
+        cache = MemoryCache.planned(model.config, (Plan(KeepAll(), None, 1, probe=Probe(given.__setitem__)),))
+
+        def taken() -> tuple[Any, ...]:
+            cache.memory()  # raises if a layer was not asked
+            return tuple(given.get(i, layer) for i, layer in enumerate(cache.layers))
+
+        read(model, cache, ids, **images)
+        prefix, decoder = cls(model.config, ids.shape[1], taken()), find_decoder(model)
         for rehearsal in rehearsals:
             again = rehearsed(rehearsal, ids[0])[None]
             everything = torch.ones_like(again, dtype=torch.bool)
             rehearse(decoder, decoder.forward, cache, (True,), again, everything)
-            prefix.rehearsed[rehearsal] = recorder.taken(cache)
+            prefix.rehearsed[rehearsal] = taken()
         return prefix
 
     @torch.no_grad()
@@ -118,23 +92,7 @@ class Prefix:
 
     def footprint(self, plan: Plan) -> Footprint:
         """What a memory with this plan costs in bytes."""
-        token = constant = full = asking = 0
-        for read in self.reads:
-            if not isinstance(read, Read):
-                continue
-            policy, dtype = plan.policy, read.key.dtype
-            kv_heads = read.key.shape[1]
-            pair = (read.key.shape[-1] + read.value.shape[-1]) * dtype.itemsize
-            state = policy.channels * plan.state_dtype(dtype).itemsize
-            full += kv_heads * pair
-            token += kv_heads * (pair + state + torch.int32.itemsize)  # with its position
-            query = read.query.shape[1] * read.query.shape[-1] * dtype.itemsize
-            if policy.channels:  # the queries between two hops, and their log-sum-exp
-                constant += policy.overlap * (query + read.query.shape[1] * torch.float32.itemsize)
-            if rehearsal := policy.asks_in_place:
-                looked = rehearsal.competes * read.query.shape[1] * torch.float32.itemsize
-                asking += min(rehearsal.window, plan.update_interval) * (query + looked)
-        return Footprint(token, constant, full, asking)
+        return footprint(plan, (read for read in self.reads if isinstance(read, Read)))
 
     @torch.no_grad()
     def start(self, plans: tuple[Plan, ...]) -> MemoryCache:

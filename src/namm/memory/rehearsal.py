@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache
 
 from namm.compat import cache_given, passing, untraced
 from namm.errors import ModelError
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, layers_of
 from namm.memory.plan import Plan
+from namm.memory.seam import replaced
 from namm.policies.base import Rehearsal
 
 _PER_TOKEN = ("input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids")
@@ -38,15 +39,8 @@ def rehearsing(decoder: PreTrainedModel) -> Iterator[None]:
     For memories whose layers decide together it is called piece by piece, as then, and nothing is read again.
     """
     own = decoder.forward
-    placed = decoder.__dict__.get("forward")  # others, such as accelerate, may have put one there
-    decoder.forward = wraps(own)(partial(_forward, decoder, own))  # with the signature of the model's own
-    try:
+    with replaced(decoder, "forward", wraps(own)(partial(_forward, decoder, own))):  # with the signature of its own
         yield
-    finally:
-        if placed is None:
-            del decoder.forward
-        else:
-            decoder.forward = placed
 
 
 def _rehearsal_of(layer: MemoryLayer) -> Rehearsal | None:
@@ -65,7 +59,7 @@ def _rehearsal_of(layer: MemoryLayer) -> Rehearsal | None:
 def _forward(decoder: PreTrainedModel, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     kwargs = dict(zip(inspect.signature(own).parameters, args, strict=False)) | kwargs
     cache = cache_given(decoder, kwargs)
-    layer = next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, MemoryLayer)), None)
+    layer = next(iter(layers_of(cache)), None)
     if cache is None or layer is None or not any(plan.in_pieces for plan in layer.plans):
         return own(**kwargs)
     rehearsal = _rehearsal_of(layer)
@@ -122,8 +116,7 @@ def rehearse(
         last: position of the token before, `[.., batch, 1]`; if left out, columns count as the model counts them.
         still: whether positions do not count on, as in a Decision Transformer, whose embeddings hold the time.
     """
-    layers = list(cache.layers)
-    ours = [layer for layer in layers if isinstance(layer, MemoryLayer)]
+    layers, ours = list(cache.layers), layers_of(cache)
     cache.layers = [layer if isinstance(layer, MemoryLayer) else deepcopy(layer) for layer in layers]
     if mask is not None or not bool(real.all()):
         before = mask if mask is not None else real.new_ones(len(real), cache.get_seq_length())
@@ -239,11 +232,17 @@ def _block(layer: MemoryLayer, rehearsal: Rehearsal, due: tuple[bool, ...]) -> t
         else tokens[row, :0]
         for row, sequence in enumerate(layer.sequences)
     ]
-    longest = max(map(len, blocks))
-    padded = tokens.new_zeros(len(blocks), longest, *tokens.shape[2:])
-    there = real.new_zeros(len(blocks), longest)
-    for row, block in enumerate(blocks):
-        padded[row, longest - len(block) :] = block
-        there[row, longest - len(block) :] = True
+    padded, there = left_padded(blocks)
     there[:, -1] = True  # rows that are not due ask something too, and are not answered
     return padded, there
+
+
+def left_padded(rows: list[Tensor]) -> tuple[Tensor, Bool[Tensor, "batch token"]]:
+    """Ids or embeddings of several rows in one tensor, and which of it is real."""
+    longest = max(map(len, rows))
+    padded = rows[0].new_zeros(len(rows), longest, *rows[0].shape[1:])
+    real = torch.zeros(len(rows), longest, dtype=torch.bool, device=padded.device)
+    for row, tokens in enumerate(rows):
+        padded[row, longest - len(tokens) :] = tokens
+        real[row, longest - len(tokens) :] = True
+    return padded, real

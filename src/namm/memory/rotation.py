@@ -8,8 +8,6 @@ what its modelling file offers, and tried on the model itself before they are us
 from __future__ import annotations
 
 import inspect
-import threading
-import weakref
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -22,6 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from namm.compat import passing
 from namm.errors import ModelError
+from namm.memory.pieces import trial_ids, tried
 from namm.policies.base import Rehearsal
 
 _WAY_OUT = "Use a memory whose queries ask where they stand (rotated=False)."
@@ -29,9 +28,6 @@ _TOKENS, _MOVED = 8, 24  # of the trial, and by how many positions
 _CHANGING = ("dynamic", "longrope")  # frequencies that depend on the length of the text
 
 _ROTARY = ("rope_parameters", "rope_theta", "rotary_dim")  # what configurations call it
-
-_lock = threading.Lock()
-_tried: weakref.WeakKeyDictionary[PreTrainedModel, float] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,18 +114,14 @@ def check_rotation(decoder: PreTrainedModel) -> None:
     Raises:
         ModelError: it is not, or the model has no rotary positions.
     """
-    with _lock:
-        if decoder not in _tried:
-            _tried[decoder] = _try(decoder)
     tolerance = 1e-4 if decoder.dtype in (torch.float32, torch.float64) else 1e-2
-    if (off := _tried[decoder]) > tolerance:
+    if (off := tried(decoder, _try)) > tolerance:
         raise ModelError(
             "keys that turn with their position as the configuration says", f"{type(decoder).__name__}, whose keys are "
             f"off by {off:.1g} of their norm", _WAY_OUT,
         )  # fmt: skip
 
 
-@torch.no_grad()
 def _try(decoder: PreTrainedModel) -> float:
     """How far moved keys are from the model's own, as a part of their norm; the largest over layers.
 
@@ -145,12 +137,9 @@ def _try(decoder: PreTrainedModel) -> float:
 
     layers = [m for m in decoder.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     hooks = [layer.register_forward_pre_hook(given_before, with_kwargs=True) for layer in layers]
-    training = decoder.training
-    decoder.eval()
     try:
         here, there = (_keys(decoder, start) for start in (0, _MOVED))
     finally:
-        decoder.train(training)
         for hook in hooks:
             hook.remove()
     config = decoder.config.get_text_config(decoder=True)
@@ -163,9 +152,7 @@ def _try(decoder: PreTrainedModel) -> float:
 
 def _keys(decoder: PreTrainedModel, start: int) -> dict[int, Tensor]:
     """Keys of one short text from position `start` on, by layer; hooks that hand over a memory are passed by."""
-    embedding = decoder.get_input_embeddings()
-    ids = torch.arange(1, _TOKENS + 1, device=embedding.weight.device)[None] % embedding.num_embeddings
-    cache = DynamicCache(config=decoder.config)
+    ids, cache = trial_ids(decoder, _TOKENS), DynamicCache(config=decoder.config)
     places = torch.arange(start, start + _TOKENS, device=ids.device)[None]
     decoder.forward(input_ids=ids, position_ids=places, use_cache=True, **passing(decoder, cache))
     return {i: layer.keys.float() for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer}

@@ -22,8 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from namm.compat import untraced
 from namm.errors import ModelError
-from namm.memory.layer import MemoryLayer, SeenLength, is_overlay, layer_of, overlay
+from namm.memory.layer import layers_of
 from namm.memory.plan import Scaling
+from namm.memory.seam import SeenLength, is_overlay, layer_of, overlay
 
 _PREFIX = "namm:"  # of the attention implementation of a routed config
 _HARMLESS = {  # keyword arguments of attention functions that a memory needs not look at
@@ -120,7 +121,7 @@ def _attention(
     """The attention function of a routed config."""
     layer = layer_of(key)
     if layer is None:
-        if any(isinstance(part, MemoryLayer) for part in getattr(kwargs.get("cache"), "layers", ())):
+        if layers_of(kwargs.get("cache")):
             raise ModelError(
                 "a memory as `past_key_values`, as this model calls its cache", "one as `cache`",
                 "transformers 5.24 brought the other name: pass it as past_key_values.",

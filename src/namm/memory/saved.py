@@ -25,7 +25,7 @@ from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundE
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.contents import Contents, fill, taken
 from namm.memory.identity import describe, fingerprint
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import MemoryLayer, layers_of
 from namm.memory.others import flat
 from namm.memory.plan import Plan
 
@@ -56,7 +56,7 @@ def pack(cache: MemoryCache, model_print: str, notes: dict[str, str] | None = No
         raise ConfigurationError(
             f"notes of text by name, none called {_HEADER}", ascii(notes)[:100], "Give them as text."
         )
-    first = next(layer for layer in cache.layers if isinstance(layer, MemoryLayer))
+    first = layers_of(cache)[0]
     if len(first.plans) != 1:
         raise ModelError("a cache with one plan for all rows", f"{len(first.plans)} plans", "Read the rows alone.")
     held = taken(cache, first.plans[0])

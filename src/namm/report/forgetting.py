@@ -23,10 +23,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from namm.errors import ConfigurationError
+from namm.memory.cache import make_plan
 from namm.network import NAMM
 from namm.policies import MemoryPolicy, resolve
-from namm.report.reading import to_read
-from namm.report.recording import record
+from namm.report.recording import events_of, to_read
 from namm.report.token_classes import CLASSES, Classes, Language, Span, classify
 from namm.selection import Selection
 from namm.trace import Event, unpacked
@@ -131,7 +131,7 @@ def forgetting_of(
             f"{len(ids)} tokens",
             "Nothing would be forgotten: lower the interval or give a longer text.",
         )
-    events = record(model, tokenizer, text, policy, selection, interval, names=names)
+    events = events_of(model, tokenizer, ids, make_plan(policy, selection, interval), names)
     judged = torch.arange(len(ids)) < (len(ids) // interval * interval if policy.evicts else len(ids))
     return Forgetting(
         text,

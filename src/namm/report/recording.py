@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from namm.compat import passing
 from namm.detokeniser import pieces
-from namm.memory.attach import attach, find_decoder
-from namm.memory.cache import make_plan
+from namm.errors import ConfigurationError, ModelError
+from namm.memory.attach import check_model, find_decoder
+from namm.memory.cache import MemoryCache, make_plan
+from namm.memory.plan import Plan
+from namm.memory.reading import read
+from namm.models import context_length
 from namm.network import NAMM
-from namm.policies import MemoryPolicy, resolve
-from namm.report.reading import to_read
+from namm.policies import MemoryPolicy, own_interval, resolve
+from namm.report.token_classes import Span
 from namm.selection import Selection
 from namm.trace import Event, Recorder, end_event, rule_of, shape_of, start_event
 
 
-@torch.inference_mode()
 def record(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,20 +45,87 @@ def record(
     """
     policy = resolve(memory)
     ids, _, interval = to_read(model, tokenizer, text, policy, update_interval)
-    plan = make_plan(policy, selection, interval)
-    reader, remembered = names or (model.config.name_or_path or type(model).__name__, policy.name)
+    return events_of(model, tokenizer, ids, make_plan(policy, selection, interval), names)
+
+
+def events_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    plan: Plan,
+    names: tuple[str, str] | None = None,
+) -> list[Event]:
+    """The same of tokens, by a plan."""
+    interval = plan.update_interval
+    reader, remembered = names or (model.config.name_or_path or type(model).__name__, plan.policy.name)
     decoder = find_decoder(model)
+    check_model(decoder, plan)
     events = [
         start_event(
             None, shape_of(decoder.config, model.dtype), model=reader, memory=remembered, rule=rule_of(plan),
             interval=interval, tokens=pieces(tokenizer, ids),
         )
     ]  # fmt: skip
-    cache, recorder = None, Recorder()
-    with attach(model, policy, selection, interval) as handle:
-        for block in torch.tensor([ids], device=model.device).split(interval, dim=1):
-            decoder(input_ids=block, **passing(decoder, cache), use_cache=True)
-            cache = handle.cache
-            events.append(recorder.after(cache))
-        events.append(end_event(handle.cache))
-    return events
+    cache, recorder = MemoryCache.planned(decoder.config, (plan,)), Recorder()
+    for start in range(0, len(ids), interval):
+        read(model, cache, ids[start : start + interval])
+        events.append(recorder.after(cache))
+    return [*events, end_event(cache)]
+
+
+def to_read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    policy: MemoryPolicy,
+    update_interval: int | None,
+) -> tuple[list[int], tuple[Span, ...], int]:
+    """Tokens of a text, where they stand, and the interval to read them at.
+
+    Raises:
+        ConfigurationError, ModelError: see `_tokenised`, `_check_context` and `fitting_interval`.
+    """
+    ids, spans = _tokenised(tokenizer, text)
+    _check_context(model, len(ids))
+    return ids, spans, update_interval if update_interval is not None else fitting_interval(policy, len(ids))
+
+
+def fitting_interval(policy: MemoryPolicy, tokens: int) -> int:
+    """The interval the memory was evolved with, or 512; for a shorter text the largest that gives one update.
+
+    Raises:
+        ConfigurationError: not even one hop fits into the text.
+    """
+    fitting = min(own_interval(policy), tokens // policy.hop * policy.hop)
+    if fitting == 0:
+        raise ConfigurationError(
+            f"a text of at least {policy.hop} tokens, the least that {policy.name} can judge",
+            f"{tokens} tokens",
+            "Give a longer text.",
+        )
+    return fitting
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], tuple[Span, ...]]:
+    """Token ids, and where each token stands in the text."""
+    if not text.strip():
+        raise ConfigurationError("a text to read", "an empty one" if not text else "white space only", "Give a text.")
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "a tokenizer that knows where its tokens stand in the text",
+            type(tokenizer).__name__,
+            "Load the fast tokenizer of this model: AutoTokenizer.from_pretrained(..., use_fast=True).",
+        )
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    return list(encoded["input_ids"]), tuple((start, stop) for start, stop in encoded["offset_mapping"])
+
+
+def _check_context(model: PreTrainedModel, tokens: int) -> None:
+    """Raise if the model was not made for so many tokens."""
+    longest = context_length(model)
+    if longest is not None and tokens > longest:
+        raise ConfigurationError(
+            f"a text of at most {longest:,} tokens, the context of this model",
+            f"{tokens:,} tokens",
+            "Cut the text, or inspect it with a model of longer context.",
+        )

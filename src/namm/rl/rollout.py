@@ -21,9 +21,9 @@ from torch import Tensor
 from namm.compat import cache_in, passing
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import attach
-from namm.memory.cache import storage_bytes
-from namm.memory.layer import MemoryLayer
-from namm.policies import MemoryPolicy
+from namm.memory.ledger import Footprint, footprint, row_bytes
+from namm.memory.plan import Plan, Read, Scaling
+from namm.policies import KeepAll, MemoryPolicy
 from namm.rl.decision import TOKENS, Decision
 from namm.selection import Budget, Selection
 
@@ -246,10 +246,7 @@ class _Cached:
         return model.predict_action(out.last_hidden_state[:, -1])
 
     def held(self, row: int) -> int:
-        layers = self.cache.layers
-        if isinstance(layers[0], MemoryLayer):
-            return sum(layer.sequences[row].nbytes() for layer in layers)
-        return storage_bytes([t for layer in layers for t in (layer.keys, layer.values)]) // len(layers[0].keys)
+        return row_bytes(self.cache, row)
 
     def keep(self, rows: list[int]) -> None:
         self.cache.batch_select_indices(torch.tensor(rows))
@@ -304,8 +301,13 @@ def longest_episode(env: Any) -> int:
 
 def token_bytes(decision: Decision) -> int:
     """Bytes of a key and a value in all layers."""
+    return _footprint(decision, KeepAll()).full
+
+
+def _footprint(decision: Decision, policy: MemoryPolicy) -> Footprint:
     config = decision.model.config
-    return 2 * config.n_layer * config.hidden_size * decision.model.dtype.itemsize
+    empty = torch.empty(1, config.n_head, 0, config.hidden_size // config.n_head, dtype=decision.model.dtype)
+    return footprint(Plan(policy, None, 1), [Read(empty, empty, empty, Scaling(1.0))] * config.n_layer)
 
 
 def at_bytes_of(decision: Decision, policy: MemoryPolicy, steps: int) -> Budget:
@@ -314,12 +316,8 @@ def at_bytes_of(decision: Decision, policy: MemoryPolicy, steps: int) -> Budget:
     Raises:
         ConfigurationError: that is not enough for its state and one token in each head.
     """
-    config, model = decision.model.config, decision.model
-    heads, size = config.n_layer * config.n_head, model.dtype.itemsize
-    dim = config.hidden_size // config.n_head
-    slot = heads * (2 * dim * size + 4 * policy.channels + 4)  # and its position
-    constant = heads * policy.overlap * (dim * size + 4) if policy.channels else 0  # queries of the last hop
-    slots = (token_bytes(decision) * TOKENS * steps - constant) // slot
+    costs = _footprint(decision, policy)
+    slots = (costs.full * TOKENS * steps - costs.constant) // costs.token
     if slots < 1:
         raise ConfigurationError(
             f"a budget that holds the state of {policy!r} and a token at least", f"{steps} steps", "Allow more steps."

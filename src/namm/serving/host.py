@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +15,10 @@ from namm.errors import ConfigurationError, ModelError
 from namm.memory.attach import find_decoder
 from namm.memory.cache import make_plan
 from namm.memory.identity import fingerprint
+from namm.memory.ledger import Footprint
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
-from namm.memory.prefix import Footprint, Prefix
-from namm.memory.store import SLACK
+from namm.memory.prefix import Prefix
 from namm.models import context_length
 from namm.policies import own_interval
 from namm.selection import Budget, Selection
@@ -76,14 +75,12 @@ class Served:
     Attributes:
         memory: the memory's name.
         plan: what it does.
-        layers: memory layers.
-        cost: bytes of a token, over all layers.
+        cost: in bytes, over all layers.
     """
 
     id: str
     memory: str
     plan: Plan
-    layers: int
     cost: Footprint
 
     @property
@@ -92,18 +89,8 @@ class Served:
         return rule_of(self.plan)
 
     def bytes_for(self, tokens: int) -> int:
-        """The most bytes that a conversation of so many tokens holds at any time.
-
-        Between two updates a head holds what the last one left and what came since; a memory that decides by a
-        threshold may keep everything. While a layer is compacted, its old and its new slots are there together.
-        """
-        held = tokens
-        selection, interval = self.plan.selection, self.plan.update_interval
-        if self.plan.policy.evicts and isinstance(selection, Budget):
-            held = min(tokens, selection.target(tokens) + interval)
-        slots = (held + SLACK) * (1 + 1 / self.layers)
-        waiting = interval * torch.int64.itemsize * 2 if self.plan.policy.reads_again else 0  # see `MemoryLayer.heard`
-        return math.ceil(slots * self.cost.token) + self.cost.constant + self.cost.asking + waiting
+        """The most bytes that a conversation of so many tokens holds at any time."""
+        return self.cost.most(self.plan, tokens)
 
 
 class Host:
@@ -189,7 +176,7 @@ class Host:
             ident = f"{self.name}+{called}" if offers else self.name
             if ident in {offer.id for offer in offers} or (offers and called == offers[0].memory):
                 raise ConfigurationError("memories of different names", called, "Name each memory once.")
-            offers.append(Served(ident, called, plan, len(self.shape.layers), prefix.footprint(plan)))
+            offers.append(Served(ident, called, plan, prefix.footprint(plan)))
         return offers
 
 

@@ -17,7 +17,7 @@ from namm.compat import ResponseParser
 from namm.serving.messages import AnswerMessage
 from namm.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
 from namm.serving.session import Session
-from namm.serving.text import Piece, Scored
+from namm.serving.text import Piece, TokenLogprob
 from namm.serving.vocabulary import Vocabulary
 from namm.trace import Event
 
@@ -109,7 +109,7 @@ class ChatWriter(_Writer):
     def _told_logprobs(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return {"content": [*logprobs], "refusal": None} if self._scored else None
 
-    def _logprob(self, scored: Scored) -> dict[str, Any]:
+    def _logprob(self, scored: TokenLogprob) -> dict[str, Any]:
         assert scored.logprob is not None
         best = [self._named(token, logprob) for token, logprob in scored.best]
         return self._named(scored.token, scored.logprob) | {"top_logprobs": best}
@@ -165,7 +165,7 @@ class TextWriter(_Writer):
         made = [CompletionChoice.model_construct(**choice) for choice in choices]
         return Completion.model_construct(**self._told("text_completion", choices=made, **more))
 
-    def _note(self, choice: int, tokens: Sequence[Scored]) -> Logprobs:
+    def _note(self, choice: int, tokens: Sequence[TokenLogprob]) -> Logprobs:
         """The probabilities of some tokens, which are added to those before."""
         new: dict[str, Any] = {
             "tokens": [self._name(one.token) for one in tokens],
@@ -177,7 +177,7 @@ class TextWriter(_Writer):
             getattr(self._logprobs[choice], name).extend(values)
         return Logprobs.model_construct(**new)
 
-    def _top(self, one: Scored) -> dict[str, float] | None:
+    def _top(self, one: TokenLogprob) -> dict[str, float] | None:
         if one.logprob is None:
             return None
         chances = (*one.best, (one.token, one.logprob))

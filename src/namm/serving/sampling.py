@@ -16,7 +16,7 @@ from namm.serving.grammar import Grammar
 from namm.serving.host import Host
 from namm.serving.refusals import invalid
 from namm.serving.requests import GenerationRequest
-from namm.serving.text import Scored
+from namm.serving.text import TokenLogprob
 
 _DRAWN = ("temperature", "top_p", "top_k", "min_p")  # any of these asks for an answer that is drawn
 _NO_LIMIT = (-1, 0)  # of top_k
@@ -149,7 +149,7 @@ class Sampler:
         return token in self._ends or (self._grammar is not None and self._grammar.complete)
 
 
-def scored(logits: Float[Tensor, "place token"], tokens: Sequence[int], most: int) -> list[Scored]:
+def scored(logits: Float[Tensor, "place token"], tokens: Sequence[int], most: int) -> list[TokenLogprob]:
     """How likely the model finds these tokens, each in its place.
 
     Args:
@@ -162,6 +162,6 @@ def scored(logits: Float[Tensor, "place token"], tokens: Sequence[int], most: in
     best = logprobs.topk(min(most, logits.shape[1]), dim=-1)
     named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
-        Scored(token, logprob, tuple(zip(*likeliest, strict=True)))
+        TokenLogprob(token, logprob, tuple(zip(*likeliest, strict=True)))
         for token, logprob, likeliest in zip(tokens, chosen, named, strict=True)
     ]

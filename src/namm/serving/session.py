@@ -18,7 +18,7 @@ from namm.serving.conversations import Conversation, Match
 from namm.serving.host import Host, Served
 from namm.serving.refusals import Refusal
 from namm.serving.sampling import Sampler, Sampling, scored
-from namm.serving.text import Piece, Scored, Text
+from namm.serving.text import Piece, Text, TokenLogprob
 from namm.trace import Event, Recorder, end_event, start_event, token_event
 
 
@@ -181,7 +181,7 @@ class Session:
         self.cache, self.sampler = cache, sampler
         self.ids, self.unread = list(self.prompt_ids), len(self.prompt_ids) - self.reused
         if self.echo:
-            self._tell(Piece(self.prompt, (Scored(self.ids[0], None),) if self.scored else ()))
+            self._tell(Piece(self.prompt, (TokenLogprob(self.ids[0], None),) if self.scored else ()))
         if self.watcher is not None:
             self.outbox.put(self.choice, self.watcher.start(cache, self.ids))
 

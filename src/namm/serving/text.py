@@ -11,7 +11,7 @@ from namm.detokeniser import Detokeniser
 
 
 @dataclass(frozen=True)
-class Scored:
+class TokenLogprob:
     """A token and how likely the model found it, before anything else chose.
 
     Attributes:
@@ -29,7 +29,7 @@ class Piece:
     """Some text, with its tokens if their probabilities were asked for."""
 
     text: str
-    tokens: tuple[Scored, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
 
 
 class Text:
@@ -45,12 +45,12 @@ class Text:
         self._pieces = Detokeniser(tokenizer, special, longest=None)
         self._stops = stops
         self._held = ""  # might be the beginning of a stop sequence
-        self._scored: deque[tuple[int, int, Scored]] = deque()  # not given out: from and up to which character
+        self._scored: deque[tuple[int, int, TokenLogprob]] = deque()  # not given out: from and up to which character
         self._written = 0  # characters
         self.shown = ""
         self.stopped = False
 
-    def add(self, token: int, scored: Scored | None = None) -> Piece:
+    def add(self, token: int, scored: TokenLogprob | None = None) -> Piece:
         """The text that can be shown now, and those of the tokens that are `scored`."""
         piece = self._pieces.next(token)
         if scored is not None:

@@ -8,10 +8,8 @@ are those of LongBench in words of fugashi: F1, and ROUGE-L for the summaries, t
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from namm.tasks.base import Sample
-from namm.tasks.hub import Published, Row, tasks
+from namm.tasks.hub import Kind, Published, Row, tasks
 
 PUBLISHED = Published("SakanaAI/ChouBun", "3378915723514cccd186ec05211478401f371226", ("{0}/test-*.parquet",))
 """The commit of huggingface.co/datasets/SakanaAI/ChouBun/tree/3378915723514cccd186ec05211478401f371226."""
@@ -23,27 +21,18 @@ _QUESTION = (
 _SUMMARY = "次の文書を要約してください。\n\n文書：\n{context}\n\n上の文書の要点を日本語でまとめてください。\n\n要約："
 
 
-class _Kind(NamedTuple):
-    """How a task is asked and scored."""
-
-    prompt: str
-    metric: str
-    max_new_tokens: int
-    description: str
-
-
 KINDS = {
-    "wiki_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on an article of the Japanese Wikipedia"),
-    "edinet_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report in tables, Japanese"),
-    "corp_sec_qa": _Kind(_QUESTION, "qa_f1_ja", 64, "questions on a securities report, Japanese"),
-    "corp_sec_sum": _Kind(_SUMMARY, "rouge_l_ja", 512, "summary of a securities report, Japanese"),
+    "wiki_qa": Kind("qa_f1_ja", 64, "questions on an article of the Japanese Wikipedia", _QUESTION),
+    "edinet_qa": Kind("qa_f1_ja", 64, "questions on a securities report in tables, Japanese", _QUESTION),
+    "corp_sec_qa": Kind("qa_f1_ja", 64, "questions on a securities report, Japanese", _QUESTION),
+    "corp_sec_sum": Kind("rouge_l_ja", 512, "summary of a securities report, Japanese", _SUMMARY),
 }
 
 
 def sample(name: str, row: Row) -> Sample:
     """The sample of a record with the fields context, input, answers and _id."""
-    prompt, metric, max_new_tokens, _ = KINDS[name]
-    return row.sample(f"choubun/{name}", prompt, metric, max_new_tokens)
+    kind = KINDS[name]
+    return row.sample(f"choubun/{name}", kind.prompt, kind.metric, kind.max_new_tokens)
 
 
-TASKS = tasks("choubun", PUBLISHED, {name: kind.description for name, kind in KINDS.items()}, sample)
+TASKS = tasks("choubun", PUBLISHED, KINDS, sample)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError, reason
 from namm.json_files import json_lines
@@ -50,10 +50,8 @@ class Row:
 
     def text(self, name: str) -> str:
         """The field `name`, which must be a text."""
-        value = self.fields.get(name)
-        if not isinstance(value, str):
-            raise self._refusal(f"a text in the field {name!r}", value, name)
-        return value
+        found: str = self._checked("a text", name, lambda value: isinstance(value, str))
+        return found
 
     def texts(self, name: str) -> tuple[str, ...]:
         """The field `name` as texts: a list of texts or numbers, or one of them. Blank ones are dropped.
@@ -74,17 +72,13 @@ class Row:
 
     def whole(self, name: str) -> int:
         """The field `name`, which must be a whole number above 0."""
-        value = self.fields.get(name)
-        if type(value) is not int or value < 1:
-            raise self._refusal(f"a whole number above 0 in the field {name!r}", value, name)
-        return value
+        found: int = self._checked("a whole number above 0", name, lambda value: type(value) is int and value > 0)
+        return found
 
     def flag(self, name: str) -> bool:
         """The field `name`, which must be true or false."""
-        value = self.fields.get(name)
-        if not isinstance(value, bool):
-            raise self._refusal(f"true or false in the field {name!r}", value, name)
-        return value
+        found: bool = self._checked("true or false", name, lambda value: isinstance(value, bool))
+        return found
 
     def prompt(self, template: str, **fields: str) -> tuple[str, str]:
         """The template with its fields filled in, cut in two after `{context}`."""
@@ -99,13 +93,28 @@ class Row:
             answers=self.texts("answers"), metric=metric, max_new_tokens=max_new_tokens, **more,
         )  # fmt: skip
 
+    def _checked(self, expected: str, name: str, right: Callable[[Any], bool]) -> Any:
+        value = self.fields.get(name)
+        if not right(value):
+            raise self._refusal(f"{expected} in the field {name!r}", value, name)
+        return value
+
     def _refusal(self, expected: str, value: object, name: str) -> ConfigurationError:
         got = repr(value)[:80] if name in self.fields else f"only {', '.join(self.fields) or 'no field'}"
         return ConfigurationError(expected, f"{got} in {self.place}", "Repair or drop this record.")
 
 
+class Kind(NamedTuple):
+    """How a task of a data set is scored; and asked, where its prompt stands in no file of its own."""
+
+    metric: str
+    max_new_tokens: int
+    description: str
+    prompt: str = ""
+
+
 def tasks(
-    suite: str, published: Published, descriptions: dict[str, str], sample: Callable[[str, Row], Sample]
+    suite: str, published: Published, kinds: dict[str, Kind], sample: Callable[[str, Row], Sample]
 ) -> dict[str, Task]:
     """The tasks of a data set by their full names; `sample` makes one of a task's name and a record."""
 
@@ -113,9 +122,9 @@ def tasks(
         def samples(request: Request) -> Iterator[Sample]:
             return (sample(name, row) for row in rows(published, name, request))
 
-        return Task(f"{suite}/{name}", samples, generated=False, description=descriptions[name])
+        return Task(f"{suite}/{name}", samples, generated=False, description=kinds[name].description)
 
-    return {f"{suite}/{name}": task(name) for name in descriptions}
+    return {f"{suite}/{name}": task(name) for name in kinds}
 
 
 def rows(published: Published, task: str, request: Request) -> Iterator[Row]:

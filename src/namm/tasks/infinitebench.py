@@ -12,11 +12,10 @@ memory.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from namm.errors import ConfigurationError
 from namm.tasks.base import Sample
-from namm.tasks.hub import Published, Row, tasks
+from namm.tasks.hub import Kind, Published, Row, tasks
 from namm.tasks.infinitebench_prompts import PROMPTS
 
 PUBLISHED = Published(
@@ -25,14 +24,6 @@ PUBLISHED = Published(
 """The commit that HELM pins (infinite_bench_en_qa_scenario.py of github.com/stanford-crfm/helm)."""
 
 LETTERS = "ABCD"
-
-
-class Kind(NamedTuple):
-    """How a task is scored."""
-
-    metric: str
-    max_new_tokens: int
-    description: str
 
 
 KINDS = {
@@ -105,4 +96,4 @@ def _choice(row: Row, answers: tuple[str, ...]) -> tuple[str, str]:
     return answers[0], LETTERS[options.index(answers[0])]
 
 
-TASKS = tasks("infinitebench", PUBLISHED, {name: kind.description for name, kind in KINDS.items()}, sample)
+TASKS = tasks("infinitebench", PUBLISHED, KINDS, sample)

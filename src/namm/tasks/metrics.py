@@ -96,14 +96,13 @@ def _classification(prediction: str, answers: tuple[str, ...], classes: tuple[st
     return max(map(one, answers))
 
 
-def _retrieval(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
-    """Share of the numbers in the prediction that are the number of the right "Paragraph" (LongBench)."""
-    return max(_share_of_numbers(prediction, _numbered("Paragraph ", answer)) for answer in answers)
+def _retrieval(word: str) -> _Metric:
+    """Share of the numbers in the prediction that are the number of the right paragraph (LongBench)."""
 
+    def score(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
+        return max(_share_of_numbers(prediction, _numbered(word, answer)) for answer in answers)
 
-def _retrieval_zh(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
-    """Share of the numbers in the prediction that are the number of the right 段落 (LongBench)."""
-    return max(_share_of_numbers(prediction, _numbered("段落", answer)) for answer in answers)
+    return score
 
 
 def count(prediction: str, answers: tuple[str, ...], classes: tuple[str, ...] = ()) -> float:
@@ -230,8 +229,8 @@ METRICS: dict[str, _Metric] = {
     "rouge_l_ja": _rouge_l(_words_ja),
     "rouge_lsum": _rouge_lsum,
     "classification": _classification,
-    "retrieval": _retrieval,
-    "retrieval_zh": _retrieval_zh,
+    "retrieval": _retrieval("Paragraph "),
+    "retrieval_zh": _retrieval("段落"),
     "count": count,
     "edit_similarity": _edit_similarity,
     **infinitebench_scores.SCORES,

@@ -7,7 +7,7 @@ from namm.lazy import names_of
 if TYPE_CHECKING:
     from namm.vision.config import VideoConfig
     from namm.vision.evaluation import evaluate_video
-    from namm.vision.parts import FRAME, Part, PartReport, kept, layout
+    from namm.vision.parts import FRAME, PartReport, PromptPart, kept, layout
     from namm.vision.published import load_choices
     from namm.vision.reading import Inputs, Listing, Query, Showing
     from namm.vision.showing import choice_listings, evenly
@@ -17,8 +17,8 @@ __all__ = [
     "FRAME",
     "Inputs",
     "Listing",
-    "Part",
     "PartReport",
+    "PromptPart",
     "Query",
     "Showing",
     "VideoConfig",

@@ -19,13 +19,13 @@ from transformers import PreTrainedConfig
 
 from namm.errors import ConfigurationError
 from namm.memory.cache import MemoryCache
-from namm.memory.layer import MemoryLayer
+from namm.memory.layer import layers_of
 
 TEXT, IMAGE, FRAME = "text", "image", "frame"
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """Tokens `start` to `stop` of a prompt, the latter not included.
 
     Attributes:
@@ -49,7 +49,7 @@ class PartReport:
             for each layer that has a memory.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PromptPart, ...]
     share: Float[np.ndarray, " part"]
     by_layer: Float[np.ndarray, "layer part"]
 
@@ -74,7 +74,7 @@ class PartReport:
         return "\n".join(lines)
 
 
-def layout(config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[Part, ...]:
+def layout(config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[PromptPart, ...]:
     """The parts of a prompt of one row, as a processor made it.
 
     Args:
@@ -100,14 +100,13 @@ def layout(config: PreTrainedConfig, inputs: Mapping[str, Tensor]) -> tuple[Part
     return tuple(_parts(runs, frames))
 
 
-def kept(cache: MemoryCache, parts: tuple[Part, ...], row: int = 0) -> PartReport:
+def kept(cache: MemoryCache, parts: tuple[PromptPart, ...], row: int = 0) -> PartReport:
     """What is held of each part after the prompt was read, in the row whose prompt it is."""
     edges = np.array([part.start for part in parts] + [parts[-1].stop])
     by_layer = []
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, MemoryLayer):
-            heads = [np.searchsorted(head, edges) for head in cache.kept_positions(index)[row]]
-            by_layer.append(np.mean([np.diff(places) for places in heads], axis=0) / np.diff(edges))
+    for layer in layers_of(cache):
+        heads = [np.searchsorted(head, edges) for head in cache.kept_positions(layer.index)[row]]
+        by_layer.append(np.mean([np.diff(places) for places in heads], axis=0) / np.diff(edges))
     return PartReport(parts, np.mean(by_layer, axis=0), np.array(by_layer))
 
 
@@ -137,7 +136,7 @@ def _check_there(what: str, places: int, pixels: Tensor | None) -> None:
         )
 
 
-def _parts(runs: list[tuple[str, int, int]], frames: list[int]) -> Iterator[Part]:
+def _parts(runs: list[tuple[str, int, int]], frames: list[int]) -> Iterator[PromptPart]:
     """Runs of tokens, those of videos cut into frames; what ends a video, such as a line break, is its last frame's."""
     count = dict.fromkeys((TEXT, IMAGE, FRAME), 0)
     of_run = iter(frames)
@@ -145,5 +144,5 @@ def _parts(runs: list[tuple[str, int, int]], frames: list[int]) -> Iterator[Part
         pieces = next(of_run) if kind == FRAME else 1
         size = (stop - start) // pieces
         for i in range(pieces):
-            yield Part(kind, count[kind], start + i * size, stop if i == pieces - 1 else start + (i + 1) * size)
+            yield PromptPart(kind, count[kind], start + i * size, stop if i == pieces - 1 else start + (i + 1) * size)
             count[kind] += 1

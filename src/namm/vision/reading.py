@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from namm.compat import passing
 from namm.errors import ConfigurationError
-from namm.evaluation import Held, Method, check_bytes, held_by, plan_for
+from namm.evaluation import Method, check_bytes, plan_for
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache
+from namm.memory.ledger import Held, held_by
 from namm.memory.pieces import check_pieces
 from namm.memory.plan import Plan
 from namm.memory.prefix import Prefix
-from namm.memory.rehearsal import rehearsing
+from namm.memory.reading import ask, read
 from namm.policies import KeepAll
 
 Inputs = Mapping[str, Tensor]
@@ -99,8 +100,7 @@ class Watcher:
 
     def __init__(self, model: PreTrainedModel, interval: int, step: int) -> None:
         self.model, self.interval, self.step = model, interval, step
-        self.decoder = find_decoder(model)
-        check_pieces(self.decoder, "questions that are asked after a clip was read")
+        check_pieces(find_decoder(model), "questions that are asked after a clip was read")
 
     def boundary(self, showing: Showing) -> int:
         """Tokens read at the last update: up to a step less than all.
@@ -118,8 +118,8 @@ class Watcher:
     @torch.no_grad()
     def whole(self, showing: Showing) -> Prefix:
         """The shapes of what was read of the clip, from which the bytes of every memory are known."""
-        images = {name: value for name, value in showing.inputs.items() if name != "input_ids"}
-        return Prefix.of(self.model, showing.inputs["input_ids"], **images).without_tokens()
+        ids, images = _apart(showing.inputs)
+        return Prefix.of(self.model, ids, **images).without_tokens()
 
     @torch.no_grad()
     def watch(self, showing: Showing, whole: Prefix, method: Method) -> tuple[MemoryCache, Held]:
@@ -130,11 +130,9 @@ class Watcher:
         """
         length = self.boundary(showing)
         plan = plan_for(method, whole, length, self.interval, after=showing.tokens - length)
-        cache = MemoryCache.planned(self.model.config, (plan,))
-        with rehearsing(self.decoder):
-            self.model(**showing.inputs, **passing(self.model, cache), logits_to_keep=1)
+        cache = self._read(showing.inputs, plan)
         cache.trim()
-        held = held_by(cache, 0, plan, whole, showing.tokens)
+        held = held_by(cache, 0, plan, whole.footprint(plan), showing.tokens)
         check_bytes(method, held)
         return cache, held
 
@@ -142,10 +140,9 @@ class Watcher:
     def watch_thinned(self, showing: Showing, whole: Prefix, share: float) -> tuple[MemoryCache, Held]:
         """As `watch`, for the usual way to save bytes: fewer frames, all of which are kept."""
         inputs, plan = showing.thinned(share), Plan(KeepAll(), None, self.interval)
-        cache = MemoryCache.planned(self.model.config, (plan,))
-        self.model(**inputs, **passing(self.model, cache), logits_to_keep=1)
+        cache = self._read(inputs, plan)
         seen = inputs["input_ids"].shape[1]
-        full = held_by(cache, 0, plan, whole, seen)
+        full = held_by(cache, 0, plan, whole.footprint(plan), seen)
         scale = showing.tokens / seen
         return cache, Held(
             full.slots,
@@ -156,15 +153,25 @@ class Watcher:
             full.bytes_held,
         )
 
+    def _read(self, inputs: Inputs, plan: Plan) -> MemoryCache:
+        cache = MemoryCache.planned(self.model.config, (plan,))
+        ids, images = _apart(inputs)
+        read(self.model, cache, ids, **images)
+        return cache
+
     @torch.no_grad()
     def ask(self, cache: MemoryCache, queries: Sequence[Query]) -> list[Reply]:
         """Every question by itself, from the same memory."""
         replies = []
         for query in queries:
-            ids = torch.tensor([query.ids], device=self.model.device)
-            logits = self.model(ids, **passing(self.model, cache.fork()), logits_to_keep=1).logits[0, -1].float()
+            logits = ask(self.model, cache, query.ids)[0, -1].float()
             options = torch.tensor(query.options or range(len(logits)), device=logits.device)
             likely = torch.log_softmax(logits[options], 0)
             place = int((options == query.answer).nonzero())
             replies.append(Reply(query, int(likely.argmax()) == place, -float(likely[place])))
         return replies
+
+
+def _apart(inputs: Inputs) -> tuple[Tensor, dict[str, Any]]:
+    """The ids, and all that belongs to pictures."""
+    return inputs["input_ids"], {name: value for name, value in inputs.items() if name != "input_ids"}
