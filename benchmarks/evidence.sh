@@ -22,7 +22,7 @@ measure() { # tokens, samples of each task, budgets, tasks
   local tokens=$1 samples=$2 budgets=($3) tasks=($4) running=()
   for part in 1/2 2/2; do
     "$namm" eval --model "$model" --out "$out" --dtype bfloat16 --threads 1 --tokens "$tokens" --samples "$samples" \
-      --memory kvzip@model "${budgets[@]/#/--budget=}" "${tasks[@]/#/--task=}" --part "$part" &
+      --memory kvzip@model --memory requery-calibrated "${budgets[@]/#/--budget=}" "${tasks[@]/#/--task=}" --part "$part" &
     running+=($!)
   done
   for process in "${running[@]}"; do wait "$process"; done
