@@ -28,8 +28,8 @@ MODELS = {
     "gemma": "Gemma-3-270M",
     "qwen": "Qwen2.5-Coder-0.5B (unseen)",
 }
-RULE = "requery"
-"""The best rule by hand that reads once: where the evolution started."""
+RULE, PLAIN = "requery-calibrated", "requery"
+"""The best rule by hand that reads once, and the same without a calibration, where the evolution started."""
 TARGETS = {
     ("smollm2", 1024, 0.25): 0.98, ("smollm2", 1024, 0.125): 0.93, ("smollm2", 1024, 0.0625): 0.80,
     ("smollm2", 2048, 0.25): 0.96, ("smollm2", 2048, 0.125): 0.90, ("smollm2", 4096, 0.25): 0.96,
@@ -97,7 +97,7 @@ def measure() -> list[dict[str, Any]]:
                     "n": len({_sample(row) for row in rows}), "tasks": len({row["task"] for row in rows}),
                     "commits": sorted({row["commit"] for row in rows}), "normalised": scores,
                     "above": {n: estimate(rows, DEFAULT_MEMORY, n) for n in policies if n != DEFAULT_MEMORY},
-                    "best_heuristic": max((n for n in once if "@" not in n and n != RULE), key=lambda n: scores[n]["mean"]),
+                    "best_heuristic": max((n for n in once if "@" not in n and n not in (RULE, PLAIN)), key=lambda n: scores[n]["mean"]),
                 }
             )  # fmt: skip
     return found
@@ -105,7 +105,8 @@ def measure() -> list[dict[str, Any]]:
 
 SHOWN = {
     DEFAULT_MEMORY: ("namm", "tab:orange"),
-    RULE: ("requery, no training", "tab:olive"),
+    RULE: ("requery, calibrated", "tab:olive"),
+    PLAIN: ("requery", "tab:brown"),
     "kvzip-whole": ("KVzip, reads twice", "tab:blue"),
     "observed-max": ("observed maximum", "tab:green"),
     "snapkv": ("SnapKV", "tab:purple"),

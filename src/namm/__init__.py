@@ -2,9 +2,10 @@
 
 import namm
 model, tokenizer = namm.models.load_model()
-with namm.attach(model, "builtin:universal", namm.Budget(fraction=0.25)) as memory:
+memory = namm.calibrated("builtin:universal", model, tokenizer)
+with namm.attach(model, memory, namm.Budget(fraction=0.25)) as held:
     model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=20)
-    print(memory.memory())
+    print(held.memory())
 """
 
 from typing import TYPE_CHECKING
