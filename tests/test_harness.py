@@ -123,7 +123,8 @@ def test_a_batch_is_each_row_alone(folder: str, memory: str, budget: float, meas
 def test_likelihoods_are_those_of_a_call_in_an_attach_block(folder: str, memory: str, budget: float) -> None:
     selection = namm.Budget(tokens=budget) if isinstance(budget, int) else namm.Budget(fraction=budget)
     lm, expected = remembering(folder, memory, budget, batch_size=3), []
-    with namm.attach(lm.model, memory, selection, update_interval=32), torch.no_grad():
+    calibrated = namm.calibrated(memory, lm.model, lm.tokenizer)
+    with namm.attach(lm.model, calibrated, selection, update_interval=32), torch.no_grad():
         for request in choices():
             context, continuation = (lm.tok_encode(text) for text in request.args)
             ids = torch.tensor([context + continuation])

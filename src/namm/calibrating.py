@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ TOKENS = (
     1024  # of a text, if a model can read that many and half as many again; an update falls at its half and its end
 )
 SHORTEST = 128
-_VERSION = 1  # of what is measured, in the names of kept files
+_VERSION = 2  # of what is measured
 _PATIENCE = 3600.0  # seconds to wait for another process that calibrates the same model
 
 
@@ -58,7 +59,7 @@ def calibrate(
     """How much attention in place is worth in each head of `model`; see `namm.calibration`.
 
     Two texts of 1,024 tokens, prose and code, are read three times each: seconds on a GPU, half a minute for a model of
-    135 million parameters on a CPU. It is done once: what was found is kept under the model's fingerprint.
+    135 million parameters on a CPU. It is done once: what was found is kept, by the model's fingerprint and the texts.
 
     Args:
         tokenizer: of the model, for the two texts; may be left out if `texts` are given.
@@ -74,12 +75,13 @@ def calibrate(
     if tokenizer is None:
         raise ConfigurationError("a tokenizer, or texts as ids", "neither", "Try namm.calibrate(model, tokenizer).")
     folder = Path(folder) if folder else user_cache_path("namm") / "calibrations"
-    known = fingerprint(find_decoder(model))
-    file = folder / f"{known[:24]}-{_VERSION}.safetensors"
+    given = _texts(model, tokenizer)
+    what = hashlib.sha256(f"{fingerprint(find_decoder(model))} {given} {_VERSION}".encode()).hexdigest()
+    file = folder / f"{what[:32]}.safetensors"
     with locked(folder, f"{file.stem}.lock", timeout=_PATIENCE):
         if file.exists():
             return Calibration.load(file)
-        found = _measured(model, _texts(model, tokenizer))
+        found = _measured(model, given)
         found.save(file)
     return found
 

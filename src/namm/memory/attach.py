@@ -160,9 +160,9 @@ def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
         )  # fmt: skip
     if policy.calibrates and policy.calibration is None:
         log.warning(
-            "%r is not calibrated for this model; at small budgets it forgets better once it is: "
+            "The memory (%s) is not calibrated for this model; at small budgets it forgets better once it is: "
             "namm.calibrated(memory, model, tokenizer).",
-            policy,
+            policy.name,
         )
 
 
