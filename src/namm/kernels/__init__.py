@@ -15,18 +15,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from namm import spectrogram
-from namm.kernels import native
+from namm.kernels import fused, native
 from namm.kernels.blockwise import ask, attend, attend_and_observe, attend_lanes, attend_one, look_back, replay
-from namm.kernels.lanes import Lanes
+from namm.kernels.lanes import Lanes, Reduction
 
 __all__ = [
     "Lanes",
+    "Reduction",
     "ask",
     "attend",
     "attend_and_observe",
     "attend_lanes",
     "attend_one",
     "backend",
+    "fused",
     "look_back",
     "observe_spectrogram",
     "replay",
