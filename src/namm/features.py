@@ -29,6 +29,7 @@ from torch.nn.functional import max_pool1d
 
 from namm import kernels, spectrogram
 from namm.errors import ConfigurationError, nearest
+from namm.kernels import Reduction
 
 FAINT = 1e-4  # attention below this is as good as none
 _SPREAD = 0.1  # of a peak over a head, at least: where all are alike, noise must not count
@@ -45,6 +46,7 @@ class Channel(ABC):
         logarithm: whether the network reads log(1 + x / FAINT) of it; a peak and a mass are held as such already.
         peak: whether it is a largest attention, of which the neighbours' is read too.
         rehearses: whether it watches rehearsals, in place of the reading itself.
+        reduction: all that it takes from attention, if that is so little; then it is one number.
     """
 
     name: ClassVar[str]
@@ -53,6 +55,7 @@ class Channel(ABC):
     logarithm: ClassVar[bool] = False
     peak: ClassVar[bool] = False
     rehearses: ClassVar[bool] = False
+    reduction: ClassVar[Reduction | None] = None
 
     @abstractmethod
     def observe(
@@ -82,6 +85,7 @@ class Mass(Channel):
     """log(1 + s / FAINT), s the sum of attention from all queries."""
 
     name = "mass"
+    reduction = Reduction("sum", FAINT)
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return _log(_attention(state) + attention.sum(-2, keepdim=True))
@@ -92,6 +96,7 @@ class Peak(Channel):
 
     name = "peak"
     peak = True
+    reduction = Reduction("max", FAINT)
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return torch.maximum(state, _log(attention.amax(-2, keepdim=True)))
@@ -182,6 +187,15 @@ class FeatureSet:
             for part, old in zip(self.parts, held, strict=True)
         ]
         return following[0] if len(following) == 1 else torch.cat(following, dim=-2)
+
+    def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
+        """What each channel takes from attention, or from that of a rehearsal; () if one must be shown rows."""
+        watching = [part for part in self.parts if part.rehearses == rehearsal]
+        if any(part.reduction is None for part in watching):
+            return ()
+        return tuple(
+            part.reduction if part in watching else None for part in self.parts for _ in range(part.size)
+        )
 
     def read(
         self, state: Float[Tensor, "*lead channel slot"], held: Bool[Tensor, "*lead slot"] | None = None

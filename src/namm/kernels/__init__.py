@@ -4,9 +4,10 @@
 | --- | --- | --- |
 | native | float32 on a CPU with a C compiler at hand | `native.c`, compiled once for each machine |
 | cuda | attention in half precision without a soft cap, from capability 8.0 on | `cuda.py`, torch's `varlen_attn` |
+| fused | observing, asking in place, compacting and growing on CUDA with Triton, from capability 8.0 on | `fused.py`, `triton_kernels.py` |
 | torch | every device and dtype | `blockwise.py`, `spectrogram.py` |
 
-`NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one. A back end for another device joins with
+`NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one; torch also means no Triton. A back end for another device joins with
 a module that has `serves` and the operations of `native`.
 """
 

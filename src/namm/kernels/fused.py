@@ -32,7 +32,7 @@ from namm.kernels.lanes import Lanes, Reduction
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 256  # numbers of a key
+LARGEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}  # numbers of a key, without spilled registers
 WIDEST = 64  # query heads of a kv head
 OLDEST = (8, 0)  # compute capability
 
@@ -40,12 +40,23 @@ Query = Float[Tensor, "lane group query dim"]
 Sums = Float[Tensor, "lane group query"]
 
 
-def serves(lanes: Lanes, group: int = 1) -> bool:
-    """Whether these kernels compute on lanes like these, with so many query heads each."""
-    keys, values = lanes.keys, lanes.values
-    known = keys.dtype == values.dtype and keys.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    fits = max(keys.shape[1], values.shape[1]) <= LARGEST and group <= WIDEST
-    return lanes.table is not None and known and fits and capable(keys.device)
+def serves(keys: Float[Tensor, "slot dim"], values: Float[Tensor, "slot value_dim"], group: int = 1) -> bool:
+    """Whether these kernels compute on a pool like this, with so many query heads for each of its lanes."""
+    dims = max(keys.shape[1], values.shape[1])
+    return capable(keys.device) and keys.dtype == values.dtype and _fits(keys.dtype, dims, group)
+
+
+@lru_cache(maxsize=256)
+def _fits(dtype: torch.dtype, dims: int, group: int) -> bool:
+    """Whether there is a tile for keys like these; the log says once if not."""
+    if dims <= LARGEST.get(dtype, 0) and group <= WIDEST:
+        return True
+    logger.warning(
+        "keys of %d numbers in %s with %d query heads each are observed by torch alone, in several times the launches: "
+        "Triton's kernels serve up to 256 in half precision, 64 in float32, and %d heads",
+        dims, dtype, group, WIDEST,
+    )  # fmt: skip
+    return False
 
 
 @lru_cache(maxsize=32)
@@ -83,7 +94,7 @@ def sums(
     """
     count, group, tokens, _ = query.shape
     out = torch.empty(count, group, tokens, device=query.device)
-    sizes = _sizes(query, lanes)
+    sizes = _sizes(query)
     grid = count, -(-tokens // sizes["QUERIES"])
     launch(
         "sums", grid, query, lanes.keys, lanes.positions, *_table(lanes), out if rival is None else rival, out, scale,
@@ -106,7 +117,7 @@ def reduce(
     """
     tokens, state = query.shape[2], lanes.state
     assert state is not None
-    sizes = _sizes(query, lanes)
+    sizes = _sizes(query)
     grid = len(query), -(-(max(lanes.counts) - later) // sizes["SLOTS"])
     faint = {one.faint for one in reductions if one is not None and one.faint is not None}
     assert len(faint) <= 1, "logarithms of one kind"
@@ -128,7 +139,7 @@ def rows(
     """Group-mean attention of each query to the slots of its lane, right-aligned, after `lead` rows of zeros."""
     tokens, width = query.shape[2], max(lanes.counts) - later
     out = torch.empty(len(query), lead + tokens, width, device=query.device)
-    sizes = _sizes(query, lanes)
+    sizes = _sizes(query)
     launch(
         "rows", (len(query), -(-width // sizes["SLOTS"])), query, lse, lanes.keys, lanes.positions, *_table(lanes), out,
         scale, softcap or 0.0, first or 0, later, tokens, lead, width, *query.stride()[:3], *lse.stride(),
@@ -142,22 +153,26 @@ def turn(query: Query, frequencies: Float[Tensor, " pair"], positions: int, inte
     count, group, tokens, dim = query.shape
     out = query.new_empty(count, group, tokens, dim)
     query, wide = _dense(query), _power(dim)
+    at_once = 4096 // wide
     launch(
-        "turn", (count, -(-group * tokens // 32)), query, frequencies, out, positions, group, tokens,
-        *query.stride()[:3], PAIRS=len(frequencies), INTERLEAVED=interleaved, DIM=dim, WIDE=wide, ROWS=32,
+        "turn", (count, -(-group * tokens // at_once)), query, frequencies, out, positions, group, tokens,
+        *query.stride()[:3], PAIRS=len(frequencies), INTERLEAVED=interleaved, DIM=dim, WIDE=wide, ROWS=at_once,
     )  # fmt: skip
     return out
 
 
 def gather(
-    lanes: Lanes, stored: float = 1.0
+    lanes: Lanes, stored: float = 1.0, copies: bool = True
 ) -> tuple[
     Float[Tensor, "lane slot dim"], Int[Tensor, "lane slot"], Float[Tensor, "lane channel slot"], Bool[Tensor, "lane slot"]
 ]:  # fmt: skip
-    """Keys, positions and state of all lanes, and which slots are empty: right-aligned, the state in float32."""
+    """Keys, positions and state of all lanes, and which slots are empty: right-aligned, the state in float32.
+
+    Without `copies` the keys are not filled in.
+    """
     count, width, dim, device = len(lanes.counts), max(lanes.counts), lanes.keys.shape[1], lanes.keys.device
     assert lanes.state is not None
-    keys = lanes.keys.new_empty(count, width, dim)
+    keys = lanes.keys.new_empty(count, width if copies else 0, dim)
     positions = torch.empty(count, width, dtype=torch.int32, device=device)
     state = torch.empty(count, len(lanes.state), width, device=device)
     empty = torch.empty(count, width, dtype=torch.bool, device=device)
@@ -165,7 +180,7 @@ def gather(
     launch(
         "gather", (count, -(-width // slots)), lanes.keys, lanes.positions, lanes.state, *_table(lanes), keys, positions,
         state, empty.view(torch.uint8), width, lanes.state.shape[1], stored, CHANNELS=len(lanes.state), DIM=dim,
-        WIDE=_power(dim), SLOTS=slots, COPIES=True,
+        WIDE=_power(dim), SLOTS=slots, COPIES=copies,
     )  # fmt: skip
     return keys, positions, state, empty
 
@@ -204,13 +219,13 @@ def compact(
 
 def grow(
     lanes: Lanes, keys: Float[Tensor, "row kv_head token dim"], values: Float[Tensor, "row kv_head token value_dim"],
-    table: Int[Tensor, "6 end"], room: int, total: int,
+    table: Int[Tensor, "line end"], room: int, total: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The pools with room for more and new tokens in it, whose state is 0.
 
     Args:
         table: start and count of each lane, its new start and room, which row of the new tokens it takes (-1: none)
-            and the position of the first of them. One more at the end: the spare slots.
+            and the position of the first of them. One more at the end: the spare slots. Further lines are not read.
         room: of the largest lane.
     """
     assert lanes.state is not None
@@ -255,16 +270,19 @@ def _slots(dim: int) -> int:
     return max(16, 8192 // _power(dim))
 
 
-def _sizes(query: Tensor, lanes: Lanes) -> dict[str, int]:
-    """The shape of a tile of logits: what no register must be spilled for."""
-    group, dim = query.shape[1], query.shape[3]
-    assert query.stride(3) == 1, "queries contiguous in their last axis"
-    padded = 1 << (group - 1).bit_length()
-    slots = 64 if _power(dim) <= 128 else 32
+def tile(group: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """The shape of a tile of logits, for which no register is spilled: `tests/test_triton_compiled.py`."""
+    padded, wide, single = 1 << (group - 1).bit_length(), _power(dim), dtype == torch.float32
     return {
-        "GROUP": group, "PADDED": padded, "QUERIES": max(1, 64 // padded), "DIM": dim, "WIDE": _power(dim),
-        "SLOTS": slots,
+        "GROUP": group, "PADDED": padded, "QUERIES": max(1, (32 if single else 64) // padded), "DIM": dim, "WIDE": wide,
+        "SLOTS": 32 if single or wide > 128 else 64, "num_warps": 4 if wide <= 64 else 8,
+        "num_stages": 1 if single else 2,
     }  # fmt: skip
+
+
+def _sizes(query: Tensor) -> dict[str, int]:
+    assert query.stride(3) == 1, "queries contiguous in their last axis"
+    return tile(query.shape[1], query.shape[3], query.dtype)
 
 
 def _bits(marks: Any) -> int:

@@ -50,7 +50,7 @@ def sums(
         held = slot < count
         at = KEYS + (start + slot)[None, :] * DIM + d[:, None]
         k = tl.load(at, mask=held[None, :] & (d < DIM)[:, None], other=0.0)
-        logits = _capped(tl.dot(q, k, input_precision="ieee") * scale, softcap, CAPPED)
+        logits = _capped(tl.dot(q, k, input_precision="tf32x3") * scale, softcap, CAPPED)
         seen = held[None, :]
         if CAUSAL:
             position = tl.load(POSITIONS + start + slot, mask=held, other=0)
@@ -81,7 +81,7 @@ def _means(
         QUERY, lane, step, q_lane, q_group, q_token, tokens, GROUP, PADDED, QUERIES, DIM, WIDE
     )
     lse = tl.load(LSE + lane * l_lane + member * l_group + token * l_token, mask=there, other=float("inf"))
-    logits = _capped(tl.dot(q, k, input_precision="ieee") * scale, softcap, CAPPED)
+    logits = _capped(tl.dot(q, k, input_precision="tf32x3") * scale, softcap, CAPPED)
     seen = there[:, None] & held[None, :]
     if CAUSAL:
         seen = seen & (position[None, :] <= first + token[:, None])
@@ -155,8 +155,8 @@ def rows(
             GROUP, PADDED, QUERIES, DIM, WIDE, SLOTS, CAUSAL, CAPPED,
         )  # fmt: skip
         token = step * QUERIES + tl.arange(0, QUERIES)
-        at = OUT + (lane * (lead + tokens) + lead + token)[:, None] * width + column[None, :]
-        tl.store(at, mean, mask=(token < tokens)[:, None] & (column < width)[None, :])
+        out = OUT + (lane * (lead + tokens) + lead + token)[:, None] * width + column[None, :]
+        tl.store(out, mean, mask=(token < tokens)[:, None] & (column < width)[None, :])
     for row in range(0, lead):
         tl.store(OUT + (lane * (lead + tokens) + row) * width + column, 0.0, mask=column < width)
 
@@ -308,13 +308,13 @@ def grow(
         fresh = (slot >= count) & (slot < tl.where(row < 0, 0, count + new))
         source, target = start.to(tl.int64) + slot, begin.to(tl.int64) + slot
         token, head = (slot - count).to(tl.int64), lane % heads
-        row = tl.maximum(row, 0).to(tl.int64)
+        mine = tl.maximum(row, 0).to(tl.int64)
         _joined(
-            KEYS, NEW_KEYS + row * k_row + head * k_head, KEYS_OUT, source, target, token, old, fresh, there, k_token,
+            KEYS, NEW_KEYS + mine * k_row + head * k_head, KEYS_OUT, source, target, token, old, fresh, there, k_token,
             DIM, WIDE,
         )  # fmt: skip
         _joined(
-            VALUES, NEW_VALUES + row * v_row + head * v_head, VALUES_OUT, source, target, token, old, fresh, there,
+            VALUES, NEW_VALUES + mine * v_row + head * v_head, VALUES_OUT, source, target, token, old, fresh, there,
             v_token, VALUE_DIM, VALUE_WIDE,
         )  # fmt: skip
         position = tl.load(POSITIONS + source, mask=old, other=0)
