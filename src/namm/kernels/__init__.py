@@ -17,7 +17,7 @@ from torch import Tensor
 
 from namm import spectrogram
 from namm.kernels import fused, native
-from namm.kernels.blockwise import ask, attend, attend_and_observe, attend_lanes, attend_one, look_back, replay
+from namm.kernels.blockwise import BLOCK_BYTES, ask, attend, attend_and_observe, attend_lanes, attend_one, look_back, replay
 from namm.kernels.lanes import Lanes, Reduction
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "look_back",
     "observe_spectrogram",
     "replay",
+    "rows_at_once",
 ]
 
 
@@ -46,6 +47,11 @@ def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:
     if native.serves(attention):
         return native.observe_spectrogram(state, attention)
     return spectrogram.moving_average(state, attention)
+
+
+def rows_at_once(lanes: Lanes, hop: int) -> int:
+    """Queries whose rows of attention fit into memory together, whole hops."""
+    return max(1, BLOCK_BYTES // (4 * max(1, len(lanes.counts) * max(lanes.counts)) * hop)) * hop
 
 
 def backend() -> str:
