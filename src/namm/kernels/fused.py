@@ -252,6 +252,7 @@ def _pools(lanes: Lanes, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _table(lanes: Lanes) -> tuple[Tensor, Tensor]:
     assert lanes.table is not None
+    assert all(numbers.is_contiguous() for numbers in lanes.table)
     return lanes.table
 
 
