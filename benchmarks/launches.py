@@ -8,8 +8,9 @@ as well, and so does every Triton kernel, all of which are run by `fused.launch`
 compiled or run. (Some operations of torch are several kernels, a sort above all; a Triton kernel is one.) What the model
 itself launches for a layer's cache is taken away: two copies and one attention.
 
-What an update keeps cannot be known without numbers, so the one time that the host reads it, it is told: equal numbers for
-all heads, or ragged ones.
+What an update keeps cannot be known without numbers, so when the host reads it, it is told: equal numbers for all heads, or
+ragged ones. A read in the call in which the numbers were made is a wait; one in a later call, of a copy that was sent to the
+host meanwhile, waits only if the device is a whole call behind: such are counted apart, as late reads.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches: collections.Counter[str] = collections.Counter()
-        self.waits = 0
+        self.waits = self.late = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -157,9 +158,19 @@ class Told:
     lanes: int = 0
 
     def numbers(self, numbers: torch.Tensor) -> list[int]:
+        """In place of `updates.read_numbers`, which waits."""
         if self.count is not None:
             self.count.waits += 1
             self.count.launches["copy to the host"] += 1
+        return self._said(numbers)
+
+    def sent(self, numbers: torch.Tensor) -> _Sent:
+        """In place of `updates.sent`, which does not."""
+        if self.count is not None:
+            self.count.launches["copy to the host"] += 1
+        return _Sent(self, self.count, self._said(numbers))
+
+    def _said(self, numbers: torch.Tensor) -> list[int]:
         each = int(SHARE * self.seen)
         spread = (-3, -1, 1, 3) if self.ragged else (0,)
         stay = [each + each // 8 * spread[lane % len(spread)] for lane in range(self.lanes)]
@@ -180,6 +191,25 @@ def _there(network: namm.NAMM) -> None:
     network._on_device[DEVICE] = moved
 
 
+@dataclass
+class _Sent:
+    """Numbers that arrive when the call is over in which they were sent."""
+
+    told: Told
+    call: Count | None
+    said: list[int]
+
+    @property
+    def here(self) -> bool:
+        return self.told.count is not self.call
+
+    def read(self) -> list[int]:
+        if (count := self.told.count) is not None:
+            count.waits += count is self.call
+            count.late += count is not self.call
+        return self.said
+
+
 @contextmanager
 def pretended(told: Told, triton: bool) -> Iterator[None]:
     """A card of capability 8.0, with or without Triton, and a host that is told what it would read."""
@@ -188,6 +218,7 @@ def pretended(told: Told, triton: bool) -> Iterator[None]:
         mock.patch.object(fused, "capable", return_value=triton),
         mock.patch.object(fused, "launch", told.launch),
         mock.patch.object(updates, "read_numbers", told.numbers),
+        mock.patch.object(updates, "sent", told.sent),
         FakeTensorMode(allow_non_fake_inputs=True),
         Unguarded(),
     ):
@@ -195,12 +226,15 @@ def pretended(told: Told, triton: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def measured(memory: str, rows: int, ragged: bool, backend: str = "triton") -> dict[str, Any]:
+def measured(
+    memory: str, rows: int, ragged: bool, backend: str = "triton", selection: namm.Budget | namm.Threshold | None = None
+) -> dict[str, Any]:
     """Launches and waits for a layer of `rows` rows, with Triton or with "torch" alone."""
     policy = resolve(memory)
     if isinstance(policy, NAMMPolicy):
         _ = policy.network.mixes
-    plan = make_plan(policy, namm.Budget(fraction=SHARE, per="layer" if ragged else "head"), PIECE)
+    budget = namm.Budget(fraction=SHARE, per="layer" if ragged else "head")
+    plan = make_plan(policy, budget if selection is None else selection, PIECE)
     told = Told(ragged, lanes=rows * KV_HEADS)
     cuda._ends.cache_clear()
     with pretended(told, backend == "triton"):
@@ -222,7 +256,7 @@ def measured(memory: str, rows: int, ragged: bool, backend: str = "triton") -> d
 
         step(2 * PIECE)
         update = step(PIECE)
-        step(1)
+        late = step(1)
         tokens = [step(1) for _ in range(DECODED)]
     cuda._ends.cache_clear()
     if isinstance(policy, NAMMPolicy):
@@ -231,6 +265,7 @@ def measured(memory: str, rows: int, ragged: bool, backend: str = "triton") -> d
     return {
         "memory": memory, "backend": backend, "rows": rows, "heads": "ragged" if ragged else "equal",
         "update_launches": sum(update.launches.values()) - OWN, "update_waits": update.waits,
+        "late_reads": late.late,
         "token_launches": round(sum(launches) / DECODED, 2), "token_launches_at_most": max(launches),
         "token_waits": sum(count.waits for count in tokens),
         "update_by_name": dict(update.launches.most_common()),
@@ -247,10 +282,10 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     table = Table(title=f"launches and waits of a layer beyond the model's own, by {options.backend}", box=None)
-    for heading in ("memory", "heads", "rows", "update", "waits", "token", "at most", "waits"):
+    for heading in ("memory", "heads", "rows", "update", "waits", "late", "token", "at most", "waits"):
         table.add_column(heading, justify="left" if heading in ("memory", "heads") else "right")
     for row in found:
-        names = ("memory", "heads", "rows", "update_launches", "update_waits", "token_launches")
+        names = ("memory", "heads", "rows", "update_launches", "update_waits", "late_reads", "token_launches")
         table.add_row(*(str(row[name]) for name in (*names, "token_launches_at_most", "token_waits")))
     Console().print(table)
 

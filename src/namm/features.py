@@ -243,7 +243,7 @@ def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
 
 
-def _mean(values: Float[Tensor, "*lead slot"], slots: Int[Tensor, "*lead 1"] | None) -> Float[Tensor, "*lead 1"]:
+def _mean(values: Float[Tensor, "*lead slot"], slots: Int[Tensor, "*#lead 1"] | None) -> Float[Tensor, "*lead 1"]:
     """Over so many slots that are held, the others being 0; over all of them if None."""
     return values.mean(-1, keepdim=True) if slots is None else values.sum(-1, keepdim=True) / slots
 

@@ -129,6 +129,12 @@ class Budget:
         assert self.fraction is not None
         return max(1, math.floor(self.fraction * seen + 1e-6))
 
+    def stays(self, held: list[int], seen: int) -> list[int] | int:
+        """How many slots stay of heads that hold so many: of each, or where scores decide whose they are, of all."""
+        if self.per in ("layer", "model"):
+            return min(sum(held), self.target(seen) * len(held))
+        return [min(count, self.target(seen)) for count in held]
+
     def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
         empty = positions < 0
         if self.recent:

@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from namm.errors import NammError
 from namm.kernels import Lanes, fused
+from namm.memory.later import Later
 
 SLACK = 32
 FEW = 32  # queries
@@ -35,6 +37,11 @@ class Store:
         state: what the policy observed, `[channel, slot]`, in its storage dtype.
     """
 
+    count: list[int]
+    room: list[int]
+    start: list[int]
+    _coming: _Coming | None = None
+
     def __init__(
         self, heads: int, count: list[int], room: list[int], keys: Tensor, values: Tensor, positions: Tensor,
         state: Tensor,
@@ -43,6 +50,31 @@ class Store:
         self.keys, self.values, self.positions, self.state = keys, values, positions, state
         self._constants: dict[tuple[int, ...], Tensor] = {}
         self._laid_out()
+
+    def __getattr__(self, name: str) -> list[int]:
+        """Where lanes are is not known while counts are on their way; who asks, waits."""
+        if name not in _PLACES or self._coming is None:
+            raise AttributeError(name)
+        self.settle()
+        return self.__dict__[name]
+
+    def settle(self, wait: bool = True) -> None:
+        """Take what the device has told since the last update: counts of lanes, and whether scores were no numbers.
+
+        Without `wait` only what is here already, and what nothing can go on without.
+        """
+        coming = self._coming
+        if coming is None or not (wait or coming.numbers.here):
+            return
+        read = coming.numbers.read()
+        if any(read[len(coming.lanes) :]):
+            raise coming.refusal
+        self._coming = None
+        if coming.count is not None:
+            for lane, number in zip(coming.lanes, read, strict=False):
+                coming.count[lane] = number
+            self.count, self.room = coming.count, list(coming.count)
+            self._laid_out()
 
     def _laid_out(self) -> None:
         """Lanes have other places now."""
@@ -101,6 +133,8 @@ class Store:
         if row is None:
             return sum(tensor.nbytes for tensor in self.tensors())
         slot = sum(tensor.nbytes for tensor in self.tensors()) // max(1, len(self.positions))
+        if self._coming is not None and self._coming.count is not None:
+            return slot * self._coming.totals[row]
         return slot * (self.start[(row + 1) * self.heads] - self.start[row * self.heads])
 
     def parts(self, rows: Sequence[int], queries: int = 1) -> list[Part]:
@@ -203,6 +237,7 @@ class Store:
         Args:
             seen: tokens that each row has read so far, so the position of its first new one.
         """
+        self.settle(wait=False)
         lanes, new = self.lanes(rows), keys.shape[2]
         frozen = self.keys.is_inference() and not torch.is_inference_mode_enabled()  # may not be written in place
         full = any(self.count[lane] + new > self.room[lane] for lane in lanes)
@@ -319,12 +354,38 @@ class Store:
     def compact(
         self, rows: Sequence[int], kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], count: list[int]
     ) -> None:
-        """Only these slots of these rows stay, `stay` of each of their lanes: `count` of all lanes, known to the host."""
+        """Only these slots of these rows stay, `stay` of each of their lanes: `count` of all lanes."""
+        self._replace(self._compacted(rows, kept, stay, sum(count)), count, list(count))
+
+    def compact_blindly(
+        self, rows: Sequence[int], kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], totals: dict[int, int],
+        numbers: Later, refusal: NammError,
+    ) -> None:  # fmt: skip
+        """The same, where the host knows no more than the total of each of these rows before `numbers` arrive.
+
+        These are `stay`, and marks of scores that are no numbers, of which `refusal` is the error.
+        """
+        heads = self.heads
+        held = [sum(self.count[row * heads : (row + 1) * heads]) for row in range(len(self.count) // heads)]
+        every = [totals.get(row, number) for row, number in enumerate(held)]
+        pools = self._compacted(rows, kept, stay, sum(every))
+        self._coming = _Coming(numbers, self.lanes(rows), refusal, every, list(self.count))
+        self.keys, self.values, self.positions, self.state = pools
+        for name in _PLACES:
+            del self.__dict__[name]
+
+    def doubt(self, rows: Sequence[int], numbers: Later, refusal: NammError) -> None:
+        """What these rows keep is known, but not yet whether the scores were numbers."""
+        self._coming = _Coming(numbers, self.lanes(rows), refusal, [], None)
+
+    def _compacted(
+        self, rows: Sequence[int], kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], total: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         place = {lane: at for at, lane in enumerate(self.lanes(rows))}
         mine = self.constant([place.get(lane, -1) for lane in range(len(self.count))])
         spare = len(self.positions) - self.start[-1]
         whole = self.ragged(range(len(self.count) // self.heads))
-        self._replace(fused.compact(whole, kept, stay, mine, sum(count) + spare), count, list(count))
+        return fused.compact(whole, kept, stay, mine, total + spare)
 
     def keep(self, index: Int[Tensor, " kept"], count: list[int]) -> None:
         """Only the slots of `index` stay, `count` of each lane; exactly as large."""
@@ -342,6 +403,27 @@ class Store:
         """The slots in use of these lanes, one after another."""
         ranges = [torch.arange(self.start[lane], self.start[lane] + self.count[lane]) for lane in lanes]
         return torch.cat(ranges).to(self.keys.device)
+
+
+_PLACES = ("count", "room", "start")
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """What the device has yet to tell of an update.
+
+    Attributes:
+        numbers: slots that stay in each of these lanes, then marks of scores that are no numbers.
+        refusal: the error of such.
+        totals: slots of each row.
+        count: of all lanes, but for these; None if all were known.
+    """
+
+    numbers: Later
+    lanes: list[int]
+    refusal: NammError
+    totals: list[int]
+    count: list[int] | None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from namm.errors import ScoreError
 from namm.kernels import fused
 from namm.memory.asking import ask_rest
 from namm.memory.attending import know_tail
+from namm.memory.later import sent
 from namm.memory.sequence import Rows, Sequence, at_one_point
 from namm.memory.store import Part
 from namm.policies.base import View
+from namm.selection import Budget
 
 
 @dataclass(frozen=True)
@@ -127,21 +129,54 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
     device = kept[0].device
     masks = [mine.flatten(0, 1).to(one.scores.device) for one, mine in zip(held, kept, strict=True)]
     told = [_tally(one, mine) for one, mine in zip(held, masks, strict=True)]
+    if len(held) == 1 and _keep_blindly(held[0], masks[0], told[0]):
+        _noted(held[0].rows)
+        return
     numbers = [numbers.to(device) for numbers in told]
     read = iter(read_numbers(numbers[0] if len(numbers) == 1 else torch.cat(numbers)))
     stay = []
     for one, mine, numbers in zip(held, masks, told, strict=True):
         stay.append([next(read) for _ in range(len(mine))])
         if any([next(read) for _ in range(len(numbers) - len(mine))]):
-            raise ScoreError(
-                "finite scores",
-                f"NaN from {one.rows.plan.policy!r} in layer {one.rows.first.layer} after {one.rows.seen} tokens",
-                "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
-            )
+            raise _refusal(one.rows)
     for one, mine, numbers, counts in zip(held, masks, told, stay, strict=True):
         _compact(one.rows, mine, numbers[: len(mine)], counts)
-        for row in one.rows.sequences:
-            row.updates = row.plan.updates(row.seen)
+        _noted(one.rows)
+
+
+def _noted(rows: Rows) -> None:
+    """What had fallen due is done."""
+    for row in rows.sequences:
+        row.updates = row.plan.updates(row.seen)
+
+
+def _refusal(rows: Rows) -> ScoreError:
+    return ScoreError(
+        "finite scores",
+        f"NaN from {rows.plan.policy!r} in layer {rows.first.layer} after {rows.seen} tokens",
+        "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
+    )
+
+
+def _keep_blindly(one: Scored, kept: Bool[Tensor, "lane slot"], told: Int[Tensor, " number"]) -> bool:
+    """Keep these slots without waiting for the device to say how many they are, where a budget says it."""
+    rows, store, selection = one.rows, one.rows.store, one.rows.plan.selection
+    if rows.pool() is None or not isinstance(selection, Budget):
+        return False
+    store.settle()  # an earlier update of other rows may have left something to tell
+    held = {row: [store.count[lane] for lane in store.lanes([row])] for row in rows.at}
+    stay = {row: selection.stays(counts, rows.seen) for row, counts in held.items()}
+    numbers, refusal, seen = sent(told), _refusal(rows), told[: len(kept)]
+    if isinstance(next(iter(stay.values())), list):
+        _compact(rows, kept, seen, [number for counts in stay.values() for number in counts])
+        store.doubt(rows.at, numbers, refusal)
+    elif all(number == sum(held[row]) for row, number in stay.items()):
+        store.doubt(rows.at, numbers, refusal)
+    else:
+        before = store.nbytes()
+        store.compact_blindly(rows.at, kept, seen, stay, numbers, refusal)
+        _tell(rows, before)
+    return True
 
 
 def _tally(one: Scored, kept: Bool[Tensor, "lane slot"]) -> Int[Tensor, " number"]:
@@ -169,6 +204,11 @@ def _compact(
         store.compact(rows.at, kept, stay, count)
     else:
         store.keep(_index(rows, kept, counts), count)
+    _tell(rows, before)
+
+
+def _tell(rows: Rows, before: int) -> None:
+    """The meter is told what is held, and that the old pool was held too for a moment."""
     for place, one in enumerate(rows.sequences):
         one.note(before if place == len(rows.sequences) - 1 else 0)
 
