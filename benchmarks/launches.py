@@ -37,6 +37,7 @@ import namm
 from namm.kernels import cuda, fused
 from namm.memory import updates
 from namm.memory.cache import make_plan
+from namm.memory.later import Later
 from namm.memory.plan import Scaling
 from namm.memory.rotation import Rotation
 from namm.memory.sequence import Meter, Sequence
@@ -168,7 +169,7 @@ class Told:
         """In place of `updates.sent`, which does not."""
         if self.count is not None:
             self.count.launches["copy to the host"] += 1
-        return _Sent(self, self.count, self._said(numbers))
+        return _Sent(numbers, told=self, call=self.count, said=self._said(numbers))
 
     def _said(self, numbers: torch.Tensor) -> list[int]:
         each = int(SHARE * self.seen)
@@ -191,8 +192,8 @@ def _there(network: namm.NAMM) -> None:
     network._on_device[DEVICE] = moved
 
 
-@dataclass
-class _Sent:
+@dataclass(frozen=True, kw_only=True)
+class _Sent(Later):
     """Numbers that arrive when the call is over in which they were sent."""
 
     told: Told

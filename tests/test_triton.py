@@ -12,7 +12,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("set TRITON_INTERPRET=1 before Triton is imported: make test-triton", allow_module_level=True)
 pytest.importorskip("triton")
 
+import namm
 from namm.kernels import Lanes, Reduction, fused
+from namm.memory import store as storage
+from tests.zoo import causal_model, ids
 
 COUNTS = [70, 0, 1, 33, 129]  # slots held before the new tokens: an empty head, and one of a single slot
 GROUPS = [1, 3, 4, 7]
@@ -23,7 +26,7 @@ SCALE, FAINT = 0.3, 1e-4
 @pytest.fixture(autouse=True)
 def _strange_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write is no number."""
-    empty = torch.empty
+    empty = torch.empty  # `new_empty` is left alone: what it gives is compared slot by slot
 
     def filled(*size, **kwargs):
         out = empty(*size, **kwargs)
@@ -224,3 +227,45 @@ def test_pools_grow_and_take_tokens() -> None:
             assert torch.equal(k[fresh], keys[0, lane % heads])
             assert torch.equal(v[fresh], values[0, lane % heads])
     assert positions[-1] == -1
+
+
+LAYER = namm.Budget(fraction=0.4, per="layer")
+MEMORIES = {
+    "reduced": ("h2o", namm.Budget(fraction=0.4)), "together": ("h2o", namm.Budget(fraction=0.4, per="model")),
+    "asked": ("requery", LAYER), "both": ("builtin:universal", LAYER), "rows": ("tova", LAYER),
+    "spectrogram": (namm.NAMM.from_vector(torch.linspace(-1, 1, namm.NAMMConfig().size).sin()), LAYER),
+    "threshold": (namm.NAMM.from_vector(torch.linspace(-1, 1, namm.NAMMConfig().size).sin()), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma2"])
+@pytest.mark.parametrize("memory", MEMORIES)
+@torch.no_grad()
+def test_a_memory_by_these_kernels_is_that_memory(monkeypatch: pytest.MonkeyPatch, model: str, memory: str) -> None:
+    """A padded batch, read at once and then token by token, as on a card and as on this machine."""
+    policy, selection = MEMORIES[memory]
+    network, text = causal_model(model), ids(2, 100)
+    mask = torch.ones_like(text)
+    mask[1, :21] = 0
+    read, run = [], set()
+    launch = fused.launch
+
+    def noted(kernel, *arguments, **constants):
+        run.add(kernel)
+        launch(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(fused, "launch", noted)
+    for there in (False, True):
+        monkeypatch.setattr(storage, "pads", lambda device, there=there: there)
+        monkeypatch.setattr(fused, "capable", lambda device, there=there: there)
+        with namm.attach(network, policy, selection, 32) as handle:
+            logits = [network(text[:, :70], attention_mask=mask[:, :70]).logits[:, 21:]]
+            for t in range(70, 100):
+                step = text[:, t : t + 1], mask[:, : t + 1]
+                logits.append(network(step[0], attention_mask=step[1], past_key_values=handle.cache).logits)
+            kept = handle.memory().kept
+            read.append((torch.cat(logits, 1), [handle.kept_positions(i) for i, held in enumerate(kept) if held]))
+    assert read[0][1] == read[1][1]
+    torch.testing.assert_close(read[0][0], read[1][0], atol=1e-4, rtol=1e-4)
+    assert run >= {"grow", "compact", "gather", "tally"}
+    assert run & {"reduce", "rows"}

@@ -164,7 +164,7 @@ def turn(query: Query, frequencies: Float[Tensor, " pair"], positions: int, inte
 def gather(
     lanes: Lanes, stored: float = 1.0, copies: bool = True
 ) -> tuple[
-    Float[Tensor, "lane slot dim"], Int[Tensor, "lane slot"], Float[Tensor, "lane channel slot"], Bool[Tensor, "lane slot"]
+    Float[Tensor, "lane _ dim"], Int[Tensor, "lane slot"], Float[Tensor, "lane channel slot"], Bool[Tensor, "lane slot"]
 ]:  # fmt: skip
     """Keys, positions and state of all lanes, and which slots are empty: right-aligned, the state in float32.
 

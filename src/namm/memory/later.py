@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+
+@runtime_checkable
+class Arrival(Protocol):
+    """As `torch.cuda.Event`."""
+
+    def query(self) -> bool:
+        """Whether it is over."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until it is."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,7 +32,7 @@ class Later:
     """
 
     numbers: Int[Tensor, " number"]
-    arrived: torch.cuda.Event | None = None
+    arrived: Arrival | None = None
 
     @property
     def here(self) -> bool:
