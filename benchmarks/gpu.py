@@ -44,7 +44,15 @@ def gate(name: str, case: str, value: float, **more: Any) -> dict[str, Any]:
     """A row: a value against its limit."""
     better, limit, unit = LIMITS[name]
     met = value <= limit if better == "<=" else value >= limit  # NaN meets nothing
-    return {"gate": name, "case": case, "value": round(value, 4), "better": better, "limit": limit, "met": met, "unit": unit} | more
+    return {
+        "gate": name,
+        "case": case,
+        "value": round(value, 4),
+        "better": better,
+        "limit": limit,
+        "met": met,
+        "unit": unit,
+    } | more
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -52,7 +60,14 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     card, gates = rows[0], [row for row in rows if "gate" in row]
     met = sum(row["met"] for row in gates)
     lines = [
-        [r["gate"], r["case"], f"{r['value']:.3g}", f"{r['better']} {r['limit']:g}", "met" if r["met"] else "**missed**", r["unit"]]
+        [
+            r["gate"],
+            r["case"],
+            f"{r['value']:.3g}",
+            f"{r['better']} {r['limit']:g}",
+            "met" if r["met"] else "**missed**",
+            r["unit"],
+        ]
         for r in gates
     ]
     return (
@@ -68,12 +83,16 @@ def counts_of(lanes: int, kept: int, skewed: bool) -> list[int]:
     return [round(kept * parts[lane % len(parts)]) for lane in range(lanes)]
 
 
-def pool_of(counts: Sequence[int], dtype: torch.dtype, device: torch.device, dim: int = DIM, channels: int = 3) -> Lanes:
+def pool_of(
+    counts: Sequence[int], dtype: torch.dtype, device: torch.device, dim: int = DIM, channels: int = 3
+) -> Lanes:
     """Lanes of random keys, one after another, whose newest token is the last of each."""
     starts = [sum(counts[:lane]) for lane in range(len(counts) + 1)]
     keys, values = (torch.randn(starts[-1] + 1, dim, device=device).to(dtype) for _ in range(2))
     seen = max(counts)
-    positions = torch.cat([*(torch.arange(seen - count, seen) for count in counts), torch.tensor([-1])]).int().to(device)
+    positions = (
+        torch.cat([*(torch.arange(seen - count, seen) for count in counts), torch.tensor([-1])]).int().to(device)
+    )
     numbers = torch.tensor([starts, [*counts, 0]], dtype=torch.int32, device=device)
     state = torch.zeros(channels, len(positions), device=device)
     return Lanes(keys, values, starts[:-1], list(counts), (numbers[0], numbers[1, :-1]), positions, state)
@@ -246,7 +265,9 @@ def device_here() -> torch.device:
         )
     device = torch.device("cuda", torch.cuda.current_device())
     if not fused.capable(device):
-        raise SystemExit("benchmarks/gpu.py measures Triton's kernels, which do not serve here: the line above says why.")
+        raise SystemExit(
+            "benchmarks/gpu.py measures Triton's kernels, which do not serve here: the line above says why."
+        )
     return device
 
 

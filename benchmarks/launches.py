@@ -278,7 +278,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
     parser.add_argument("--backend", choices=("triton", "torch"), default="triton", help="what observes and compacts")
     options = parser.parse_args()
-    found = [measured(memory, rows, ragged, options.backend) for memory in MEMORIES for ragged in (False, True) for rows in (1, 8)]
+    found = [
+        measured(memory, rows, ragged, options.backend)
+        for memory in MEMORIES
+        for ragged in (False, True)
+        for rows in (1, 8)
+    ]
     if options.json:
         print(json.dumps(found, indent=1))
         return

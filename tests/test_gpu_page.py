@@ -16,7 +16,7 @@ CARD = {
 
 def test_without_a_card_it_says_so_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="measures a CUDA device.*sees none here.*launches.py"):
+    with pytest.raises(SystemExit, match=r"measures a CUDA device.*sees none here.*launches.py"):
         gpu.device_here()
 
 

@@ -76,7 +76,7 @@ def logits_of(lane, query, lanes, softcap, first, later):
 @pytest.mark.parametrize("causal", [True, False])
 def test_sums_and_rows_and_what_they_are_reduced_to(dtype, group, softcap, causal) -> None:
     tokens, later = 40, 0 if causal else 2
-    lanes = lanes_of([n + tokens for n in COUNTS] if causal else COUNTS[:1] + [2, 3] + COUNTS[3:], dtype=dtype)
+    lanes = lanes_of([n + tokens for n in COUNTS] if causal else [*COUNTS[:1], 2, 3, *COUNTS[3:]], dtype=dtype)
     query, first = asked(lanes, group, tokens, dtype), 200 - tokens if causal else None
     lse = fused.sums(query, lanes, SCALE, softcap, first=first, later=later)
     attention = fused.rows(query, lse, lanes, SCALE, softcap, first=first, later=later, lead=3)
@@ -210,8 +210,8 @@ def test_pools_grow_and_take_tokens() -> None:
     begin = [sum(room[:i]) for i in range(5)]
     held = [n if r >= 0 else n + 2 for n, r in zip(counts, row, strict=True)]
     spare = [lanes.starts[-1] + counts[-1] + 2, 0, begin[-1], 1, -1, 0]
-    table = torch.tensor([[*line, last] for line, last in zip(
-        [lanes.starts, held, begin[:-1], room, row, [0, 0, 200, 200]], spare, strict=True)], dtype=torch.int32)  # fmt: skip
+    lines = [lanes.starts, held, begin[:-1], room, row, [0, 0, 200, 200]]
+    table = torch.tensor([[*line, last] for line, last in zip(lines, spare, strict=True)], dtype=torch.int32)
     k, v, positions, state = fused.grow(lanes, keys, values, table, max(room), begin[-1] + 1)
     for lane, count in enumerate(counts):
         now, old = (slice(s[lane], s[lane] + held[lane]) for s in (begin, lanes.starts))

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from namm.kernels import fused
+
 pytestmark = pytest.mark.slow
 triton = pytest.importorskip("triton")
-
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from namm.kernels import fused
 
 POINTERS = {
     "QUERY": "half", "KEYS": "half", "VALUES": "half", "NEW_KEYS": "half", "NEW_VALUES": "half", "KEYS_OUT": "half",
@@ -44,16 +41,21 @@ def cases(dtype: str) -> list[tuple[str, dict[str, object]]]:
         found.append(("compact", some | {"ALL": 128}))
         found.append(("grow", some))
         found.append(("gather", {k: some[k] for k in ("CHANNELS", "DIM", "WIDE", "SLOTS")} | {"COPIES": True}))
-        found.append(("turn", {"PAIRS": dim // 2, "INTERLEAVED": dim == 64, "DIM": dim, "WIDE": dim, "ROWS": 4096 // dim}))
+        turned = {"PAIRS": dim // 2, "INTERLEAVED": dim == 64, "ROWS": 4096 // dim}
+        found.append(("turn", turned | {"DIM": dim, "WIDE": dim}))
     return [*found, ("tally", {"SLOTS": 1024})]
 
 
 @pytest.mark.parametrize("card", [80, 90])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_kernels_compile_without_spills(card: int, dtype: str, tmp_path: Path) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     from namm.kernels import triton_kernels
 
     assert not triton.knobs.runtime.interpret, "compiled, not interpreted"
+    results = {"sums": "fp32", "rows": "fp32", "tally": "i32", "turn": dtype}
     reader = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     spills = []
     for name, constants in cases(dtype):
@@ -64,9 +66,8 @@ def test_kernels_compile_without_spills(card: int, dtype: str, tmp_path: Path) -
             if argument in constants:
                 signature[argument] = "constexpr"
             elif argument.isupper():
-                own = {"half": dtype}.get(kind := POINTERS.get(argument, "fp16"), kind)
-                own = {"OUT": {"sums": "fp32", "rows": "fp32", "tally": "i32", "turn": dtype}.get(name)}.get(argument, own)
-                signature[argument] = f"*{own}"
+                kind = results.get(name, dtype) if argument == "OUT" else POINTERS.get(argument, "fp16")
+                signature[argument] = f"*{dtype if kind == 'half' else kind}"
                 pointers.append(place)
             else:
                 signature[argument] = "fp32" if argument in FLOATS else "i32"

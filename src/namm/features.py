@@ -193,9 +193,7 @@ class FeatureSet:
         watching = [part for part in self.parts if part.rehearses == rehearsal]
         if any(part.reduction is None for part in watching):
             return ()
-        return tuple(
-            part.reduction if part in watching else None for part in self.parts for _ in range(part.size)
-        )
+        return tuple(part.reduction if part in watching else None for part in self.parts for _ in range(part.size))
 
     def read(
         self, state: Float[Tensor, "*lead channel slot"], held: Bool[Tensor, "*lead slot"] | None = None

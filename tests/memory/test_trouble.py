@@ -1,4 +1,4 @@
-"""What goes wrong on the way: memory that runs out, and kernels that are not there. Nothing is silently wrong after it."""
+"""What goes wrong on the way: memory that runs out, kernels that are not there. Nothing is silently wrong after it."""
 
 import importlib.util
 import logging
@@ -37,7 +37,7 @@ def test_a_cache_says_that_memory_ran_out_in_the_middle(monkeypatch: pytest.Monk
         assert operation == "keep" or (handle.kept_positions(0), handle.kept_positions(1)) == before
         with pytest.raises(ModelError, match="failed in the middle"):
             cache.fork()
-        with pytest.raises(ModelError, match="layer 0, which failed in the middle.*prefill_chunk_size"):
+        with pytest.raises(ModelError, match=r"layer 0, which failed in the middle.*prefill_chunk_size"):
             model(text[:, 40:], past_key_values=cache)
     with namm.attach(model, "h2o", QUARTER, 16):
         model(text)  # a new memory reads
@@ -147,7 +147,8 @@ def test_where_kernels_do_not_serve_the_log_says_so_once(
     assert not fused.capable(torch.device("cpu"))
     assert not caplog.records  # there is nothing to miss
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "triton" else find(name, *more))
+    without = lambda name, *more: None if name == "triton" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     with caplog.at_level(logging.WARNING):
         assert not fused.capable(CARD)
         assert not fused.capable(CARD)

@@ -4,11 +4,11 @@
 | --- | --- | --- |
 | native | float32 on a CPU with a C compiler at hand | `native.c`, compiled once for each machine |
 | cuda | attention in half precision without a soft cap, from capability 8.0 on | `cuda.py`, torch's `varlen_attn` |
-| fused | observing, asking in place, compacting and growing on CUDA with Triton, from capability 8.0 on | `fused.py`, `triton_kernels.py` |
+| fused | observing, asking in place, compacting and growing, with Triton on CUDA | `fused.py`, `triton_kernels.py` |
 | torch | every device and dtype | `blockwise.py`, `spectrogram.py` |
 
-`NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one; torch also means no Triton. A back end for another device joins with
-a module that has `serves` and the operations of `native`.
+`NAMM_KERNELS=torch` or `NAMM_KERNELS=native` in the environment forces one; torch also means no Triton. A back end for
+another device joins with a module that has `serves` and the operations of `native` or `fused`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from torch import Tensor
 
 from namm import spectrogram
 from namm.kernels import fused, native
-from namm.kernels.blockwise import BLOCK_BYTES, ask, attend, attend_and_observe, attend_lanes, attend_one, look_back, replay
+from namm.kernels.blockwise import (
+    BLOCK_BYTES,
+    ask,
+    attend,
+    attend_and_observe,
+    attend_lanes,
+    attend_one,
+    look_back,
+    replay,
+)
 from namm.kernels.lanes import Lanes, Reduction
 
 __all__ = [

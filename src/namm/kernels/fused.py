@@ -70,7 +70,7 @@ def capable(device: torch.device) -> bool:
         missing = f"{torch.cuda.get_device_name(device)} is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
     else:
         return True
-    logger.warning("on %s memories observe and forget by torch alone, in several times the launches: %s", device, missing)
+    logger.warning("on %s memories observe and forget by torch, in several times the launches: %s", device, missing)
     return False
 
 
@@ -178,16 +178,14 @@ def gather(
     empty = torch.empty(count, width, dtype=torch.bool, device=device)
     slots = _slots(dim)
     launch(
-        "gather", (count, -(-width // slots)), lanes.keys, lanes.positions, lanes.state, *_table(lanes), keys, positions,
-        state, empty.view(torch.uint8), width, lanes.state.shape[1], stored, CHANNELS=len(lanes.state), DIM=dim,
+        "gather", (count, -(-width // slots)), lanes.keys, lanes.positions, lanes.state, *_table(lanes), keys,
+        positions, state, empty.view(torch.uint8), width, lanes.state.shape[1], stored, CHANNELS=len(lanes.state), DIM=dim,
         WIDE=_power(dim), SLOTS=slots, COPIES=copies,
     )  # fmt: skip
     return keys, positions, state, empty
 
 
-def tally(
-    kept: Bool[Tensor, "lane slot"], scores: Float[Tensor, "lane slot"], lanes: Lanes
-) -> Int[Tensor, "2 lane"]:
+def tally(kept: Bool[Tensor, "lane slot"], scores: Float[Tensor, "lane slot"], lanes: Lanes) -> Int[Tensor, "2 lane"]:
     """How many slots of each lane stay, and where there are scores that are no numbers; both right-aligned."""
     out = torch.empty(2, len(kept), dtype=torch.int32, device=kept.device)
     kept, scores = kept.contiguous().view(torch.uint8), scores.contiguous()

@@ -1,7 +1,8 @@
 """Triton kernels over ragged lanes; `fused.py` says what each computes, and launches them.
 
 A program has one lane and a block of its slots, or of its queries. Rows of a block of queries are queries times the
-query heads of their group, filled up to a power of two (`PADDED`), so that the mean over a group is a reshape and a sum.
+query heads of their group, filled up to a power of two (`PADDED`), so that the mean over a group is a reshape and a
+sum. What is not equal to itself is not a number.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def reduce(
             )  # fmt: skip
             total += tl.sum(mean, axis=0)
             peak = tl.maximum(peak, tl.max(mean, axis=0))
-        peak = tl.where(total == total, peak, total)  # what is not a number stays visible
+        peak = tl.where(total == total, peak, total)  # noqa: PLR0124 (what is not a number stays visible)
         for channel in tl.static_range(CHANNELS):
             at = STATE + channel * pool + start + slot
             if (SUMS >> channel) & 1:
@@ -215,7 +216,7 @@ def tally(KEPT, SCORES, COUNTS, OUT, lanes, width, SLOTS: tl.constexpr):
         held = (column < width) & (column >= width - count)
         kept += tl.load(KEPT + lane * width + column, mask=held, other=0).to(tl.int32)
         score = tl.load(SCORES + lane * width + column, mask=held, other=0.0)
-        strange = tl.maximum(strange, (score != score).to(tl.int32))
+        strange = tl.maximum(strange, (score != score).to(tl.int32))  # noqa: PLR0124
     tl.store(OUT + lane, tl.sum(kept, axis=0))
     tl.store(OUT + lanes + lane, tl.max(strange, axis=0))
 

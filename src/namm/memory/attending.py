@@ -30,16 +30,14 @@ def attend(
     at_once = watching and pool is None and (visible is not None or (full and new >= first.hop))  # with attention
     rehearsal = first.rehearsal if due else None
     competes = rehearsal is not None and rehearsal.competes and new > 1
-    lse: Tensor | None = None
     known = _fused(rows, query, scaling, visible)
+    lse: Tensor | None
     if at_once or (known is None and (competes or scaling.softcap is not None)):
         parts = rows.parts(new)
         carried = _carried(rows, parts, new, first.overlap + pending, scaling) if at_once else None
         out, lse = _observed(rows, parts, query, scaling, visible, carried, full, known)
-    elif known is not None:
-        out, lse = known
     else:
-        out = _plain(rows.parts(new), query, scaling, visible)
+        out, lse = known or (_plain(rows.parts(new), query, scaling, visible), None)
     for one in rows.sequences:
         one.seen += new
         one.scaling = scaling
@@ -48,18 +46,13 @@ def attend(
     if not watching:
         for one in rows.sequences:
             one.tail.clear()
-    elif pool is not None:
-        _remember(rows, query, lse, whole=full)
-        if full:
-            observe_hop(rows, (pending + new) // first.hop * first.hop)
     elif at_once and lse is not None:
         _extend(rows, query, lse, first.overlap + rows.seen % first.hop)
     else:
-        copy = query.clone() if new > 1 else query  # it may be a view of all that was read
-        for place, one in enumerate(rows.sequences):
-            one.tail.add(copy, place)
+        looked = pool is not None
+        _remember(rows, query, lse if looked else None, whole=full and looked)
         if full:
-            observe_hop(rows)
+            observe_hop(rows, (pending + new) // first.hop * first.hop)
     return out
 
 
@@ -180,9 +173,7 @@ def _look(rows: Rows, pool: Lanes, new: int) -> None:
         rows.observe(part, attention)
 
 
-def _known(
-    rows: Rows, pool: Lanes
-) -> tuple[Float[Tensor, "lane group query dim"], Float[Tensor, "lane group query"]]:
+def _known(rows: Rows, pool: Lanes) -> tuple[Float[Tensor, "lane group query dim"], Float[Tensor, "lane group query"]]:
     """The last queries and their log-sum-exp, which is found where it is not known."""
     query, lse = joined(rows.tails)
     known, scaling = lse.shape[2], rows.scaling

@@ -319,8 +319,8 @@ class MemoryLayer(CacheLayerMixin):
         if self._reading:
             raise ModelError(
                 "a memory that has read all it was given", f"layer {self.index}, which failed in the middle",
-                "What it holds is not what was read. If memory ran out, read in shorter pieces (prefill_chunk_size), and "
-                "read the text again with a new memory.",
+                "What it holds is not what was read. Read the text again with a new memory, and if the device ran out "
+                "of memory, in shorter pieces (prefill_chunk_size).",
             )  # fmt: skip
         if self._pending is not None:
             raise ModelError(

@@ -137,7 +137,8 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
     stay = []
     for one, mine, numbers in zip(held, masks, told, strict=True):
         stay.append([next(read) for _ in range(len(mine))])
-        if any([next(read) for _ in range(len(numbers) - len(mine))]):
+        strange = [next(read) for _ in range(len(numbers) - len(mine))]
+        if any(strange):
             raise _refusal(one.rows)
     for one, mine, numbers, counts in zip(held, masks, told, stay, strict=True):
         _compact(one.rows, mine, numbers[: len(mine)], counts)
@@ -191,9 +192,7 @@ def read_numbers(numbers: Int[Tensor, " number"]) -> list[int]:
     return numbers.tolist()
 
 
-def _compact(
-    rows: Rows, kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], counts: list[int]
-) -> None:
+def _compact(rows: Rows, kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], counts: list[int]) -> None:
     store, lanes = rows.store, rows.store.lanes(rows.at)
     if sum(counts) == sum(store.count[lane] for lane in lanes):
         return  # nothing is forgotten
