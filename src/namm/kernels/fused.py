@@ -75,11 +75,12 @@ def capable(device: torch.device) -> bool:
 
 
 def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Run one kernel, the only way that any is run."""
+    """Run one kernel, the only way that any is run, on the device of its first argument."""
     from namm.kernels import triton_kernels
 
     if all(grid):
-        getattr(triton_kernels, kernel)[grid](*arguments, **constants)
+        with torch.cuda.device_of(arguments[0]):  # Triton takes the current one
+            getattr(triton_kernels, kernel)[grid](*arguments, **constants)
 
 
 def sums(
@@ -92,7 +93,7 @@ def sums(
         first: position of the first query, each of which sees no later position than its own; None: they see all.
         rival: one more logit of each query.
     """
-    count, group, tokens, _ = query.shape
+    query, (count, group, tokens, _) = _dense(query), query.shape
     out = torch.empty(count, group, tokens, device=query.device)
     sizes = _sizes(query)
     grid = count, -(-tokens // sizes["QUERIES"])
@@ -115,7 +116,7 @@ def reduce(
         reductions: of each channel; None: it takes nothing.
         stored: what the state is held times.
     """
-    tokens, state = query.shape[2], lanes.state
+    query, tokens, state = _dense(query), query.shape[2], lanes.state
     assert state is not None
     sizes = _sizes(query)
     grid = len(query), -(-(max(lanes.counts) - later) // sizes["SLOTS"])
@@ -137,7 +138,7 @@ def rows(
     lead: int = 0,
 ) -> Float[Tensor, "lane row slot"]:  # fmt: skip
     """Group-mean attention of each query to the slots of its lane, right-aligned, after `lead` rows of zeros."""
-    tokens, width = query.shape[2], max(lanes.counts) - later
+    query, tokens, width = _dense(query), query.shape[2], max(lanes.counts) - later
     out = torch.empty(len(query), lead + tokens, width, device=query.device)
     sizes = _sizes(query)
     launch(
@@ -179,8 +180,8 @@ def gather(
     slots = _slots(dim)
     launch(
         "gather", (count, -(-width // slots)), lanes.keys, lanes.positions, lanes.state, *_table(lanes), keys,
-        positions, state, empty.view(torch.uint8), width, lanes.state.shape[1], stored, CHANNELS=len(lanes.state), DIM=dim,
-        WIDE=_power(dim), SLOTS=slots, COPIES=copies,
+        positions, state, empty.view(torch.uint8), width, lanes.state.shape[1], stored, CHANNELS=len(lanes.state),
+        DIM=dim, WIDE=_power(dim), SLOTS=slots, COPIES=copies,
     )  # fmt: skip
     return keys, positions, state, empty
 
@@ -280,7 +281,6 @@ def tile(group: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 def _sizes(query: Tensor) -> dict[str, int]:
-    assert query.stride(3) == 1, "queries contiguous in their last axis"
     return tile(query.shape[1], query.shape[3], query.dtype)
 
 

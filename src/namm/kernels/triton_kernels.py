@@ -51,7 +51,7 @@ def sums(
         held = slot < count
         at = KEYS + (start + slot)[None, :] * DIM + d[:, None]
         k = tl.load(at, mask=held[None, :] & (d < DIM)[:, None], other=0.0)
-        logits = _capped(tl.dot(q, k, input_precision="tf32x3") * scale, softcap, CAPPED)
+        logits = _capped(tl.dot(q.to(k.dtype), k, input_precision="tf32x3") * scale, softcap, CAPPED)
         seen = held[None, :]
         if CAUSAL:
             position = tl.load(POSITIONS + start + slot, mask=held, other=0)
@@ -82,7 +82,7 @@ def _means(
         QUERY, lane, step, q_lane, q_group, q_token, tokens, GROUP, PADDED, QUERIES, DIM, WIDE
     )
     lse = tl.load(LSE + lane * l_lane + member * l_group + token * l_token, mask=there, other=float("inf"))
-    logits = _capped(tl.dot(q, k, input_precision="tf32x3") * scale, softcap, CAPPED)
+    logits = _capped(tl.dot(q.to(k.dtype), k, input_precision="tf32x3") * scale, softcap, CAPPED)
     seen = there[:, None] & held[None, :]
     if CAUSAL:
         seen = seen & (position[None, :] <= first + token[:, None])

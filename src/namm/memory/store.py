@@ -195,7 +195,7 @@ class Store:
             return torch.tensor(numbers, device=self.keys.device)
         key = tuple(numbers)
         if key not in self._constants:
-            self._constants[key] = torch.tensor(numbers, device=self.keys.device)
+            self._constants[key] = torch.tensor(numbers).to(self.keys.device, non_blocking=True)
         return self._constants[key]
 
     def ragged(self, rows: Sequence[int]) -> Lanes:
