@@ -291,11 +291,10 @@ class Store:
         taken = self._taken()
         if self._ahead is None or taken is None or taken >= self._ahead.slots.shape[1]:
             free = min(room - count for room, count in zip(self.room, self.count, strict=True))
-            starts, counts = self._table([self.start, [*self.count, 0]])
-            steps = torch.arange(free, dtype=torch.int32, device=starts.device)
-            slots = (starts[:-1] + counts[:-1])[:, None].long() + steps
-            used = counts[:-1] + (steps + 1)[:, None]  # contiguous for each token, as kernels take it
-            self._ahead, taken = _Ahead(list(self.count), starts, slots, used), 0
+            slots, taken = self._slots(lanes, free), 0
+            starts = self._table([self.start])[0]
+            used = (slots - starts[:-1, None] + 1).T.contiguous().to(torch.int32)  # of each token, as kernels take it
+            self._ahead = _Ahead(list(self.count), starts, slots, used)
         return self._ahead.slots[:, taken : taken + 1]
 
     def _slots(self, lanes: list[int], new: int) -> Int[Tensor, "lane token"]:
