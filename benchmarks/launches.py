@@ -94,7 +94,7 @@ class Unguarded(TorchFunctionMode):
             torch.Tensor.__setitem__: self._set,
             torch.Tensor.__invert__: torch.ops.aten.bitwise_not.default,
             torch.Tensor.copy_: torch.ops.aten.copy_.default,
-            torch.Tensor.contiguous: lambda t: t if t.is_contiguous() else torch.ops.aten.clone.default(t),
+            torch.Tensor.contiguous: self._contiguous,
         }
         if func in replaced:
             return replaced[func](*args)
@@ -114,6 +114,11 @@ class Unguarded(TorchFunctionMode):
             torch.ops.aten.copy_.default(view, value)
         else:
             torch.ops.aten.index_put_.default(view, index, value)
+
+    @staticmethod
+    def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+        whole = torch.contiguous_format
+        return tensor if tensor.is_contiguous() else torch.ops.aten.clone.default(tensor, memory_format=whole)
 
     @staticmethod
     def _cast(tensor: torch.Tensor, wanted: list[Any]) -> torch.Tensor:
