@@ -5,8 +5,11 @@ import pytest
 import namm
 from benchmarks.launches import MEMORIES, measured
 
-UPDATE = 45  # launches of an update by Triton's kernels, ragged heads or equal
-ALONE = {"builtin:universal": (115, 154), "requery": (69, 98), "h2o": (52, 79)}  # by torch alone, equal and ragged
+MOST = 45  # launches of an update by Triton's kernels, ragged heads or equal
+UPDATE = {  # equal and ragged heads
+    "triton": {"builtin:universal": (37, 43), "requery": (16, 20), "h2o": (17, 18)},
+    "torch": {"builtin:universal": (115, 154), "requery": (69, 98), "h2o": (52, 79)},
+}
 TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 
 
@@ -15,7 +18,8 @@ TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_launches_do_not_grow_with_rows_and_nothing_waits(memory: str, ragged: bool, backend: str) -> None:
     one, eight = (measured(memory, rows, ragged, backend) for rows in (1, 8))
-    assert one["update_launches"] <= (UPDATE if backend == "triton" else ALONE[memory][ragged])
+    assert one["update_launches"] <= UPDATE[backend][memory][ragged]
+    assert backend == "torch" or one["update_launches"] <= MOST
     assert one["token_launches"] <= TOKEN
     for name in ("update_launches", "token_launches"):
         assert eight[name] <= 1.1 * one[name]
@@ -31,4 +35,4 @@ def test_scores_that_decide_how_many_stay_are_waited_for_once(backend: str) -> N
         found = measured("builtin:universal", rows, True, backend, namm.Threshold(0.0))
         assert found["update_waits"] == 1
         assert found["token_waits"] == found["late_reads"] == 0
-        assert backend == "torch" or found["update_launches"] <= UPDATE
+        assert backend == "torch" or found["update_launches"] <= MOST

@@ -13,8 +13,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import namm
+from namm.errors import ScoreError
 from namm.kernels import Lanes, Reduction, fused
 from namm.memory import store as storage
+from namm.policies import H2O, View
 from tests.zoo import causal_model, ids
 
 COUNTS = [70, 0, 1, 33, 129]  # slots held before the new tokens: an empty head, and one of a single slot
@@ -269,3 +271,23 @@ def test_a_memory_by_these_kernels_is_that_memory(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(read[0][0], read[1][0], atol=1e-4, rtol=1e-4)
     assert run >= {"grow", "compact", "gather", "tally"}
     assert run & {"reduce", "rows"}
+
+
+@torch.no_grad()
+def test_scores_that_are_not_numbers_are_told_of_late_but_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strange(H2O):
+        def score(self, view: View) -> torch.Tensor:
+            return super().score(view) * torch.nan
+
+    monkeypatch.setattr(storage, "pads", lambda device: True)
+    monkeypatch.setattr(fused, "capable", lambda device: True)
+    network, text = causal_model("llama"), ids(1, 40)
+    for budget in (namm.Budget(fraction=0.4), LAYER):
+        with namm.attach(network, Strange(), budget, 32) as handle:
+            cache = network(text[:, :32]).past_key_values  # the update at the end of it is not waited for
+            with pytest.raises(ScoreError, match="NaN from .* in layer 0 after 32 tokens"):
+                network(text[:, 32:], past_key_values=cache)
+        with namm.attach(network, Strange(), budget, 32) as handle:
+            network(text[:, :32])
+            with pytest.raises(ScoreError, match="after 32 tokens"):
+                handle.memory()
