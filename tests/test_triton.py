@@ -16,7 +16,10 @@ import namm
 from namm.errors import ScoreError
 from namm.kernels import Lanes, Reduction, fused
 from namm.memory import store as storage
+from namm.memory import updates
+from namm.memory.later import Later
 from namm.policies import H2O, View
+from tests.memory.test_trouble import Event
 from tests.zoo import causal_model, ids
 
 COUNTS = [70, 0, 1, 33, 129]  # slots held before the new tokens: an empty head, and one of a single slot
@@ -281,13 +284,14 @@ def test_scores_that_are_not_numbers_are_told_of_late_but_told(monkeypatch: pyte
 
     monkeypatch.setattr(storage, "pads", lambda device: True)
     monkeypatch.setattr(fused, "capable", lambda device: True)
+    monkeypatch.setattr(updates, "sent", lambda numbers: Later(numbers, Event()))
     network, text = causal_model("llama"), ids(1, 40)
-    for budget in (namm.Budget(fraction=0.4), LAYER):
-        with namm.attach(network, Strange(), budget, 32) as handle:
-            cache = network(text[:, :32]).past_key_values  # the update at the end of it is not waited for
-            with pytest.raises(ScoreError, match="NaN from .* in layer 0 after 32 tokens"):
-                network(text[:, 32:], past_key_values=cache)
-        with namm.attach(network, Strange(), budget, 32) as handle:
-            network(text[:, :32])
-            with pytest.raises(ScoreError, match="after 32 tokens"):
-                handle.memory()
+    with namm.attach(network, Strange(), LAYER, 32):
+        cache = network(text[:, :32]).past_key_values  # nobody waits for the update at the end of it
+        with pytest.raises(ScoreError, match=r"NaN from .* in layer 0 after 32 tokens"):
+            network(text[:, 32:], past_key_values=cache)  # where its counts are needed
+    with namm.attach(network, Strange(), namm.Budget(fraction=0.4), 32) as handle:
+        cache = network(text[:, :32]).past_key_values
+        network(text[:, 32:], past_key_values=cache)  # its counts were known
+        with pytest.raises(ScoreError, match="after 32 tokens"):
+            handle.memory()

@@ -129,11 +129,12 @@ class Budget:
         assert self.fraction is not None
         return max(1, math.floor(self.fraction * seen + 1e-6))
 
-    def stays(self, held: list[int], seen: int) -> list[int] | int:
-        """How many slots stay of heads that hold so many: of each, or where scores decide whose they are, of all."""
+    def stays(self, held: list[int], seen: int) -> tuple[list[int] | None, int]:
+        """How many slots stay of heads that hold so many: of each, None where scores decide it, and of all."""
         if self.per in ("layer", "model"):
-            return min(sum(held), self.target(seen) * len(held))
-        return [min(count, self.target(seen)) for count in held]
+            return None, min(sum(held), self.target(seen) * len(held))
+        each = [min(count, self.target(seen)) for count in held]
+        return each, sum(each)
 
     def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
         empty = positions < 0

@@ -303,8 +303,11 @@ class MemoryLayer(CacheLayerMixin):
             self._shown = shown
         return None if shown is None else shown[:, shown.shape[1] - tokens :], over
 
-    def check_served(self) -> None:
-        """Raise if tokens were announced or keys handed over, and no attention came for them."""
+    def check_served(self, wait: bool = True) -> None:
+        """Raise if tokens were announced or keys handed over and no attention came for them, or scores were no numbers.
+
+        Without `wait`, the device may still have something to tell of these.
+        """
         if self._announced:
             raise ModelError(
                 f"{self._announced} tokens for layer {self.index}, which a mask was made for", "none",
@@ -313,7 +316,7 @@ class MemoryLayer(CacheLayerMixin):
             )  # fmt: skip
         self._check_attended()
         for store in {id(one.store): one.store for one in self.sequences if one.begun}.values():
-            store.settle()
+            store.settle(wait)
 
     def _check_attended(self) -> None:
         if self._reading:

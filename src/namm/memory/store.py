@@ -318,7 +318,7 @@ class Store:
             shape = list(held.shape)
             shape[axis] = start[-1] + spare
             pool = held.new_zeros(shape) if held is self.state or spare else held.new_empty(shape)
-            if even:
+            if moved is None:
                 lanes = (len(room), room[0], *shape[1:]) if axis == 0 else (shape[0], len(room), room[0])
                 pool.narrow(axis, 0, start[-1]).view(lanes).narrow(axis + 1, 0, before[0]).copy_(
                     held.narrow(axis, 0, old[-1]).view(*lanes[: axis + 1], before[0], *lanes[axis + 2 :])

@@ -132,8 +132,8 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
     if len(held) == 1 and _keep_blindly(held[0], masks[0], told[0]):
         _noted(held[0].rows)
         return
-    numbers = [numbers.to(device) for numbers in told]
-    read = iter(read_numbers(numbers[0] if len(numbers) == 1 else torch.cat(numbers)))
+    together = [numbers.to(device) for numbers in told]
+    read = iter(read_numbers(together[0] if len(together) == 1 else torch.cat(together)))
     stay = []
     for one, mine, numbers in zip(held, masks, told, strict=True):
         stay.append([next(read) for _ in range(len(mine))])
@@ -167,15 +167,15 @@ def _keep_blindly(one: Scored, kept: Bool[Tensor, "lane slot"], told: Int[Tensor
     store.settle()  # an earlier update of other rows may have left something to tell
     held = {row: [store.count[lane] for lane in store.lanes([row])] for row in rows.at}
     stay = {row: selection.stays(counts, rows.seen) for row, counts in held.items()}
+    totals = {row: total for row, (_, total) in stay.items()}
+    each = [number for counts, _ in stay.values() for number in counts or ()]
     numbers, refusal, seen = sent(told), _refusal(rows), told[: len(kept)]
-    if isinstance(next(iter(stay.values())), list):
-        _compact(rows, kept, seen, [number for counts in stay.values() for number in counts])
-        store.doubt(rows.at, numbers, refusal)
-    elif all(number == sum(held[row]) for row, number in stay.items()):
+    if each or all(total == sum(held[row]) for row, total in totals.items()):
+        _compact(rows, kept, seen, each or [number for counts in held.values() for number in counts])
         store.doubt(rows.at, numbers, refusal)
     else:
         before = store.nbytes()
-        store.compact_blindly(rows.at, kept, seen, stay, numbers, refusal)
+        store.compact_blindly(rows.at, kept, seen, totals, numbers, refusal)
         _tell(rows, before)
     return True
 
