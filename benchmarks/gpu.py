@@ -47,7 +47,7 @@ def gate(name: str, case: str, value: float, **more: Any) -> dict[str, Any]:
     return {
         "gate": name,
         "case": case,
-        "value": round(value, 4),
+        "value": round(value, 6),
         "better": better,
         "limit": limit,
         "met": met,
@@ -129,6 +129,50 @@ def agreement(device: torch.device) -> list[dict[str, Any]]:
                 case = f"{str(dtype).removeprefix('torch.')}, group {group}{'' if softcap is None else ', soft cap'}"
                 rows.append(gate("agreement", case, error))
     return rows
+
+
+def moves(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[dict[str, Any]]:
+    """Whether slots arrive where they belong: the share of numbers that are others."""
+    lanes, new = pool_of([300, 64, 129, 1000], dtype, device), 40
+    counts, width = torch.tensor(lanes.counts, device=device), max(lanes.counts)
+    assert lanes.positions is not None
+    assert lanes.state is not None
+    lanes.state.normal_()
+    slots = (torch.tensor(lanes.starts, device=device) + counts)[:, None] + torch.arange(-width, 0, device=device)
+    held = torch.arange(width, device=device) >= (width - counts)[:, None]
+    keys, positions, state, empty = fused.gather(lanes)
+    gathered = [
+        (keys[held], lanes.keys[slots[held]]), (positions[held], lanes.positions[slots[held]]), (empty, ~held),
+        (state.transpose(0, 1)[:, held], lanes.state[:, slots[held]]),
+    ]  # fmt: skip
+    kept = (torch.rand(4, width, device=device) < 0.3) & held
+    stay, strange = fused.tally(kept, torch.rand(4, width, device=device), lanes)
+    chosen, each = slots[kept], torch.arange(4, dtype=torch.int32, device=device)
+    compact = fused.compact(lanes, kept, stay, each, len(chosen) + 1)
+    pools = lanes.keys, lanes.values, lanes.positions, lanes.state
+    compacted = [(mine[:-1], pool[chosen]) for mine, pool in zip(compact[:3], pools, strict=False)]
+    compacted += [(compact[3][:, :-1], lanes.state[:, chosen])]
+    compacted += [(stay, kept.sum(1).int()), (strange, torch.zeros_like(strange))]
+    fresh = torch.randn(2, 1, 4, new, DIM, device=device).to(dtype)
+    room = [count + new for count in lanes.counts]
+    begin = [sum(room[:lane]) for lane in range(5)]
+    end, seen = len(lanes.keys) - 1, max(lanes.counts)
+    lines = [[*lanes.starts, end], [*lanes.counts, 0], begin, [*room, 1], [0, 0, 0, 0, -1], [seen] * 5]
+    grown = fused.grow(
+        lanes, fresh[0], fresh[1], torch.tensor(lines, dtype=torch.int32, device=device), max(room), begin[-1] + 1
+    )
+    grew = []
+    for lane, (start, count) in enumerate(zip(lanes.starts, lanes.counts, strict=True)):
+        now = slice(begin[lane], begin[lane] + room[lane])
+        for mine, pool, came in zip(grown[:2], pools, fresh, strict=False):
+            grew.append((mine[now], torch.cat([pool[start : start + count], came[0, lane]])))
+        coming = torch.arange(seen, seen + new, device=device)
+        grew.append((grown[2][now], torch.cat([lanes.positions[start : start + count], coming]).int()))
+    found = {"gather": gathered, "tally and compact": compacted, "grow": grew}
+    return [
+        gate("agreement", case, max(float((mine != right).double().mean()) for mine, right in pairs))
+        for case, pairs in found.items()
+    ]
 
 
 def seconds(call: Callable[[], Any], repeats: int = 20) -> float:
@@ -288,7 +332,7 @@ def main() -> None:
     options, device = options_of(), device_here()
     torch.manual_seed(0)
     here = card(device)
-    measured = agreement(device)
+    measured = agreement(device) + moves(device)
     if all(row["met"] for row in measured):
         measured += operations(device, here["bandwidth"], options.quick)
         measured += whole_model(device, options.layers, options.tokens)

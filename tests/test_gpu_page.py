@@ -68,7 +68,8 @@ def test_lanes_and_the_formula_they_are_held_against() -> None:
 
 @pytest.mark.gpu
 def test_kernels_compute_on_a_card_what_they_compute_under_an_interpreter() -> None:
-    missed = [row for row in gpu.agreement(gpu.device_here()) if not row["met"]]
+    device = gpu.device_here()
+    missed = [row for row in gpu.agreement(device) + gpu.moves(device) if not row["met"]]
     assert not missed
 
 
