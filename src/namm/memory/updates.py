@@ -162,7 +162,7 @@ def _refusal(rows: Rows) -> ScoreError:
 def _keep_blindly(one: Scored, kept: Bool[Tensor, "lane slot"], told: Int[Tensor, " number"]) -> bool:
     """Keep these slots without waiting for the device to say how many they are, where a budget says it."""
     rows, store, selection = one.rows, one.rows.store, one.rows.plan.selection
-    if rows.pool() is None or not isinstance(selection, Budget):
+    if rows.pool() is None or type(selection) is not Budget:  # a subclass may keep other numbers
         return False
     store.settle()  # an earlier update of other rows may have left something to tell
     held = {row: [store.count[lane] for lane in store.lanes([row])] for row in rows.at}
