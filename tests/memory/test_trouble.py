@@ -9,6 +9,7 @@ import torch
 import namm
 from namm.errors import ModelError, ScoreError
 from namm.kernels import fused
+from namm.memory import store as storage
 from namm.memory.later import Later
 from namm.memory.store import Store
 from tests.zoo import causal_model, ids
@@ -116,13 +117,9 @@ def test_strange_scores_are_told_when_the_device_has_told_of_them() -> None:
 
 def test_counts_are_waited_for_by_who_asks() -> None:
     store, event = store_of(5), Event()
-    store._coming = None
-    from namm.memory import store as module
-
-    store._coming = module._Coming(
-        Later(torch.tensor([3, 2, 0, 0]), event), [0, 1], ScoreError("a", "b", "c"), [5, 10], [5, 5, 5, 5]
-    )
-    for name in module._PLACES:
+    numbers, refusal = Later(torch.tensor([3, 2, 0, 0]), event), ScoreError("finite scores", "NaN", "Check.")
+    store._coming = storage._Coming(numbers, [0, 1], refusal, [5, 10], [5, 5, 5, 5])
+    for name in storage._PLACES:
         del store.__dict__[name]
     assert store.nbytes(0) > 0
     assert not event.over
