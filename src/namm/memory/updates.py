@@ -17,12 +17,12 @@ from namm.memory.later import sent
 from namm.memory.sequence import Rows, Sequence, at_one_point
 from namm.memory.store import Part
 from namm.policies.base import View
-from namm.selection import Budget
+from namm.selection import Budget, Threshold
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What rows hold and how it was scored, right-aligned: -1 and -inf where a head has no slot."""
+    """What rows hold and how it was scored, right-aligned: -1, and nothing to go by, where a head has no slot."""
 
     rows: Rows
     positions: Int[Tensor, "batch kv_head slot"]
@@ -96,7 +96,8 @@ def _scored(rows: Rows) -> Scored:
         padded=held.empty is not None,
     )
     scores = plan.policy.score(view)
-    if held.empty is not None:
+    alone = rows.pool() is not None and type(plan.selection) in (Budget, Threshold)  # they leave empty slots out
+    if held.empty is not None and not alone:
         scores = scores.masked_fill(held.empty.unflatten(0, split), -torch.inf)
     if plan.probe is not None:
         _show(rows, view, scores)
