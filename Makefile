@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 
-.PHONY: demo test test-newest test-oldest test-slow test-browser check bench results
+.PHONY: demo test test-newest test-oldest test-slow test-triton test-browser check bench results
 demo: $(READY)
 	$(BIN)/namm demo
 
@@ -39,6 +39,12 @@ test-oldest:
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow"
+
+# The Triton kernels under Triton's interpreter: no GPU is needed. The wheel has 290 MB, which is why it is no part of `dev`;
+# torch's builds for CUDA bring their own. That they compile without spills is one of the slow tests, where Triton is there.
+test-triton: $(DEV)
+	$(BIN)/python -c "import triton" 2> /dev/null || $(BIN)/python -m pip install --quiet triton==3.9.0
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_triton.py
 
 # needs Chromium: apt-get install chromium
 test-browser: $(DEV)

@@ -1,13 +1,16 @@
 """Kernel launches and waits for the device that a memory costs on CUDA, counted on fake tensors: no GPU is needed.
 
-    python benchmarks/launches.py [--json]
+    python benchmarks/launches.py [--json] [--backend torch]
 
 A layer of Llama 3 8B in bfloat16 reads 1,024 tokens; then a piece of 512 that ends in an update is counted, and 64 single
 tokens after it (their mean, and the most). Every ATen operation that is no view counts as one launch, a copy to the device
-as well. What the model itself launches for a layer's cache is taken away: two copies and one attention.
+as well, and so does every Triton kernel, all of which are run by `fused.launch`: it is replaced by a count, and nothing is
+compiled or run. (Some operations of torch are several kernels, a sort above all; a Triton kernel is one.) What the model
+itself launches for a layer's cache is taken away: two copies and one attention.
 
-What an update keeps cannot be known without numbers, so the one time that the host reads it, it is told: equal numbers for
-all heads, or ragged ones.
+What an update keeps cannot be known without numbers, so when the host reads it, it is told: equal numbers for all heads, or
+ragged ones. A read in the call in which the numbers were made is a wait; one in a later call, of a copy that was sent to the
+host meanwhile, waits only if the device is a whole call behind: such are counted apart, as late reads.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import namm
-from namm.kernels import cuda
+from namm.kernels import cuda, fused
 from namm.memory import updates
 from namm.memory.cache import make_plan
+from namm.memory.later import Later
 from namm.memory.plan import Scaling
 from namm.memory.rotation import Rotation
 from namm.memory.sequence import Meter, Sequence
@@ -62,7 +66,7 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches: collections.Counter[str] = collections.Counter()
-        self.waits = 0
+        self.waits = self.late = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -75,6 +79,11 @@ class Count(TorchDispatchMode):
                 self.launches[name] += 1
         return out
 
+    def launch(self, kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        """In place of `fused.launch`."""
+        if all(grid):
+            self.launches[f"triton {kernel}"] += 1
+
 
 class Unguarded(TorchFunctionMode):
     """Indexing, copies and casts without the guard of a device that is not there, which fake tensors do not need."""
@@ -85,7 +94,7 @@ class Unguarded(TorchFunctionMode):
             torch.Tensor.__setitem__: self._set,
             torch.Tensor.__invert__: torch.ops.aten.bitwise_not.default,
             torch.Tensor.copy_: torch.ops.aten.copy_.default,
-            torch.Tensor.contiguous: lambda t: t if t.is_contiguous() else torch.ops.aten.clone.default(t),
+            torch.Tensor.contiguous: self._contiguous,
         }
         if func in replaced:
             return replaced[func](*args)
@@ -105,6 +114,11 @@ class Unguarded(TorchFunctionMode):
             torch.ops.aten.copy_.default(view, value)
         else:
             torch.ops.aten.index_put_.default(view, index, value)
+
+    @staticmethod
+    def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+        whole = torch.contiguous_format
+        return tensor if tensor.is_contiguous() else torch.ops.aten.clone.default(tensor, memory_format=whole)
 
     @staticmethod
     def _cast(tensor: torch.Tensor, wanted: list[Any]) -> torch.Tensor:
@@ -147,12 +161,30 @@ class Told:
     seen: int = 0
     count: Count | None = None
 
+    lanes: int = 0
+
     def numbers(self, numbers: torch.Tensor) -> list[int]:
+        """In place of `updates.read_numbers`, which waits."""
         if self.count is not None:
             self.count.waits += 1
-        each, lanes = int(SHARE * self.seen), len(numbers) - 1
+            self.count.launches["copy to the host"] += 1
+        return self._said(numbers)
+
+    def sent(self, numbers: torch.Tensor) -> _Sent:
+        """In place of `updates.sent`, which does not."""
+        if self.count is not None:
+            self.count.launches["copy to the host"] += 1
+        return _Sent(numbers, told=self, call=self.count, said=self._said(numbers))
+
+    def _said(self, numbers: torch.Tensor) -> list[int]:
+        each = int(SHARE * self.seen)
         spread = (-3, -1, 1, 3) if self.ragged else (0,)
-        return [0, *(each + each // 8 * spread[lane % len(spread)] for lane in range(lanes))]
+        stay = [each + each // 8 * spread[lane % len(spread)] for lane in range(self.lanes)]
+        return [*stay, *[0] * (len(numbers) - self.lanes)]
+
+    def launch(self, *arguments: Any, **constants: Any) -> None:
+        if self.count is not None:
+            self.count.launch(*arguments, **constants)
 
 
 def _there(network: namm.NAMM) -> None:
@@ -161,15 +193,38 @@ def _there(network: namm.NAMM) -> None:
     for name in ("theta", "mean", "var"):
         object.__setattr__(moved, name, torch.empty_like(getattr(network, name), device=DEVICE))
     moved.__dict__["mixes"] = network.mixes
+    moved.__dict__["scale"] = torch.empty_like(network.var, device=DEVICE)
     network._on_device[DEVICE] = moved
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sent(Later):
+    """Numbers that arrive when the call is over in which they were sent."""
+
+    told: Told
+    call: Count | None
+    said: list[int]
+
+    @property
+    def here(self) -> bool:
+        return self.told.count is not self.call
+
+    def read(self) -> list[int]:
+        if (count := self.told.count) is not None:
+            count.waits += count is self.call
+            count.late += count is not self.call
+        return self.said
+
+
 @contextmanager
-def pretended(told: Told) -> Iterator[None]:
-    """A card of capability 8.0, and a host that is told what it would read."""
+def pretended(told: Told, triton: bool) -> Iterator[None]:
+    """A card of capability 8.0, with or without Triton, and a host that is told what it would read."""
     with (
         mock.patch.object(cuda, "capable", return_value=True),
+        mock.patch.object(fused, "capable", return_value=triton),
+        mock.patch.object(fused, "launch", told.launch),
         mock.patch.object(updates, "read_numbers", told.numbers),
+        mock.patch.object(updates, "sent", told.sent),
         FakeTensorMode(allow_non_fake_inputs=True),
         Unguarded(),
     ):
@@ -177,15 +232,18 @@ def pretended(told: Told) -> Iterator[None]:
 
 
 @torch.no_grad()
-def measured(memory: str, rows: int, ragged: bool) -> dict[str, Any]:
-    """Launches and waits for a layer of `rows` rows."""
+def measured(
+    memory: str, rows: int, ragged: bool, backend: str = "triton", selection: namm.Budget | namm.Threshold | None = None
+) -> dict[str, Any]:
+    """Launches and waits for a layer of `rows` rows, with Triton or with "torch" alone."""
     policy = resolve(memory)
     if isinstance(policy, NAMMPolicy):
         _ = policy.network.mixes
-    plan = make_plan(policy, namm.Budget(fraction=SHARE, per="layer" if ragged else "head"), PIECE)
-    told = Told(ragged)
+    budget = namm.Budget(fraction=SHARE, per="layer" if ragged else "head")
+    plan = make_plan(policy, budget if selection is None else selection, PIECE)
+    told = Told(ragged, lanes=rows * KV_HEADS)
     cuda._ends.cache_clear()
-    with pretended(told):
+    with pretended(told, backend == "triton"):
         if isinstance(policy, NAMMPolicy):
             _there(policy.network)
         scaling = Scaling(DIM**-0.5, rotation=Rotation(torch.empty(DIM // 2), interleaved=False))
@@ -204,15 +262,16 @@ def measured(memory: str, rows: int, ragged: bool) -> dict[str, Any]:
 
         step(2 * PIECE)
         update = step(PIECE)
-        step(1)
+        late = step(1)
         tokens = [step(1) for _ in range(DECODED)]
     cuda._ends.cache_clear()
     if isinstance(policy, NAMMPolicy):
         policy.network._on_device.clear()
     launches = [sum(count.launches.values()) - OWN for count in tokens]
     return {
-        "memory": memory, "rows": rows, "heads": "ragged" if ragged else "equal",
+        "memory": memory, "backend": backend, "rows": rows, "heads": "ragged" if ragged else "equal",
         "update_launches": sum(update.launches.values()) - OWN, "update_waits": update.waits,
+        "late_reads": late.late,
         "token_launches": round(sum(launches) / DECODED, 2), "token_launches_at_most": max(launches),
         "token_waits": sum(count.waits for count in tokens),
         "update_by_name": dict(update.launches.most_common()),
@@ -222,16 +281,22 @@ def measured(memory: str, rows: int, ragged: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    parser.add_argument("--backend", choices=("triton", "torch"), default="triton", help="what observes and compacts")
     options = parser.parse_args()
-    found = [measured(memory, rows, ragged) for memory in MEMORIES for ragged in (False, True) for rows in (1, 8)]
+    found = [
+        measured(memory, rows, ragged, options.backend)
+        for memory in MEMORIES
+        for ragged in (False, True)
+        for rows in (1, 8)
+    ]
     if options.json:
         print(json.dumps(found, indent=1))
         return
-    table = Table(title="launches and waits of a layer beyond the model's own", box=None)
-    for heading in ("memory", "heads", "rows", "update", "waits", "token", "at most", "waits"):
+    table = Table(title=f"launches and waits of a layer beyond the model's own, by {options.backend}", box=None)
+    for heading in ("memory", "heads", "rows", "update", "waits", "late", "token", "at most", "waits"):
         table.add_column(heading, justify="left" if heading in ("memory", "heads") else "right")
     for row in found:
-        names = ("memory", "heads", "rows", "update_launches", "update_waits", "token_launches")
+        names = ("memory", "heads", "rows", "update_launches", "update_waits", "late_reads", "token_launches")
         table.add_row(*(str(row[name]) for name in (*names, "token_launches_at_most", "token_waits")))
     Console().print(table)
 

@@ -303,10 +303,18 @@ def _fill(page: Path, mark: str, text: str) -> None:
     page.write_text(mark.join([before, text, after]))
 
 
+def gpu() -> str:
+    from gpu import page
+
+    rows = read("gpu")
+    return page(rows) + "\n" + made_by(rows)
+
+
 PARTS = (
     (in_a_minute, "evidence"),
     (against_each, "evidence"),
     (speed, "speed"),
+    (gpu, "gpu"),
     (bytes_held, "bytes"),
     (evolution, "evolution"),
     (searches, "searches"),

@@ -70,11 +70,12 @@ class Calibration:
                 f"a calibration of this model, with {attention.shape[1]} heads in layer {layer}",
                 f"one with layers {list(self.curves)}" if curves is None else f"{curves.shape[1]} heads", _AGAIN,
             )  # fmt: skip
-        x, y = curves[:, heads].unsqueeze(1).expand(-1, len(attention), -1, -1).unbind()
+        knots = curves[:, heads].unsqueeze(1).expand(-1, len(attention), -1, -1)
         asked = attention.clamp(min=FAINTEST).log()
-        right = torch.searchsorted(x.contiguous(), asked.contiguous()).clamp(1, x.shape[-1] - 1)
-        (x0, x1), (y0, y1) = ((knots.gather(-1, right - 1), knots.gather(-1, right)) for knots in (x, y))
-        between = y0 + (y1 - y0) * (asked - x0) / (x1 - x0).clamp(min=1e-6)
+        right = torch.searchsorted(knots[0].contiguous(), asked.contiguous()).clamp(1, knots.shape[-1] - 1)
+        lower, upper = (knots.gather(-1, place.expand(2, -1, -1, -1)) for place in (right - 1, right))
+        (x0, y0), (x1, y1), (run, rise) = lower, upper, upper - lower
+        between = y0 + rise * (asked - x0) / run.clamp(min=1e-6)
         beyond = torch.where(asked > x1, y1 + asked - x1, torch.where(asked < x0, y0 + asked - x0, between))
         return beyond.exp()
 

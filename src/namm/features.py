@@ -29,6 +29,7 @@ from torch.nn.functional import max_pool1d
 
 from namm import kernels, spectrogram
 from namm.errors import ConfigurationError, nearest
+from namm.kernels import Reduction
 
 FAINT = 1e-4  # attention below this is as good as none
 _SPREAD = 0.1  # of a peak over a head, at least: where all are alike, noise must not count
@@ -45,6 +46,7 @@ class Channel(ABC):
         logarithm: whether the network reads log(1 + x / FAINT) of it; a peak and a mass are held as such already.
         peak: whether it is a largest attention, of which the neighbours' is read too.
         rehearses: whether it watches rehearsals, in place of the reading itself.
+        reduction: all that it takes from attention, if that is so little; then it is one number.
     """
 
     name: ClassVar[str]
@@ -53,6 +55,7 @@ class Channel(ABC):
     logarithm: ClassVar[bool] = False
     peak: ClassVar[bool] = False
     rehearses: ClassVar[bool] = False
+    reduction: ClassVar[Reduction | None] = None
 
     @abstractmethod
     def observe(
@@ -82,6 +85,7 @@ class Mass(Channel):
     """log(1 + s / FAINT), s the sum of attention from all queries."""
 
     name = "mass"
+    reduction = Reduction("sum", FAINT)
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return _log(_attention(state) + attention.sum(-2, keepdim=True))
@@ -92,6 +96,7 @@ class Peak(Channel):
 
     name = "peak"
     peak = True
+    reduction = Reduction("max", FAINT)
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return torch.maximum(state, _log(attention.amax(-2, keepdim=True)))
@@ -140,7 +145,9 @@ class FeatureSet:
         self.channels = sum(self.sizes)
         self.overlap = max(part.overlap for part in parts)
         self.rehearses = any(part.rehearses for part in parts)
-        self._peaks = [sum(self.sizes[:i]) for i, part in enumerate(parts) if part.peak]
+        places = [sum(self.sizes[:i]) for i, part in enumerate(parts) if part.peak]
+        assert places == [*range(places[0], places[-1] + 1)] if places else True, "peaks stand side by side"
+        self._peaks, self._several = slice(*(places[0], places[-1] + 1) if places else (0, 0)), len(places) > 1
         names = [f"{p.name} {i}" if p.size > 1 else p.name for p in parts for i in range(p.size)]
         peaks = [part.name for part in parts if part.peak]
         both = ["both"] if len(peaks) > 1 else []
@@ -181,6 +188,13 @@ class FeatureSet:
         ]
         return following[0] if len(following) == 1 else torch.cat(following, dim=-2)
 
+    def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
+        """What each channel takes from attention, or from that of a rehearsal; () if one must be shown rows."""
+        watching = [part for part in self.parts if part.rehearses == rehearsal]
+        if any(part.reduction is None for part in watching):
+            return ()
+        return tuple(part.reduction if part in watching else None for part in self.parts for _ in range(part.size))
+
     def read(
         self, state: Float[Tensor, "*lead channel slot"], held: Bool[Tensor, "*lead slot"] | None = None
     ) -> Float[Tensor, "*lead slot signal"]:
@@ -192,18 +206,24 @@ class FeatureSet:
         Args:
             held: False for empty slots, whose state is 0 and which no mean is over; None if there are none.
         """
-        peaks = [state[..., place, :] for place in self._peaks]
-        if len(peaks) > 1:
-            peaks.append(_log(torch.stack([_attention(peak) for peak in peaks]).sum(0)))
-        rest = [*peaks[len(self._peaks) :], *map(_around, peaks)]
+        own, rest = state[..., self._peaks, :], []
+        if self._several:
+            rest.append(_log(_attention(own).sum(-2, keepdim=True)))
+        peaks = torch.cat([own, *rest], dim=-2) if rest else own
+        if peaks.shape[-2]:
+            rest.append(_around(peaks))
         if self.levels:
-            levels = [_mean(peak, held).expand_as(peak) for peak in peaks]
-            rest += [*levels, *(_relative(peak, level, held) for peak, level in zip(peaks, levels, strict=True))]
+            held = None if held is None else held.unsqueeze(-2)
+            slots = None if held is None else held.sum(-1, keepdim=True)
+            level = _mean(peaks, slots)
+            apart = peaks - level
+            squares = apart.square() if held is None else apart.square().mul_(held)
+            rest += [level.expand_as(peaks), apart / _mean(squares, slots).sqrt().clamp(min=_SPREAD)]
         channels = [
-            _log(held) if part.logarithm else held
-            for part, held in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
+            _log(values) if part.logarithm else values
+            for part, values in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
         ]
-        return torch.cat([*channels, *(signal.unsqueeze(-2) for signal in rest)], dim=-2).transpose(-1, -2)
+        return torch.cat([*channels, *rest], dim=-2).transpose(-1, -2)
 
     def assemble(
         self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"]
@@ -221,18 +241,9 @@ def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
 
 
-def _mean(values: Float[Tensor, "*lead slot"], held: Tensor | None) -> Float[Tensor, "*lead 1"]:
-    """Over the slots that are held, the others being 0."""
-    return values.mean(-1, keepdim=True) if held is None else values.sum(-1, keepdim=True) / held.sum(-1, keepdim=True)
-
-
-def _relative(
-    values: Float[Tensor, "*lead slot"], mean: Float[Tensor, "*lead slot"], held: Tensor | None
-) -> Float[Tensor, "*lead slot"]:
-    """Values above their mean over the slots, in standard deviations."""
-    apart = values - mean
-    squares = apart.square() if held is None else apart.square().masked_fill(~held, 0)
-    return apart / _mean(squares, held).sqrt().clamp(min=_SPREAD)
+def _mean(values: Float[Tensor, "*lead slot"], slots: Int[Tensor, "*#lead 1"] | None) -> Float[Tensor, "*lead 1"]:
+    """Over so many slots that are held, the others being 0; over all of them if None."""
+    return values.mean(-1, keepdim=True) if slots is None else values.sum(-1, keepdim=True) / slots
 
 
 FEATURE_SETS: dict[str, FeatureSet] = {

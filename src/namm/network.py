@@ -116,6 +116,11 @@ class NAMM:
         p = self.tensors()
         return bool(p["w_o"].any()) or bool(p["b_o"].any())
 
+    @cached_property
+    def scale(self) -> Tensor:
+        """What signals are multiplied by when their mean is taken away."""
+        return self.var.sqrt().clamp(min=1e-7).reciprocal()
+
     # -- construction ------------------------------------------------------------------------------------------
 
     @classmethod
@@ -183,8 +188,7 @@ class NAMM:
         Args:
             held: False for empty slots, whose state is 0; None if there are none.
         """
-        scale = self.var.sqrt().clamp(min=1e-7).reciprocal()
-        normalised = (self.feature_set.read(state, held) - self.mean) * scale
+        normalised = (self.feature_set.read(state, held) - self.mean) * self.scale
         return self.feature_set.assemble(normalised, age)
 
     def scores(

@@ -62,12 +62,12 @@ class Threshold:
         return None
 
     def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
-        held = positions >= 0
-        scores = _force_newest(scores.masked_fill(~held, -math.inf))
+        empty = positions < 0
+        scores = _ready(scores, empty)
         kept = scores >= self.value
         if self.fill_heads:
             most = kept.sum(-1).amax(-1)  # per row
-            kept = (_rank(scores) < most[:, None, None]) & held
+            kept = (_rank(scores) < most[:, None, None]) & ~empty
         return kept
 
 
@@ -129,21 +129,29 @@ class Budget:
         assert self.fraction is not None
         return max(1, math.floor(self.fraction * seen + 1e-6))
 
+    def stays(self, held: list[int], seen: int) -> tuple[list[int] | None, int]:
+        """How many slots stay of heads that hold so many: of each, None where scores decide it, and of all."""
+        if self.per in ("layer", "model"):
+            return None, min(sum(held), self.target(seen) * len(held))
+        each = [min(count, self.target(seen)) for count in held]
+        return each, sum(each)
+
     def select(self, scores: Scores, positions: Positions, seen: int) -> Kept:
-        held = positions >= 0
-        top = torch.finfo(scores.dtype).max
-        scores = scores.masked_fill(positions >= seen - self.recent, top)
-        scores = scores.masked_fill(held & (positions < self.sinks), math.inf)
-        scores = _force_newest(scores.masked_fill(~held, -math.inf))
+        empty = positions < 0
+        if self.recent:
+            scores = scores.masked_fill(positions >= seen - self.recent, torch.finfo(scores.dtype).max)
+        if self.sinks:
+            scores = scores.masked_fill(~empty & (positions < self.sinks), math.inf)
+        scores = _ready(scores, empty)
         if self.per in ("layer", "model"):  # of a model, `scores` are those of all heads
             share = _share_of(scores.shape[1]) if self.safeguard == "auto" else self.safeguard or 0.0
             if safe := math.floor(share * self.target(seen)):
-                scores = scores.masked_fill((_rank(scores) < safe) & held, math.inf)
-            together = _rank(scores.flatten(1)).view_as(scores)
-            kept = together < self.target(seen) * scores.shape[1]
+                scores = scores.scatter(-1, _best(scores, safe), math.inf).masked_fill_(empty, -math.inf)
+            together = scores.flatten(1)
+            kept = _among(together, _best(together, self.target(seen) * scores.shape[1])).view_as(scores)
         else:
-            kept = _rank(scores) < self.target(seen)
-        return kept & held
+            kept = _among(scores, _best(scores, self.target(seen)))
+        return kept.masked_fill_(empty, False)
 
     def __repr__(self) -> str:  # saved caches name their selection by it, those of before there was a safeguard too
         shown = {name: value for name, value in vars(self).items() if name != "safeguard" or value}
@@ -160,11 +168,21 @@ def _share_of(heads: int) -> float:
     return max(LEAST_SAFEGUARD, 1 / math.sqrt(heads))
 
 
-def _force_newest(scores: Scores) -> Scores:
-    """The newest token stays, whatever its score (spec 8.1)."""
-    scores = scores.clone()
+def _ready(scores: Scores, empty: Bool[Tensor, "batch kv_head slot"]) -> Scores:
+    """A copy in which empty slots come last, and the newest token first whatever its score (spec 8.1)."""
+    scores = scores.masked_fill(empty, -math.inf)
     scores[..., -1] = math.inf
     return scores
+
+
+def _best(scores: Float[Tensor, "*lead slot"], count: int) -> Int[Tensor, "*lead best"]:
+    """So many slots of the highest scores, worst first; of equals the newest are the better ones."""
+    return scores.argsort(dim=-1, stable=True)[..., max(0, scores.shape[-1] - count) :]
+
+
+def _among(scores: Float[Tensor, "*lead slot"], chosen: Int[Tensor, "*lead best"]) -> Bool[Tensor, "*lead slot"]:
+    """True for the slots that were chosen."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
 def _rank(scores: Float[Tensor, "*lead slot"]) -> Int[Tensor, "*lead slot"]:

@@ -102,6 +102,22 @@ def test_lanes_that_hold_equally_many_slots_are_views() -> None:
     assert part.keys.shape == (4, 3, DIM)
 
 
+def test_kernels_are_told_where_lanes_are_in_contiguous_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: `varlen_attn` refuses others, and Triton would misread them."""
+    monkeypatch.setattr(storage, "pads", lambda device: True)
+    store = Store.empty(2, torch.empty(2, HEADS, 0, DIM), torch.empty(2, HEADS, 0, VALUE), 1, torch.float32)
+    for seen, new in enumerate([5, 1, 1, 1], start=0):
+        store.append([0, 1], torch.randn(2, HEADS, new, DIM), torch.randn(2, HEADS, new, VALUE), [seen + 4] * 2)
+        lanes = store.ragged([0, 1])
+        assert lanes.table is not None
+        starts, used = lanes.table
+        assert starts.is_contiguous()
+        assert used.is_contiguous()
+        assert (starts.dtype, used.dtype) == (torch.int32, torch.int32)
+        assert starts.tolist() == store.start
+        assert used.tolist() == lanes.counts == [5 + seen] * 4
+
+
 LAYER = namm.Budget(fraction=0.4, per="layer")
 CASES = [
     (random_namm(), LAYER), (random_namm(), None), (SnapKV(), LAYER), ("requery", LAYER), ("kvzip", LAYER),

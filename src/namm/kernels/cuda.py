@@ -43,6 +43,8 @@ def attend(
     count, group, tokens, dim = query.shape
     assert lanes.table is not None
     starts, used = lanes.table
+    assert starts.is_contiguous()
+    assert used.is_contiguous()
     out, lse = varlen_attn(
         query.transpose(1, 2).reshape(count * tokens, group, dim),
         lanes.keys.unsqueeze(1),

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from namm import kernels
+from namm.kernels import Lanes, fused
 from namm.memory.queries import hold, joined
 from namm.memory.sequence import Rows, lanes_of
 
@@ -53,13 +54,16 @@ def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor,
     """
     rehearsal, scaling = rows.first.rehearsal, rows.scaling
     assert rehearsal is not None
-    first = query[:, :, :count]
-    moved = (
-        first if not rehearsal.rotated or scaling.rotation is None else scaling.rotation.move(first, rehearsal.window)
-    )
+    first, turns = query[:, :, :count], scaling.rotation if rehearsal.rotated else None
     if rehearsal.competes:
         looked = _looked_back(rows, query, looked, 0)
     later = query.shape[2] - count
+    if (pool := rows.pool(query.shape[1])) is not None:
+        if turns is not None and len(turns.frequencies):
+            first = fused.turn(first, turns.on(first.device), rehearsal.window, turns.interleaved)
+        _ask_lanes(rows, pool, first, looked[:, :, :count] if rehearsal.competes else None, later)
+        return query[:, :, count:], looked[:, :, count:]
+    moved = first if turns is None else turns.move(first, rehearsal.window)
     for part in rows.parts(count):
         slots = part.count - later  # the newest tokens are held by every head
         kernels.ask(
@@ -74,14 +78,37 @@ def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor,
     return query[:, :, count:], looked[:, :, count:]
 
 
+def _ask_lanes(rows: Rows, pool: Lanes, query: Tensor, rival: Tensor | None, later: int) -> None:
+    """The same by kernels over all lanes; the `later` newest slots of each are not asked."""
+    policy, scaling = rows.plan.policy, rows.scaling
+    scale, softcap = scaling.scale, scaling.softcap
+    lse = fused.sums(query, pool, scale, softcap, first=None, later=later, rival=rival)
+    if reductions := policy.reductions(rehearsal=True):
+        fused.reduce(
+            query, lse, pool, scale, softcap, first=None, later=later, reductions=reductions, stored=rows.stored
+        )
+        return
+    (part,) = rows.parts(query.shape[2])
+    block = kernels.rows_at_once(pool, 1)
+    for start in range(0, query.shape[2], block):
+        here = slice(start, start + block)
+        attention = fused.rows(query[:, :, here], lse[:, :, here], pool, scale, softcap, first=None, later=later)
+        rows.rehearse(part, part.count - later, attention)
+
+
 def _looked_back(rows: Rows, query: Tensor, known: Tensor, new: int) -> Float[Tensor, "lane group query"]:
     """The log-sum-exp of held queries, before `new` tokens that came after them; those of single ones are found."""
     if known.shape[2] == query.shape[2]:
         return known
+    scaling = rows.scaling
+    if not new and (pool := rows.pool(query.shape[1])) is not None:
+        asked, first = query[:, :, known.shape[2] :], rows.seen - query.shape[2] + known.shape[2]
+        sums = fused.sums(asked, pool, scaling.scale, scaling.softcap, first=first)
+        return torch.cat([known, sums], 2) if known.shape[2] else sums
     found = []
     for part in rows.parts(query.shape[2]):
         old = part.count - new
         empty = None if part.empty is None else part.empty[:, :old]
-        asked, scaling = query[part.lanes, :, known.shape[2] :], rows.scaling
+        asked = query[part.lanes, :, known.shape[2] :]
         found.append(kernels.look_back(asked, part.keys[:, :old], scaling.scale, scaling.softcap, empty)[1])
     return torch.cat([known, lanes_of(found)], 2)

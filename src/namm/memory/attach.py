@@ -314,7 +314,7 @@ def _after(handle: Handle) -> Any:
             return
         seen = handle._local.to_be_seen
         for layer in layers_of(cache):
-            layer.check_served()
+            layer.check_served(wait=False)
             due = [s.plan.updates(s.seen) for s in layer.sequences]
             if layer.columns != seen or [s.updates for s in layer.sequences] != due:
                 raise ModelError(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from namm import kernels
+from namm.kernels import Lanes, fused
 from namm.memory import asking
 from namm.memory.plan import Scaling
 from namm.memory.queries import hold, joined
@@ -25,17 +26,18 @@ def attend(
     watching = first.watches and due
     pending = rows.seen % first.hop
     full = watching and pending + new >= first.hop  # a hop, which is to be observed
-    at_once = watching and (visible is not None or (full and new >= first.hop))  # while attention is computed
+    pool = rows.pool(query.shape[1]) if watching and visible is None else None
+    at_once = watching and pool is None and (visible is not None or (full and new >= first.hop))  # with attention
     rehearsal = first.rehearsal if due else None
     competes = rehearsal is not None and rehearsal.competes and new > 1
-    lse: Tensor | None = None
-    if at_once or competes or scaling.softcap is not None:
+    known = _fused(rows, query, scaling, visible)
+    lse: Tensor | None
+    if at_once or (known is None and (competes or scaling.softcap is not None)):
         parts = rows.parts(new)
         carried = _carried(rows, parts, new, first.overlap + pending, scaling) if at_once else None
-        out, lse = _observed(rows, parts, query, scaling, visible, carried, full)
+        out, lse = _observed(rows, parts, query, scaling, visible, carried, full, known)
     else:
-        known = _fused(rows, query, scaling, visible)
-        out = _plain(rows.parts(new), query, scaling, visible) if known is None else known[0]
+        out, lse = known or (_plain(rows.parts(new), query, scaling, visible), None)
     for one in rows.sequences:
         one.seen += new
         one.scaling = scaling
@@ -47,11 +49,10 @@ def attend(
     elif at_once and lse is not None:
         _extend(rows, query, lse, first.overlap + rows.seen % first.hop)
     else:
-        copy = query.clone() if new > 1 else query  # it may be a view of all that was read
-        for place, one in enumerate(rows.sequences):
-            one.tail.add(copy, place)
+        looked = pool is not None
+        _remember(rows, query, lse if looked else None, whole=full and looked)
         if full:
-            observe_hop(rows)
+            observe_hop(rows, (pending + new) // first.hop * first.hop)
     return out
 
 
@@ -81,10 +82,10 @@ def _observed(
     visible: Tensor | None,
     carried: list[Tensor] | None,
     observes: bool,
+    known: tuple[Tensor, Tensor] | None,
 ) -> tuple[Float[Tensor, "lane group token value_dim"], Float[Tensor, "lane group token"]]:
     """Attention and the log-sum-exp of each query; the policy `observes` them, after those `carried` over."""
     outputs, sums = [], []
-    known = _fused(rows, query, scaling, visible)
     for place, part in enumerate(parts):
         out, lse = kernels.attend_and_observe(
             query[part.lanes],
@@ -129,16 +130,74 @@ def rehearse(
     return lanes_of(outputs)
 
 
-def observe_hop(rows: Rows) -> None:
-    """A hop of queries that came in small numbers is full: observe them together."""
+def observe_hop(rows: Rows, new: int | None = None) -> None:
+    """A hop of queries that came in small numbers is full, or `new` ones are: observe them together."""
     first = rows.first
-    rest, parts = rows.seen % first.hop, rows.parts()
-    observed = first.overlap + first.hop
-    for part, seen in zip(parts, _carried(rows, parts, 0, observed + rest, rows.scaling), strict=True):
-        rows.observe(part, seen[:, :observed])
+    new = first.hop if new is None else new
+    rest = rows.seen % first.hop
+    query, _ = joined(rows.tails)
+    if (pool := rows.pool(query.shape[1])) is not None:
+        _look(rows, pool, new)
+    else:
+        parts, observed = rows.parts(), first.overlap + new
+        for part, seen in zip(parts, _carried(rows, parts, 0, observed + rest, rows.scaling), strict=True):
+            rows.observe(part, seen[:, :observed])
     query, sums = joined(rows.tails)
     gone = max(0, query.shape[2] - first.overlap - rest)
     hold(rows.tails, query[:, :, gone:].clone(), sums[:, :, gone:].clone())
+
+
+def _look(rows: Rows, pool: Lanes, new: int) -> None:
+    """Observe the last `new` queries that make whole hops, from their log-sum-exp, by kernels over all lanes."""
+    policy, scaling = rows.plan.policy, rows.scaling
+    query, lse = _known(rows, pool)
+    start = rows.seen - query.shape[2]  # position of the first query
+    end = query.shape[2] - rows.seen % rows.first.hop
+    begin = end - new
+    if reductions := policy.reductions(rehearsal=False):
+        asked, sums = query[:, :, begin:end], lse[:, :, begin:end]
+        fused.reduce(
+            asked, sums, pool, scaling.scale, scaling.softcap, first=start + begin, reductions=reductions,
+            stored=rows.stored,
+        )  # fmt: skip
+        return
+    (part,) = rows.parts()
+    hop, overlap = rows.first.hop, rows.first.overlap
+    block = kernels.rows_at_once(pool, hop)
+    for at in range(begin, end, block):
+        stop, before = min(at + block, end), max(0, at - overlap)
+        attention = fused.rows(
+            query[:, :, before:stop], lse[:, :, before:stop], pool, scaling.scale, scaling.softcap,
+            first=start + before, lead=overlap - (at - before),
+        )  # fmt: skip
+        rows.observe(part, attention)
+
+
+def _known(rows: Rows, pool: Lanes) -> tuple[Float[Tensor, "lane group query dim"], Float[Tensor, "lane group query"]]:
+    """The last queries and their log-sum-exp, which is found where it is not known."""
+    query, lse = joined(rows.tails)
+    known, scaling = lse.shape[2], rows.scaling
+    if known < query.shape[2]:
+        first = rows.seen - query.shape[2] + known
+        later = fused.sums(query[:, :, known:], pool, scaling.scale, scaling.softcap, first=first)
+        lse = torch.cat([lse, later], 2) if known else later
+        hold(rows.tails, query, lse)
+    return query, lse
+
+
+def _remember(rows: Rows, query: Tensor, lse: Tensor | None, whole: bool) -> None:
+    """Keep queries, and their log-sum-exp if it is known; copies, unless they are looked at at once as a `whole`."""
+    query = query if whole or query.shape[2] == 1 else query.clone()  # it may be a view of all that was read
+    tail = rows.tails[0]
+    if lse is None or tail.known < tail.count:
+        for place, one in enumerate(rows.tails):
+            one.add(query, place)
+        return
+    lse = lse if whole else lse.clone()
+    if tail.count:
+        held, sums = joined(rows.tails)
+        query, lse = torch.cat([held, query], 2), torch.cat([sums, lse], 2)
+    hold(rows.tails, query, lse)
 
 
 def _extend(rows: Rows, query: Tensor, lse: Tensor, length: int) -> None:
@@ -187,7 +246,12 @@ def _carried(
 
 def know_tail(rows: Rows) -> None:
     """Learn the log-sum-exp of the last queries, while the slots that they saw are all there."""
-    if rows.tails[0].known < (held := rows.tails[0].count):
+    if rows.tails[0].known == (held := rows.tails[0].count):
+        return
+    query, _ = joined(rows.tails)
+    if (pool := rows.pool(query.shape[1])) is not None:
+        _known(rows, pool)
+    else:
         _carried(rows, rows.parts(held), 0, held, rows.scaling)
 
 

@@ -57,6 +57,7 @@ class MemoryLayer(CacheLayerMixin):
         self.rehearsing: tuple[bool, ...] | None = None
         self.heard: tuple[Tensor, Tensor] | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
+        self._reading = False  # in the middle of it, or failed there
         self._announced = 0  # tokens that a mask was made for and that have not come yet
         self._shown: Bool[Tensor, "batch column"] | None = None  # by the last mask; None: every column
         self._read: Bool[Tensor, "batch column"] | None = None  # as tokens of their row, shown later or not
@@ -109,7 +110,7 @@ class MemoryLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def reset(self) -> None:
-        self.columns, self.sequences, self.heard, self._announced = 0, [], None, 0
+        self.columns, self.sequences, self.heard, self._announced, self._reading = 0, [], None, 0, False
         self._pending = self._shown = self._read = None
         self.is_initialized = False
 
@@ -191,12 +192,14 @@ class MemoryLayer(CacheLayerMixin):
                 here = slice(None) if columns is None else columns[row]
                 q, k, v = (t[row : row + 1, :, here] for t in (query, keys, values))
                 sequence.plan.probe.on_attend(self.index, Read(q, k, v, scaling))
+        self._reading = True
         if self.rehearsing is not None:
             out = self._rehearsed(query, keys, values, scaling, columns)
         else:
             visible = None if overlay is None else [self._visible(overlay, row, columns) for row in range(batch)]
             out = read(self.sequences, query, keys, values, scaling, columns, visible)
         self.decide()
+        self._reading = False
         return out
 
     def _visible(self, overlay: Tensor, row: int, columns: list[Tensor] | None) -> Bool[Tensor, "token column"]:
@@ -300,8 +303,11 @@ class MemoryLayer(CacheLayerMixin):
             self._shown = shown
         return None if shown is None else shown[:, shown.shape[1] - tokens :], over
 
-    def check_served(self) -> None:
-        """Raise if tokens were announced or keys handed over, and no attention came for them."""
+    def check_served(self, wait: bool = True) -> None:
+        """Raise if tokens were announced or keys handed over and no attention came for them, or scores were no numbers.
+
+        Without `wait`, the device may still have something to tell of these.
+        """
         if self._announced:
             raise ModelError(
                 f"{self._announced} tokens for layer {self.index}, which a mask was made for", "none",
@@ -309,8 +315,16 @@ class MemoryLayer(CacheLayerMixin):
                 "call model.eval(), and read the text again with a new memory.",
             )  # fmt: skip
         self._check_attended()
+        for store in {id(one.store): one.store for one in self.sequences if one.begun}.values():
+            store.settle(wait)
 
     def _check_attended(self) -> None:
+        if self._reading:
+            raise ModelError(
+                "a memory that has read all it was given", f"layer {self.index}, which failed in the middle",
+                "What it holds is not what was read. Read the text again with a new memory, and if the device ran out "
+                "of memory, in shorter pieces (prefill_chunk_size).",
+            )  # fmt: skip
         if self._pending is not None:
             raise ModelError(
                 "a model whose attention goes through transformers' attention interface",

@@ -8,7 +8,7 @@ what its modelling file offers, and tried on the model itself before they are us
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -41,13 +41,20 @@ class Rotation:
 
     frequencies: Float[Tensor, " pair"]
     interleaved: bool
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, init=False)
+
+    def on(self, device: torch.device) -> Float[Tensor, " pair"]:
+        """The frequencies there, brought once."""
+        if device not in self._on_device:
+            self._on_device[device] = self.frequencies.to(device)
+        return self._on_device[device]
 
     def move(self, vectors: Float[Tensor, "*lead dim"], positions: int) -> Float[Tensor, "*lead dim"]:
         """Queries or keys, as they would be so many positions later."""
         turned = 2 * len(self.frequencies)
         if not turned:
             return vectors
-        angle = self.frequencies.to(vectors.device) * positions
+        angle = self.on(vectors.device) * positions
         cos, sin = angle.cos(), angle.sin()
         head, rest = vectors[..., :turned].float(), vectors[..., turned:]
         a, b = (head[..., ::2], head[..., 1::2]) if self.interleaved else head.chunk(2, dim=-1)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from namm.kernels import Lanes, fused
 from namm.memory.plan import Plan, Scaling
 from namm.memory.queries import Queries
 from namm.memory.store import Part, Store
@@ -165,6 +166,16 @@ class Rows:
     def parts(self, queries: int = 1) -> list[Part]:
         """Their lanes, in the parts that so many queries are computed in."""
         return self.store.parts(self.at, queries)
+
+    def pool(self, group: int = 1) -> Lanes | None:
+        """Their lanes with so many query heads each, where kernels serve that take them as they are."""
+        return self.store.ragged(self.at) if fused.serves(self.store.keys, self.store.values, group) else None
+
+    @property
+    def stored(self) -> float:
+        """What the state is held times."""
+        scale = self.plan.policy.half_scale
+        return scale if scale is not None and self.store.state.dtype == torch.float16 else 1.0
 
     def observe(self, part: Part, attention: Float[Tensor, "lane query slot"]) -> None:
         """Show the policy what is attended to."""

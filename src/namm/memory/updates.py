@@ -10,19 +10,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from namm.errors import ScoreError
+from namm.kernels import fused
 from namm.memory.asking import ask_rest
 from namm.memory.attending import know_tail
+from namm.memory.later import sent
 from namm.memory.sequence import Rows, Sequence, at_one_point
 from namm.memory.store import Part
 from namm.policies.base import View
+from namm.selection import Budget, Threshold
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What rows hold and how it was scored, right-aligned: -1 and -inf where a head has no slot."""
+    """What rows hold and how it was scored, right-aligned: -1, and nothing to go by, where a head has no slot."""
 
     rows: Rows
-    part: Part
     positions: Int[Tensor, "batch kv_head slot"]
     scores: Float[Tensor, "batch kv_head slot"]
 
@@ -57,9 +59,10 @@ def drop(one: Sequence, tokens: Int[Tensor, " token"]) -> None:
     if not one.begun or not sum(one.slots()) or not len(tokens):
         return
     rows = Rows([one])
-    part = _whole(rows)
-    kept = (part.positions >= 0) & ~torch.isin(part.positions, tokens.to(part.positions))
-    _compact(rows, part, kept, kept.sum(-1).tolist())
+    positions = _whole(rows).positions
+    kept = (positions >= 0) & ~torch.isin(positions, tokens.to(positions))
+    stay = kept.sum(-1)
+    _compact(rows, kept, stay, stay.tolist())
 
 
 def _wider(values: Tensor, width: int, fill: float) -> Tensor:
@@ -79,27 +82,26 @@ def _scored(rows: Rows) -> Scored:
     assert plan.selection is not None
     ask_rest(rows)
     know_tail(rows)
-    part = _whole(rows)
-    positions, state = part.positions, rows.decode(part.state)
-    split = len(rows.at), rows.store.heads
-    device = positions.device
+    store, split = rows.store, (len(rows.at), rows.store.heads)
+    held = store.held_by(rows.at, rows.stored)
     view = View(
-        state=state.unflatten(0, split),
-        positions=positions.unflatten(0, split),
-        keys=part.keys.unflatten(0, split),
+        state=held.state.unflatten(0, split),
+        positions=held.positions.unflatten(0, split),
+        keys=held.keys.unflatten(0, split),
         seen=rows.seen,
         target=plan.selection.target(rows.seen),
-        rows=torch.tensor([one.row for one in rows.sequences], device=device),
+        rows=store.constant([one.row for one in rows.sequences]),
         layer=rows.first.layer,
-        heads=torch.arange(rows.store.heads, device=device),
-        padded=part.empty is not None,
+        heads=store.constant(range(store.heads)),
+        padded=held.empty is not None,
     )
     scores = plan.policy.score(view)
-    if part.empty is not None:
-        scores = scores.masked_fill(part.empty.unflatten(0, split), -torch.inf)
+    alone = rows.pool() is not None and type(plan.selection) in (Budget, Threshold)  # they leave empty slots out
+    if held.empty is not None and not alone:
+        scores = scores.masked_fill(held.empty.unflatten(0, split), -torch.inf)
     if plan.probe is not None:
         _show(rows, view, scores)
-    return Scored(rows, part, view.positions, scores)
+    return Scored(rows, view.positions, scores)
 
 
 def _show(rows: Rows, view: View, scores: Tensor) -> None:
@@ -126,22 +128,64 @@ def _keep(held: list[Scored], kept: list[Bool[Tensor, "batch kv_head _"]]) -> No
         ScoreError: a score that is no number.
     """
     device = kept[0].device
-    numbers = [torch.isnan(one.scores).any().view(1).to(device) for one in held]
-    numbers += [mine.sum(-1).flatten().to(device) for mine in kept]
-    read = read_numbers(torch.cat(numbers))
-    for one, strange in zip(held, read, strict=False):
-        if strange:
-            raise ScoreError(
-                "finite scores",
-                f"NaN from {one.rows.plan.policy!r} in layer {one.rows.first.layer} after {one.rows.seen} tokens",
-                "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
-            )
-    counts = iter(read[len(held) :])
-    for one, mine in zip(held, kept, strict=True):
-        lanes = mine.flatten(0, 1).to(one.scores.device)
-        _compact(one.rows, one.part, lanes, [next(counts) for _ in range(len(lanes))])
-        for row in one.rows.sequences:
-            row.updates = row.plan.updates(row.seen)
+    masks = [mine.flatten(0, 1).to(one.scores.device) for one, mine in zip(held, kept, strict=True)]
+    told = [_tally(one, mine) for one, mine in zip(held, masks, strict=True)]
+    if len(held) == 1 and _keep_blindly(held[0], masks[0], told[0]):
+        _noted(held[0].rows)
+        return
+    together = [numbers.to(device) for numbers in told]
+    read = iter(read_numbers(together[0] if len(together) == 1 else torch.cat(together)))
+    stay = []
+    for one, mine, numbers in zip(held, masks, told, strict=True):
+        stay.append([next(read) for _ in range(len(mine))])
+        strange = [next(read) for _ in range(len(numbers) - len(mine))]
+        if any(strange):
+            raise _refusal(one.rows)
+    for one, mine, numbers, counts in zip(held, masks, told, stay, strict=True):
+        _compact(one.rows, mine, numbers[: len(mine)], counts)
+        _noted(one.rows)
+
+
+def _noted(rows: Rows) -> None:
+    """What had fallen due is done."""
+    for row in rows.sequences:
+        row.updates = row.plan.updates(row.seen)
+
+
+def _refusal(rows: Rows) -> ScoreError:
+    return ScoreError(
+        "finite scores",
+        f"NaN from {rows.plan.policy!r} in layer {rows.first.layer} after {rows.seen} tokens",
+        "Check the parameters of the memory and that the model itself gives no NaN in this dtype.",
+    )
+
+
+def _keep_blindly(one: Scored, kept: Bool[Tensor, "lane slot"], told: Int[Tensor, " number"]) -> bool:
+    """Keep these slots without waiting for the device to say how many they are, where a budget says it."""
+    rows, store, selection = one.rows, one.rows.store, one.rows.plan.selection
+    if rows.pool() is None or type(selection) is not Budget:  # a subclass may keep other numbers
+        return False
+    store.settle()  # an earlier update of other rows may have left something to tell
+    held = {row: [store.count[lane] for lane in store.lanes([row])] for row in rows.at}
+    stay = {row: selection.stays(counts, rows.seen) for row, counts in held.items()}
+    totals = {row: total for row, (_, total) in stay.items()}
+    each = [number for counts, _ in stay.values() for number in counts or ()]
+    numbers, refusal, seen = sent(told), _refusal(rows), told[: len(kept)]
+    if each or all(total == sum(held[row]) for row, total in totals.items()):
+        _compact(rows, kept, seen, each or [number for counts in held.values() for number in counts])
+        store.doubt(rows.at, numbers, refusal)
+    else:
+        before = store.nbytes()
+        store.compact_blindly(rows.at, kept, seen, totals, numbers, refusal)
+        _tell(rows, before)
+    return True
+
+
+def _tally(one: Scored, kept: Bool[Tensor, "lane slot"]) -> Int[Tensor, " number"]:
+    """How many slots stay in each lane, then whether some scores are no numbers."""
+    if (pool := one.rows.pool()) is not None:
+        return fused.tally(kept, one.scores.flatten(0, 1), pool).flatten()
+    return torch.cat([kept.sum(-1), torch.isnan(one.scores).any().view(1)])
 
 
 def read_numbers(numbers: Int[Tensor, " number"]) -> list[int]:
@@ -149,23 +193,36 @@ def read_numbers(numbers: Int[Tensor, " number"]) -> list[int]:
     return numbers.tolist()
 
 
-def _compact(rows: Rows, part: Part, kept: Bool[Tensor, "lane slot"], counts: list[int]) -> None:
+def _compact(rows: Rows, kept: Bool[Tensor, "lane slot"], stay: Int[Tensor, " lane"], counts: list[int]) -> None:
     store, lanes = rows.store, rows.store.lanes(rows.at)
     if sum(counts) == sum(store.count[lane] for lane in lanes):
         return  # nothing is forgotten
-    index, before, count = _chosen(part, kept, sum(counts)), store.nbytes(), list(store.count)
-    if len(lanes) < len(count):  # other rows keep what they have
-        mine = dict(zip(rows.at, index.split(
-            [sum(counts[i : i + store.heads]) for i in range(0, len(counts), store.heads)]
-        ), strict=True))  # fmt: skip
-        index = torch.cat([
-            mine[row] if row in mine else store.used(store.lanes([row])) for row in range(len(count) // store.heads)
-        ])  # fmt: skip
+    before, count = store.nbytes(), list(store.count)
     for lane, number in zip(lanes, counts, strict=True):
         count[lane] = number
-    store.keep(index, count)
+    if rows.pool() is not None:
+        store.compact(rows.at, kept, stay, count)
+    else:
+        store.keep(_index(rows, kept, counts), count)
+    _tell(rows, before)
+
+
+def _tell(rows: Rows, before: int) -> None:
+    """The meter is told what is held, and that the old pool was held too for a moment."""
     for place, one in enumerate(rows.sequences):
         one.note(before if place == len(rows.sequences) - 1 else 0)
+
+
+def _index(rows: Rows, kept: Bool[Tensor, "lane slot"], counts: list[int]) -> Int[Tensor, " kept"]:
+    """Where in the pool all slots are that stay; other rows keep what they have."""
+    store, heads = rows.store, rows.store.heads
+    index = _chosen(_whole(rows), kept, sum(counts))
+    if len(counts) == len(store.count):
+        return index
+    parts = index.split([sum(counts[i : i + heads]) for i in range(0, len(counts), heads)])
+    mine = dict(zip(rows.at, parts, strict=True))
+    every = range(len(store.count) // heads)
+    return torch.cat([mine[row] if row in mine else store.used(store.lanes([row])) for row in every])
 
 
 def _chosen(part: Part, kept: Bool[Tensor, "lane slot"], total: int) -> Int[Tensor, " kept"]:

@@ -7,10 +7,10 @@ slots, which lives in the cache layer and is handed in and out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,9 +18,25 @@ from torch import Tensor
 
 from namm.calibration import Calibration
 from namm.errors import ConfigurationError
+from namm.kernels import Reduction
 from namm.selection import Budget, Per, Safeguard, Selection
 
 Rotated = bool | Literal["auto"]
+Method = TypeVar("Method", bound=Callable[..., Tensor])
+
+
+def reduces(*reductions: Reduction | None) -> Callable[[Method], Method]:
+    """Says of `observe` or `rehearse` what it takes from attention, for each channel; None: it leaves that as it is.
+
+    Where a kernel computes just that, in place and without rows of attention, the method is not called. A subclass that
+    overrides it says so anew, or is shown rows.
+    """
+
+    def said(method: Method) -> Method:
+        method.reductions = reductions  # type: ignore[attr-defined]
+        return method
+
+    return said
 
 
 @dataclass(frozen=True)
@@ -187,6 +203,10 @@ class MemoryPolicy(ABC):
         Called with a few queries at a time. Only policies with `channels` and a `rehearsal` are asked.
         """
         return state
+
+    def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
+        """What `observe`, or `rehearse`, takes from attention for each channel; () if it must be shown rows."""
+        return getattr(type(self).rehearse if rehearsal else type(self).observe, "reductions", ())
 
     @abstractmethod
     def score(self, view: View) -> Float[Tensor, "batch kv_head slot"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from namm.policies.base import PROTECTED, MemoryPolicy, View, newest
+from namm.kernels import Reduction
+from namm.policies.base import PROTECTED, MemoryPolicy, View, newest, reduces
 
 
 class H2O(MemoryPolicy):
@@ -13,6 +14,7 @@ class H2O(MemoryPolicy):
     name = "h2o"
     channels = 1
 
+    @reduces(Reduction("sum"))
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return state + attention.sum(-2, keepdim=True)  # their eq. for F_score: accumulated attention
 

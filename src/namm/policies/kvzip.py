@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm.policies.base import MemoryPolicy, Rehearsal, View
+from namm.kernels import Reduction
+from namm.policies.base import MemoryPolicy, Rehearsal, View, reduces
 from namm.selection import Per
 
 
@@ -21,6 +22,7 @@ class KVzip(MemoryPolicy):
     rehearsal = Rehearsal()
     per: Per = "layer"
 
+    @reduces(Reduction("max"))
     def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
         return torch.maximum(state, attention.amax(-2, keepdim=True))
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from namm.calibration import Calibration
+from namm.kernels import Reduction
 from namm.network import NAMM
 from namm.policies.base import MemoryPolicy, Rehearsal, View
 from namm.selection import Per, Safeguard, Selection, Threshold
@@ -80,6 +81,9 @@ class NAMMPolicy(MemoryPolicy):
             return view.state
         features = self.network.feature_set
         return features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
+
+    def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
+        return self.network.feature_set.reductions(rehearsal)
 
     def score(self, view: View) -> Tensor:
         network, state = self.network.to(view.state.device), self.state_of(view)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm.policies.base import MemoryPolicy, View
+from namm.kernels import Reduction
+from namm.policies.base import MemoryPolicy, View, reduces
 
 
 class ObservedMax(MemoryPolicy):
@@ -17,6 +18,7 @@ class ObservedMax(MemoryPolicy):
     name = "observed-max"
     channels = 1
 
+    @reduces(Reduction("max"))
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return torch.maximum(state, attention.amax(-2, keepdim=True))
 

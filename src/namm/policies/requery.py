@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View
+from namm.kernels import Reduction
+from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View, reduces
 
 
 class Requery(MemoryPolicy):
@@ -28,6 +29,7 @@ class Requery(MemoryPolicy):
     def observer(self) -> Rehearsal | None:
         return self.rehearsal
 
+    @reduces(Reduction("max"))
     def rehearse(self, state: Tensor, attention: Tensor) -> Tensor:
         return torch.maximum(state, attention.amax(-2, keepdim=True))
 
