@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from namm.evaluation import EvaluationConfig, evaluate
 from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, make_plan
 from namm.memory.identity import describe, fingerprint
-from namm.policies import CalibratedRequery, NAMMPolicy, Requery
+from namm.policies import CalibratedRequery, NAMMPolicy, Requery, View
 from tests.letters import letters
 from tests.zoo import causal_model, ids
 
@@ -142,6 +143,21 @@ def test_a_network_that_scores_by_its_echo_decides_as_the_rule_does(features: st
             model(ids(1, 320, seed=5))
             kept.append([handle.kept_positions(layer) for layer in range(2)])
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("features", ["compact-rehearsed", "levelled"])
+def test_empty_slots_change_nothing(features: str) -> None:
+    config = NAMMConfig(features=features, per="model", rehearses="queries", calibrated=True)
+    learned = NAMM.from_vector(torch.randn(config.size), config=config)
+    memory = NAMMPolicy(learned).calibrated(made(model="print"))
+    state, positions = torch.rand(1, 2, config.feature_set.channels, 30), torch.arange(30).expand(1, 2, 30)
+    view = View(state, positions, torch.rand(1, 2, 30, 4), 30, None, torch.arange(1), 0, torch.arange(2))
+    pad = torch.nn.functional.pad
+    padded = replace(
+        view, state=pad(state, (7, 0)), positions=pad(positions, (7, 0), value=-1), keys=pad(view.keys, (0, 0, 7, 0)),
+        padded=True,
+    )  # fmt: skip
+    torch.testing.assert_close(memory.score(padded)[..., 7:], memory.score(view), rtol=1e-5, atol=1e-4)
 
 
 def test_only_who_wants_it_is_calibrated(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ class NAMMPolicy(MemoryPolicy):
         if (known := self.calibration) is None:
             return view.state
         features = self.network.feature_set
-        return features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
+        state = features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
+        return state.masked_fill(~view.held.unsqueeze(-2), 0) if view.padded else state  # no mean is over empty slots
 
     def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
         return self.network.feature_set.reductions(rehearsal)
