@@ -144,7 +144,7 @@ def choices() -> str:
 
 
 def against_each() -> str:
-    lines = []
+    lines, commits = [], sorted({commit for row in read("evidence") for commit in row["commits"]})
     for r in read("evidence"):
         target, ours, best = (
             TARGETS.get((r["model"], r["tokens"], r["budget"])),
@@ -168,7 +168,8 @@ def against_each() -> str:
         f"once, chosen on these rows. `{PLAIN}`: the rule by hand at which the evolution started; `{RULE}`: the same read "
         "through the model's calibration, the best rule by hand that reads once, so what "
         "stands above it is the evolution's own. KVzip as published reads the whole prompt and then all of it again with one threshold for "
-        "the model (`kvzip-whole`); the others read block by block, as every other memory here.\n\n"
+        "the model (`kvzip-whole`); the others read block by block, as every other memory here. A method is measured again, on "
+        f"the same samples, when it has changed: rows are of the commits {', '.join(commits)}.\n\n"
         + table(headings, lines)
     )
 
