@@ -288,6 +288,20 @@ def strategy() -> str:
     )  # fmt: skip
 
 
+def calibration() -> str:
+    rows = read("calibration")
+    shares = sorted({r["share"] for r in rows}, reverse=True)
+    found = {(r["model"], r["texts"], r["share"]): f"{r['agreement']:.2f}" for r in rows}
+    kinds = dict.fromkeys((r["model"], r["texts"]) for r in rows)
+    lines = [[model, str(texts or "none"), *(found[model, texts, share] for share in shares)] for model, texts in kinds]
+    return (
+        "## What a calibration is worth\n\nPart of the tokens with the largest attention from a second reading, over all heads "
+        "of all layers, that is also among as many with the largest attention in place: as it is, and read through "
+        "calibrations from so many texts of another split (`namm.calibrate` takes two).\n\n"
+        + table(["model", "texts", *(f"{100 * share:g} %" for share in shares)], lines) + "\n" + made_by(rows)
+    )  # fmt: skip
+
+
 def card() -> None:
     """The shipped memory's card, with what was measured of it."""
     file = builtin_memories()[DEFAULT_MEMORY] / "README.md"
@@ -314,6 +328,7 @@ def gpu() -> str:
 PARTS = (
     (in_a_minute, "evidence"),
     (against_each, "evidence"),
+    (calibration, "calibration"),
     (speed, "speed"),
     (gpu, "gpu"),
     (bytes_held, "bytes"),
