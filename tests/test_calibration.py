@@ -231,6 +231,8 @@ def test_texts_that_cannot_serve_are_refused() -> None:
     for texts in ([[1] * 127], [[1] * 600, [1] * 601], []):
         with pytest.raises(ConfigurationError, match="texts of one length, of 128 tokens at least"):
             namm.calibrate(model, texts=texts)
+    with pytest.raises(ConfigurationError, match="tokens of this model, which knows 97; got token 97"):
+        namm.calibrate(model, texts=[[97] * 200])
     with pytest.raises(ConfigurationError, match="a tokenizer, or texts"):
         namm.calibrate(model)
 

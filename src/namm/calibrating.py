@@ -101,6 +101,10 @@ def _measured(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Calibra
     if len(lengths) != 1 or lengths[0] < SHORTEST:
         raise ConfigurationError(f"texts of one length, of {SHORTEST} tokens at least", lengths, "Cut them alike.")
     ids = torch.tensor([list(text) for text in texts], device=model.device)
+    if (most := int(ids.max())) >= (known := model.get_input_embeddings().num_embeddings):
+        raise ConfigurationError(
+            f"tokens of this model, which knows {known:,}", f"token {most:,}", "Give its own tokenizer."
+        )
     asked, read = (_largest(model, policy, ids) for policy in (Requery(), KVzip()))
     return Calibration.fitted(asked, read, fingerprint(find_decoder(model)))
 

@@ -105,6 +105,7 @@ class NAMM:
         _check_tensor("normalisation variance", self.var, (signals,))
         if bool((self.var < 0).any()):
             raise ArtefactError("variances >= 0", "a negative variance", "Save the memory again from its source.")
+        _ = self.scale  # made with the memory, which holds nothing that comes later
 
     @property
     def feature_set(self) -> FeatureSet:

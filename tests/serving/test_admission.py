@@ -12,6 +12,7 @@ import pytest
 import namm
 from namm.policies import DEFAULT_MEMORY
 from namm.serving.host import Host
+from tests.letters import letters
 from tests.serving.conftest import Running, Serve
 from tests.serving.test_answers import LONG, Hand
 from tests.serving.test_conversations import Chat
@@ -35,9 +36,9 @@ BUDGETED = [
 
 
 @pytest.mark.parametrize(("memory", "budget"), [*BUDGETED, (DEFAULT_MEMORY, None)])
-def test_no_more_is_held_than_was_reserved(memory, budget, pair):
+def test_no_more_is_held_than_was_reserved(memory, budget):
     model = causal_model("llama")
-    host = Host("llama", model, pair[1], [memory], budget, 32)
+    host = Host("llama", model, letters(), [memory], budget, 32)
     (served,) = host.served.values()
     for length in (5, 31, 33, 100, 400):
         text = ids(1, length)

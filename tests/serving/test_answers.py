@@ -27,6 +27,7 @@ class Hand:
 
     def __init__(self, pair, memory: str) -> None:
         self.model, self.words = pair
+        self.calibrated = namm.calibrated(memory, *pair)
         self.memory, self.ids, self.prompt = memory, torch.zeros(1, 0, dtype=torch.long), ""
         self.cache = None
         self.messages: list[dict[str, str]] = []
@@ -40,7 +41,7 @@ class Hand:
         whole = torch.cat([self.ids, new], dim=1)
         if seed is not None:
             torch.manual_seed(seed)
-        with namm.attach(self.model, self.memory, selection(self.memory), 32) as handle:
+        with namm.attach(self.model, self.calibrated, selection(self.memory), 32) as handle:
             given = {} if self.cache is None else {"past_key_values": self.cache}
             out = self.model.generate(whole, attention_mask=torch.ones_like(whole), **given, **options)
             self.cache = handle.cache

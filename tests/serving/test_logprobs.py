@@ -22,8 +22,8 @@ SAID = [{"role": "user", "content": LONG}]
 
 def by_hand(pair, memory: str, ids: list[int]) -> torch.Tensor:
     """Log-probabilities of what follows each of these tokens, as the model itself finds them with this memory."""
-    model = pair[0]
-    with torch.inference_mode(), namm.attach(model, memory, selection(memory), 32):
+    model, calibrated = pair[0], namm.calibrated(memory, *pair)
+    with torch.inference_mode(), namm.attach(model, calibrated, selection(memory), 32):
         return torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
 
 
