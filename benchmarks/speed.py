@@ -50,11 +50,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, _ = namm.models.load_model(dtype=options.dtype)
+    model, tokenizer = namm.models.load_model(dtype=options.dtype)
+    learned = namm.calibrated(DEFAULT_MEMORY, model, tokenizer)
     cases: list[tuple[str, int, tuple[Any, ...], float | None, float | None]] = []
     for length in options.lengths:
         target = {4096: 0.95, 8192: 0.80}.get(length)
-        shipped = (DEFAULT_MEMORY, namm.Budget(fraction=0.25))
+        shipped = (learned, namm.Budget(fraction=0.25))
         cases.append((f"{DEFAULT_MEMORY}, 25 %", length, shipped, target, 1.3 if length == 8192 else None))
         if length == 4096:  # what one budget for the model costs
             for per in ("layer", "model"):
