@@ -9,8 +9,8 @@ many with the largest attention in place: as it is, and as it is expected to be 
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from typing import Any
 
 import torch
@@ -80,5 +80,7 @@ def expected(calibration: Calibration, asked: dict[int, Tensor]) -> dict[int, Te
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="+", help="a name, folder, GGUF file or hub id; earlier rows are replaced")
     torch.set_grad_enabled(False)
-    print(write("calibration", [row for name in sys.argv[1:] for row in measure(name)]))
+    print(write("calibration", [row for name in parser.parse_args().model for row in measure(name)]))

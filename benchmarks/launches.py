@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import namm
+from namm.calibration import Calibration
 from namm.kernels import cuda, fused
 from namm.memory import updates
 from namm.memory.cache import make_plan
@@ -48,6 +49,7 @@ KV_HEADS, GROUP, DIM, PIECE, DECODED, SHARE = 8, 4, 128, 512, 64, 0.25
 OWN = 3  # launches of the model's own cache and attention
 DEVICE = torch.device("cuda:0")
 MEMORIES = ("builtin:universal", "requery", "h2o")
+CALIBRATED = tuple(f"{memory}, calibrated" for memory in ("builtin:universal", "requery-calibrated"))
 VIEWS = {
     "view", "_unsafe_view", "slice", "select", "transpose", "t", "expand", "unsqueeze", "squeeze", "permute", "as_strided",
     "alias", "detach", "split", "split_with_sizes", "unbind", "narrow", "_reshape_alias", "diagonal", "unfold", "lift_fresh",
@@ -236,16 +238,23 @@ def measured(
     memory: str, rows: int, ragged: bool, backend: str = "triton", selection: namm.Budget | namm.Threshold | None = None
 ) -> dict[str, Any]:
     """Launches and waits for a layer of `rows` rows, with Triton or with "torch" alone."""
-    policy = resolve(memory)
+    name, _, calibrated = memory.partition(", ")
+    policy = resolve(name)
     if isinstance(policy, NAMMPolicy):
         _ = policy.network.mixes
     budget = namm.Budget(fraction=SHARE, per="layer" if ragged else "head")
+    if calibrated:
+        knots = torch.arange(10.0).expand(2, KV_HEADS, -1)
+        calibration = Calibration({0: knots}, "print")
+        policy = policy.calibrated(calibration)
     plan = make_plan(policy, budget if selection is None else selection, PIECE)
     told = Told(ragged, lanes=rows * KV_HEADS)
     cuda._ends.cache_clear()
     with pretended(told, backend == "triton"):
         if isinstance(policy, NAMMPolicy):
             _there(policy.network)
+        if calibrated:
+            calibration._at(DEVICE)  # brought there once
         scaling = Scaling(DIM**-0.5, rotation=Rotation(torch.empty(DIM // 2), interleaved=False))
         meter = Meter()
         sequences = [Sequence(plan, row, 0, meter) for row in range(rows)]
@@ -285,7 +294,7 @@ def main() -> None:
     options = parser.parse_args()
     found = [
         measured(memory, rows, ragged, options.backend)
-        for memory in MEMORIES
+        for memory in MEMORIES + CALIBRATED
         for ragged in (False, True)
         for rows in (1, 8)
     ]

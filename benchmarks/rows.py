@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,10 @@ import transformers
 
 import namm
 from namm import kernels
+from namm.evaluation import commit, hardware
 from namm.json_files import add_rows, json_lines, read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results")
-
-
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """The commit that is measured; rows that were written since do not make it dirty."""
-    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
-    return _git("describe", "--always") + ("-dirty" if _git(*changed) else "")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=RESULTS.parent)
-    return done.stdout.strip()
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> Path:

@@ -20,7 +20,7 @@ from namm import NAMM, Budget, Calibration, NAMMConfig, calibrating
 from namm.calibration import EDGES, FAINTEST
 from namm.errors import ArtefactError, ConfigurationError
 from namm.evaluation import EvaluationConfig, evaluate
-from namm.memory.attach import find_decoder
+from namm.memory.attach import _say_uncalibrated, find_decoder
 from namm.memory.cache import MemoryCache, make_plan
 from namm.memory.identity import describe, fingerprint
 from namm.policies import CalibratedRequery, NAMMPolicy, Requery, View
@@ -200,7 +200,7 @@ def test_a_file_that_is_damaged_or_something_else_is_refused(tmp_path: Path) -> 
     whole = file.read_bytes()
     for content in (b"", whole[: len(whole) // 2], b"text" * 100):
         file.write_bytes(content)
-        with pytest.raises(ArtefactError, match=r"namm\.calibrate\(model, tokenizer\)"):
+        with pytest.raises(ArtefactError, match=r"Delete it, and make it again: namm\.calibrate\(model, tokenizer\)"):
             Calibration.load(file)
     for curves in ({}, {"0": torch.zeros(2, 3)}, {"0": torch.full((2, 2, 4), torch.nan)}, {"0": torch.zeros(3, 2, 4)}):
         save_file(curves, file, {"model": "print"})
@@ -221,9 +221,12 @@ def test_another_model_is_refused_and_none_at_all_is_said_once(caplog: pytest.Lo
         made().expected(torch.rand(1, 3, 4), 0, torch.arange(3))
     with pytest.raises(ConfigurationError, match="in layer 7"):
         made().expected(torch.rand(1, 2, 4), 7, torch.arange(2))
-    with caplog.at_level(logging.WARNING), namm.attach(model, "requery-calibrated", HALF):
-        pass
-    assert "not calibrated for this model" in caplog.text
+    _say_uncalibrated.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with namm.attach(model, "requery-calibrated", HALF):
+                pass
+    assert caplog.text.count("not calibrated for this model") == 1
 
 
 def test_texts_that_cannot_serve_are_refused() -> None:

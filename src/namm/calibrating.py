@@ -24,9 +24,7 @@ from namm.policies import KVzip, MemoryPolicy, Requery, View, resolve
 from namm.selection import Threshold
 from namm.tasks import code, passage
 
-TOKENS = (
-    1024  # of a text, if a model can read that many and half as many again; an update falls at its half and its end
-)
+TOKENS = 1024  # of a text, or two thirds of a context that ends before its second half was read again
 SHORTEST = 128
 _VERSION = 2  # of what is measured
 _PATIENCE = 3600.0  # seconds to wait for another process that calibrates the same model
@@ -58,8 +56,8 @@ def calibrate(
 ) -> Calibration:
     """How much attention in place is worth in each head of `model`; see `namm.calibration`.
 
-    Two texts of 1,024 tokens, prose and code, are read three times each: seconds on a GPU, half a minute for a model of
-    135 million parameters on a CPU. It is done once: what was found is kept, by the model's fingerprint and the texts.
+    Two texts of 1,024 tokens, prose and code, are read three times each, which takes a model of 135 million parameters
+    half a minute on a CPU. It is done once: what was found is kept, by the model's fingerprint and the texts.
 
     Args:
         tokenizer: of the model, for the two texts; may be left out if `texts` are given.
@@ -69,6 +67,7 @@ def calibrate(
     Raises:
         ConfigurationError: neither a tokenizer nor texts, or texts that are too short or of different lengths.
         ModelError: a model that cannot read in pieces, or has no full-attention layer.
+        ArtefactError: what was kept is damaged.
     """
     if texts is not None:
         return _measured(model, texts)

@@ -30,7 +30,7 @@ from namm.errors import ArtefactError, ConfigurationError
 FAINTEST = 1e-5  # attention below this is as good as none
 EDGES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 1.0)  # of the ranks that are averaged together
 SLOPES = (0.05, 10.0)  # of a curve, in logarithms: flatter or steeper, rounding would decide between tokens
-_AGAIN = "Make it again with namm.calibrate(model, tokenizer)."
+_AGAIN = "Delete it, and make it again: namm.calibrate(model, tokenizer)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,8 @@ class Calibration:
         if curves is None or attention.shape[1] > curves.shape[1]:
             raise ConfigurationError(
                 f"a calibration of this model, with {attention.shape[1]} heads in layer {layer}",
-                f"one with layers {list(self.curves)}" if curves is None else f"{curves.shape[1]} heads", _AGAIN,
+                f"one with layers {list(self.curves)}" if curves is None else f"{curves.shape[1]} heads",
+                "Calibrate this one: namm.calibrate(model, tokenizer).",
             )  # fmt: skip
         knots = curves[:, heads].unsqueeze(1).expand(-1, len(attention), -1, -1)
         asked = attention.clamp(min=FAINTEST).log()
@@ -107,7 +108,7 @@ class Calibration:
             ArtefactError: it is damaged, or something else.
         """
         file = Path(file)
-        files.read(file, _AGAIN)  # says clearly what is missing
+        files.read(file, "Make it with namm.calibrate(model, tokenizer), and save it.")  # says what is missing
         try:
             with safe_open(file, "pt") as opened:
                 curves = {int(name): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

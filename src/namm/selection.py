@@ -160,7 +160,7 @@ class Budget:
 
 def is_share(value: object) -> bool:
     """Whether it is a number in [0, 1]."""
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _share_of(heads: int) -> float:

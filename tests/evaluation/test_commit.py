@@ -23,12 +23,12 @@ def test_rows_that_are_kept_do_not_make_a_commit_dirty_and_anything_else_does(
     run(["git", "add", "."])
     run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "all"])
     monkeypatch.setattr(rows, "__file__", str(files[0]))
-    clean = rows._commit()
+    clean = rows.commit()
     files[1].write_text("after")
     assert clean
     assert not clean.endswith("-dirty")
-    assert rows._commit() == clean
+    assert rows.commit() == clean
     files[2].write_text("after")
-    assert rows._commit() == f"{clean}-dirty"
+    assert rows.commit() == f"{clean}-dirty"
     monkeypatch.setattr(rows, "__file__", str(tmp_path / "src" / "untracked.py"))
-    assert rows._commit() is None
+    assert rows.commit() is None

@@ -144,3 +144,10 @@ def test_items_are_common_fresh_and_in_equal_parts() -> None:
     assert {i.budget for i in first} == {None}
     own = validation_items(small('objective.budgets=["own"]'), 0)
     assert {i.budget for i in own} == {None}
+
+
+@pytest.mark.parametrize("wrong", ["some", "1.5", "true"])
+def test_a_safeguard_that_is_no_share_is_refused_in_words(wrong: str) -> None:
+    with pytest.raises(namm.ConfigurationError, match=r'a share in \[0, 1\] or "auto" for memory\.safeguard'):
+        small(f"memory.safeguard={wrong}")
+    assert small("memory.safeguard=auto").memory.safeguard == "auto"

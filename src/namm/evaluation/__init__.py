@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         plan_for,
         text_before,
     )
-    from namm.evaluation.rows import provenance, read_rows
+    from namm.evaluation.rows import commit, hardware, provenance, read_rows
     from namm.evaluation.run import Progress, evaluate, write_report
 
 __all__ = [
@@ -32,8 +32,10 @@ __all__ = [
     "alignment",
     "check_bytes",
     "check_folder",
+    "commit",
     "evaluate",
     "foresee",
+    "hardware",
     "identity_of",
     "methods",
     "open_folder",

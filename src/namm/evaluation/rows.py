@@ -135,12 +135,12 @@ def provenance(model: PreTrainedModel) -> Row:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "hardware": _hardware(),
-        "commit": _commit(),
+        "hardware": hardware(),
+        "commit": commit(),
     }
 
 
-def _hardware() -> str:
+def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpu = Path("/proc/cpuinfo")
@@ -149,7 +149,7 @@ def _hardware() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this package, if it runs from a checkout of its own; "-dirty" if other files than rows differ."""
     try:
         if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # somebody else's repository, or none

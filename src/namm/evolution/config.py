@@ -11,7 +11,7 @@ import json
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from namm.errors import ArtefactError, ConfigurationError, NotFoundError, neares
 from namm.files import read
 from namm.json_files import parsed_value, write_json
 from namm.packages import package
+from namm.selection import Safeguard, is_share
 
 FORMAT_VERSION = 2
 ZEROS, WARM = "zeros", "warm"
@@ -62,8 +63,15 @@ class Memory(Section):
     """Part of each block that the model reads again."""
     per: Literal["head", "layer", "model"] = "head"
     """How a budget is spent, see `namm.Budget`."""
-    safeguard: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = 0.0
+    safeguard: Safeguard = 0.0
     """Part of an even split that every head keeps all the same, see `namm.Budget`."""
+
+    @field_validator("safeguard", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if not (value == "auto" or is_share(value)):
+            raise ConfigurationError('a share in [0, 1] or "auto" for memory.safeguard', repr(value), "Try 0.2.")
+        return value
 
     @field_validator("features")
     @classmethod

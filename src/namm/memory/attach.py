@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,17 @@ def _check_calibration(plan: Plan, decoder: PreTrainedModel) -> None:
             "Make it with namm.calibrated(memory, model, tokenizer), of the model in the same dtype.",
         )  # fmt: skip
     if policy.calibrates and policy.calibration is None:
-        log.warning(
-            "The memory (%s) is not calibrated for this model; at small budgets it forgets better once it is: "
-            "namm.calibrated(memory, model, tokenizer).",
-            policy.name,
-        )
+        _say_uncalibrated(policy.name)
+
+
+@cache
+def _say_uncalibrated(memory: str) -> None:
+    """Once for each memory, not at every call."""
+    log.warning(
+        "The memory (%s) is not calibrated for this model; at small budgets it forgets better once it is: "
+        "namm.calibrated(memory, model, tokenizer).",
+        memory,
+    )
 
 
 def _check_free(decoder: PreTrainedModel) -> None:
