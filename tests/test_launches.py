@@ -8,14 +8,15 @@ from benchmarks.launches import CALIBRATED, MEMORIES, measured
 MOST = 45  # launches of an update by Triton's kernels, ragged heads or equal
 UPDATE = {  # equal and ragged heads
     "triton": {
-        "builtin:universal": (37, 45), "requery": (16, 19), "h2o": (17, 17),
-        "builtin:universal, calibrated": (65, 76), "requery-calibrated, calibrated": (39, 42),
+        "builtin:universal": (32, 40), "requery": (16, 19), "h2o": (17, 17),
+        "builtin:universal, calibrated": (44, 52), "requery-calibrated, calibrated": (23, 26),
     },
     "torch": {
-        "builtin:universal": (115, 157), "requery": (69, 98), "h2o": (52, 79),
-        "builtin:universal, calibrated": (143, 188), "requery-calibrated, calibrated": (92, 121),
+        "builtin:universal": (110, 152), "requery": (69, 98), "h2o": (52, 79),
+        "builtin:universal, calibrated": (122, 164), "requery-calibrated, calibrated": (76, 105),
     },
 }  # fmt: skip
+MISSING = ("builtin:universal, calibrated", True)  # misses it yet
 TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 
 
@@ -25,7 +26,7 @@ TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 def test_launches_do_not_grow_with_rows_and_nothing_waits(memory: str, ragged: bool, backend: str) -> None:
     one, eight = (measured(memory, rows, ragged, backend) for rows in (1, 8))
     assert one["update_launches"] <= UPDATE[backend][memory][ragged]
-    assert backend == "torch" or memory in CALIBRATED or one["update_launches"] <= MOST  # these miss it yet
+    assert backend == "torch" or (memory, ragged) == MISSING or one["update_launches"] <= MOST
     assert one["token_launches"] <= TOKEN
     for name in ("update_launches", "token_launches"):
         assert eight[name] <= 1.1 * one[name]

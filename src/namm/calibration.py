@@ -13,6 +13,7 @@ tokens that were given so much in place: a monotone curve through `EDGES`' means
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -44,7 +45,9 @@ class Calibration:
 
     curves: Mapping[int, Float[Tensor, "2 kv_head knot"]]
     model: str
-    _on_device: dict[torch.device, Mapping[int, Tensor]] = field(default_factory=dict, repr=False, init=False)
+    _on_device: dict[torch.device, Mapping[int, tuple[Tensor, Tensor, Tensor]]] = field(
+        default_factory=dict, repr=False, init=False
+    )
 
     @classmethod
     def fitted(
@@ -64,25 +67,26 @@ class Calibration:
         Raises:
             ConfigurationError: the calibration has no such layer or head: it is of another model.
         """
-        curves = self._at(attention.device).get(layer)
+        curves = self.curves.get(layer)
         if curves is None or attention.shape[1] > curves.shape[1]:
             raise ConfigurationError(
                 f"a calibration of this model, with {attention.shape[1]} heads in layer {layer}",
                 f"one with layers {list(self.curves)}" if curves is None else f"{curves.shape[1]} heads",
                 "Calibrate this one: namm.calibrate(model, tokenizer).",
             )  # fmt: skip
-        knots = curves[:, heads].unsqueeze(1).expand(-1, len(attention), -1, -1)
-        asked = attention.clamp(min=FAINTEST).log()
-        right = torch.searchsorted(knots[0].contiguous(), asked.contiguous()).clamp(1, knots.shape[-1] - 1)
-        lower, upper = (knots.gather(-1, place.expand(2, -1, -1, -1)) for place in (right - 1, right))
-        (x0, y0), (x1, y1), (run, rise) = lower, upper, upper - lower
-        between = y0 + rise * (asked - x0) / run.clamp(min=1e-6)
-        beyond = torch.where(asked > x1, y1 + asked - x1, torch.where(asked < x0, y0 + asked - x0, between))
-        return beyond.exp()
+        places, bends, start = self._at(attention.device)[layer]
+        if attention.shape[1] < curves.shape[1]:
+            places, bends, start = places[heads], bends[heads], start[heads]
+        turned = (attention.log().unsqueeze(-1) - places.unsqueeze(1)).clamp_(min=0).mul_(bends.unsqueeze(1))
+        return turned.sum(-1).add_(start).exp_()
 
-    def _at(self, device: torch.device) -> Mapping[int, Tensor]:
+    def _at(self, device: torch.device) -> Mapping[int, tuple[Tensor, Tensor, Tensor]]:
         if device not in self._on_device:
-            self._on_device[device] = {layer: curve.to(device) for layer, curve in self.curves.items()}
+            hinges = {layer: _hinges(curve) for layer, curve in self.curves.items()}
+            self._on_device[device] = {
+                layer: (places.to(device), bends.to(device), start.to(device))
+                for layer, (places, bends, start) in hinges.items()
+            }
         return self._on_device[device]
 
     @property
@@ -121,6 +125,20 @@ class Calibration:
 
     def __repr__(self) -> str:
         return f"Calibration({self.digest[:12]})"
+
+
+def _hinges(
+    curve: Float[Tensor, "2 kv_head knot"],
+) -> tuple[Float[Tensor, "kv_head hinge"], Float[Tensor, "kv_head hinge"], Float[Tensor, "kv_head 1"]]:
+    """Places p, bends b and a start of a curve, so that y = start + sum_i b_i max(0, x - p_i): few operations a token.
+
+    Beyond the knots, and down to `FAINTEST`, both attentions grow alike.
+    """
+    x, y = curve
+    faintest = torch.full_like(x[:, :1], math.log(FAINTEST))
+    flat, alike = torch.zeros_like(faintest), torch.ones_like(faintest)
+    slopes = torch.cat([flat, alike, y.diff() / x.diff().clamp(min=1e-6), alike], -1)
+    return torch.cat([faintest, x], -1), slopes.diff(), y[:, :1] + faintest - x[:, :1]
 
 
 def _sound(curve: Tensor) -> bool:

@@ -204,21 +204,27 @@ class FeatureSet:
         tells which, and how far above it a token stands: by these, heads that compete for the same slots are compared.
 
         Args:
-            held: False for empty slots, whose state is 0 and which no mean is over; None if there are none.
+            held: False for empty slots, which no mean is over; None if there are none. They stand before the others,
+                and in no peak above them.
         """
+        if not state.shape[-1]:
+            return state.new_zeros(*state.shape[:-2], 0, self.signals)
         own, rest = state[..., self._peaks, :], []
         if self._several:
-            rest.append(_log(_attention(own).sum(-2, keepdim=True)))
+            rest.append(own.expm1().sum(-2, keepdim=True).log1p_())
         peaks = torch.cat([own, *rest], dim=-2) if rest else own
         if peaks.shape[-2]:
             rest.append(_around(peaks))
         if self.levels:
-            held = None if held is None else held.unsqueeze(-2)
-            slots = None if held is None else held.sum(-1, keepdim=True)
-            level = _mean(peaks, slots)
-            apart = peaks - level
-            squares = apart.square() if held is None else apart.square().mul_(held)
-            rest += [level.expand_as(peaks), apart / _mean(squares, slots).sqrt().clamp(min=_SPREAD)]
+            if held is None:
+                variance, level = torch.var_mean(peaks, -1, correction=0, keepdim=True)
+                apart = peaks - level
+            else:
+                each = (held / held.sum(-1, keepdim=True)).unsqueeze(-1)
+                level = peaks @ each
+                apart = peaks - level
+                variance = apart.square() @ each
+            rest += [level.expand_as(peaks), apart / variance.sqrt_().clamp_(min=_SPREAD)]
         channels = [
             _log(values) if part.logarithm else values
             for part, values in zip(self.parts, state.split(self.sizes, dim=-2), strict=True)
@@ -226,24 +232,18 @@ class FeatureSet:
         return torch.cat([*channels, *rest], dim=-2).transpose(-1, -2)
 
     def assemble(
-        self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"]
+        self, normalised: Float[Tensor, "*lead slot signal"], age: Int[Tensor, "*lead slot"] | None
     ) -> Float[Tensor, "*lead slot feature"]:
-        """The network's input: recency first (spec 6)."""
+        """The network's input: recency first, if it is read (spec 6)."""
         if not self.recency:
             return normalised
+        assert age is not None
         return torch.cat([spectrogram.recency(age), normalised], dim=-1)
 
 
 def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     """The largest value among the neighbours of each slot: digits of a number, words of a name stay together."""
-    if values.shape[-1] == 0:
-        return values
     return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
-
-
-def _mean(values: Float[Tensor, "*lead slot"], slots: Int[Tensor, "*#lead 1"] | None) -> Float[Tensor, "*lead 1"]:
-    """Over so many slots that are held, the others being 0; over all of them if None."""
-    return values.mean(-1, keepdim=True) if slots is None else values.sum(-1, keepdim=True) / slots
 
 
 FEATURE_SETS: dict[str, FeatureSet] = {

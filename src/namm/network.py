@@ -181,13 +181,14 @@ class NAMM:
     def features(
         self,
         state: Float[Tensor, "*lead channel slot"],
-        age: Int[Tensor, "*lead slot"],
+        age: Int[Tensor, "*lead slot"] | None,
         held: Bool[Tensor, "*lead slot"] | None = None,
     ) -> Float[Tensor, "*lead slot feature"]:
         """Token features from the observed state and the tokens' age (spec 5, 6).
 
         Args:
-            held: False for empty slots, whose state is 0; None if there are none.
+            age: may be None where the feature set reads none.
+            held: False for empty slots; None if there are none.
         """
         normalised = (self.feature_set.read(state, held) - self.mean) * self.scale
         return self.feature_set.assemble(normalised, age)

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import namm
+from namm import calibrating
 from namm.errors import ConfigurationError
-from namm.vision import VideoConfig
+from namm.policies import MemoryPolicy
+from namm.vision import VideoConfig, evaluation
 from namm.vision.evaluation import evaluate_video
 from namm.vision.summary import tables
+from tests.letters import letters
 from tests.vision.families import family
 from tests.vision.shown import listing
 
@@ -36,6 +40,22 @@ def test_an_evaluation_goes_on_and_refuses_another(tmp_path: Path) -> None:
     assert "Accuracy above each" not in text  # no learned memory is among them
     with pytest.raises(ConfigurationError, match="update_interval"):
         evaluate_video(config.replace(update_interval=128), listings, model, tmp_path)
+
+
+def test_memories_are_calibrated_for_a_model_that_knows_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then they are what a user gets who calibrates by hand; otherwise they take attention in place as it is."""
+    model, _ = family("llava-next-video")
+    made: list[MemoryPolicy] = []
+    monkeypatch.setattr(calibrating, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(evaluation, "methods", lambda policies, budgets: made.extend(policies.values()) or [])
+    config = VideoConfig(model="tiny", policies=("requery-calibrated", "h2o"), tokens=(70,), samples=1)
+    for name, tokenizer in (("plain", None), ("calibrated", letters())):
+        evaluate_video(config, [listing(70)], model, tmp_path / name, tokenizer=tokenizer)
+    plain, _, calibrated, other = made
+    assert plain.calibration is other.calibration is None
+    assert calibrated.calibration.digest == namm.calibrate(model, letters()).digest
 
 
 def test_memories_are_compared_question_by_question() -> None:

@@ -15,7 +15,7 @@ from namm.cli.shared import console, evaluation_bar, prepare, table_of
 from namm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from namm.vision import Listing, VideoConfig
 
@@ -44,19 +44,25 @@ def _evaluate(
     found = [load_choices(task, Path(config.data))[: config.samples or None] for task in config.tasks]
     model, processor = load_vision_model(config.model, None if config.dtype == "auto" else config.dtype)
     listings = (choice_listings(choices, model, processor, n) for choices in found for n in config.tokens)
-    measure(config, chain.from_iterable(listings), model, out)
+    measure(config, chain.from_iterable(listings), model, out, processor.tokenizer)
 
 
 add_command(vision, "eval", _evaluate, _options)
 
 
-def measure(config: VideoConfig, listings: Iterable[Listing], model: PreTrainedModel, out: Path) -> None:
-    """Evaluate under a progress bar, and print the tables."""
+def measure(
+    config: VideoConfig,
+    listings: Iterable[Listing],
+    model: PreTrainedModel,
+    out: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Evaluate under a progress bar, and print the tables; for the tokenizer see `evaluate_video`."""
     from namm.evaluation import read_rows
     from namm.vision import evaluate_video, tables
 
     with evaluation_bar("loading") as show:
-        evaluate_video(config, listings, model, out, show)
+        evaluate_video(config, listings, model, out, show, tokenizer)
     for found in tables(read_rows(out), config.unit):
         shown = ("policy", "accuracy", "to full", "bytes")
         table = table_of(shown, title=found.title)

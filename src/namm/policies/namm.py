@@ -80,8 +80,7 @@ class NAMMPolicy(MemoryPolicy):
         if (known := self.calibration) is None:
             return view.state
         features = self.network.feature_set
-        state = features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
-        return state.masked_fill(~view.held.unsqueeze(-2), 0) if view.padded else state  # no mean is over empty slots
+        return features.expected(view.state, lambda echo: known.expected(echo, view.layer, view.heads))
 
     def reductions(self, rehearsal: bool) -> tuple[Reduction | None, ...]:
         return self.network.feature_set.reductions(rehearsal)
@@ -89,7 +88,8 @@ class NAMMPolicy(MemoryPolicy):
     def score(self, view: View) -> Tensor:
         network, state = self.network.to(view.state.device), self.state_of(view)
         held = view.held if view.padded and network.feature_set.levels else None
-        return network.scores(network.features(state, view.age, held), rows=view.rows)
+        age = view.age if network.feature_set.recency else None
+        return network.scores(network.features(state, age, held), rows=view.rows)
 
     def __repr__(self) -> str:
         return f"NAMMPolicy({self.network.config})"

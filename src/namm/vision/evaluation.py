@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from namm.calibrating import calibrated
 from namm.configuration import OWN
 from namm.evaluation import (
     Method,
@@ -40,10 +41,14 @@ def evaluate_video(
     model: PreTrainedModel,
     out: str | Path,
     on_progress: Callable[[Progress], None] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> str:
     """Measure, or go on measuring, how well memories answer on clips; returns the table, which is also in `out`.
 
     A clip is read when its turn comes, and not at all if all its rows are there.
+
+    Args:
+        tokenizer: of a model that knows language: memories that want to be calibrated for it are, by two texts.
 
     Raises:
         ConfigurationError: `out` holds a run of another configuration, or a budget cannot be met.
@@ -54,6 +59,8 @@ def evaluate_video(
     if config.threads:
         torch.set_num_threads(config.threads)
     policies = {name: resolve(name) for name in config.policies}
+    if tokenizer is not None:
+        policies = {name: calibrated(policy, model, tokenizer) for name, policy in policies.items()}
     listings = list(listings)
     watcher = Watcher(
         model, config.update_interval, alignment([p.hop for p in policies.values()], config.update_interval)
