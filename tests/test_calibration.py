@@ -130,7 +130,9 @@ def test_heads_that_share_nothing_keep_the_same_tokens_and_heads_that_compete_do
 @pytest.mark.parametrize("features", ["compact-rehearsed", "levelled"])
 def test_a_network_that_scores_by_its_echo_decides_as_the_rule_does(features: str) -> None:
     model = causal_model("llama")
-    config = NAMMConfig(features=features, per="model", rehearses="queries", competes=True, calibrated=True)
+    config = NAMMConfig(
+        features=features, per="model", rehearses="queries", competes=True, asked="window", calibrated=True
+    )
     names = config.feature_set.names
     theta = torch.zeros(config.size)
     theta[-1 - len(names) + names.index("echo")] = 1.0

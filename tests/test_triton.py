@@ -63,10 +63,14 @@ def asked(lanes, group, tokens, dtype=torch.float32, dim=24, seed=1):
     return torch.randn(len(lanes.counts), tokens, group, dim, generator=g).to(dtype).transpose(1, 2)
 
 
-def logits_of(lane, query, lanes, softcap, first, later):
+def part_of(lane, lanes, newest, later):
+    """Where the slots of one lane are that are asked."""
+    end = lanes.starts[lane] + lanes.counts[lane]
+    return slice(max(lanes.starts[lane], end - (newest or end)), max(lanes.starts[lane], end - later))
+
+
+def logits_of(lane, query, lanes, softcap, first, held):
     """`[group, query, slot]` of one lane."""
-    start, count = lanes.starts[lane], lanes.counts[lane] - later
-    held = slice(start, start + max(count, 0))
     logits = torch.einsum("gqd,sd->gqs", query[lane].float(), lanes.keys[held].float()) * SCALE
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     if first is not None:
@@ -78,28 +82,31 @@ def logits_of(lane, query, lanes, softcap, first, later):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("causal", [True, False])
-def test_sums_and_rows_and_what_they_are_reduced_to(dtype, group, softcap, causal) -> None:
+@pytest.mark.parametrize(("causal", "newest"), [(True, None), (False, None), (False, 50)])
+def test_sums_and_rows_and_what_they_are_reduced_to(dtype, group, softcap, causal, newest) -> None:
     tokens, later = 40, 0 if causal else 2
+    part = {"newest": newest, "later": later}
     lanes = lanes_of([n + tokens for n in COUNTS] if causal else [*COUNTS[:1], 2, 3, *COUNTS[3:]], dtype=dtype)
     query, first = asked(lanes, group, tokens, dtype), 200 - tokens if causal else None
-    lse = fused.sums(query, lanes, SCALE, softcap, first=first, later=later)
-    attention = fused.rows(query, lse, lanes, SCALE, softcap, first=first, later=later, lead=3)
-    before, width = lanes.state.clone(), max(lanes.counts) - later
+    lse = fused.sums(query, lanes, SCALE, softcap, first=first, **part)
+    attention = fused.rows(query, lse, lanes, SCALE, softcap, first=first, **part, lead=3)
+    before, width = lanes.state.clone(), min(max(lanes.counts), newest or 10**6) - later
+    assert attention.shape == (len(lanes.counts), 3 + tokens, width)
     reductions = [Reduction("sum"), Reduction("max")]
-    fused.reduce(query, lse, lanes, SCALE, softcap, first=first, later=later, reductions=reductions)
+    fused.reduce(query, lse, lanes, SCALE, softcap, first=first, **part, reductions=reductions)
     touched = torch.zeros(len(lanes.positions), dtype=torch.bool)
     close = {"atol": 2e-6, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 2e-4, "rtol": 2e-3}
-    for lane, (start, count) in enumerate(zip(lanes.starts, lanes.counts, strict=True)):
-        logits, held = logits_of(lane, query, lanes, softcap, first, later), slice(start, start + count - later)
+    for lane in range(len(lanes.counts)):
+        held = part_of(lane, lanes, newest, later)
+        logits, count = logits_of(lane, query, lanes, softcap, first, held), held.stop - held.start
         touched[held] = True
         torch.testing.assert_close(lse[lane], logits.logsumexp(-1), **close)
-        if count == later:
+        if not count:
             continue
         mean = logits.softmax(-1).mean(0)
         assert not attention[lane, :3].any()
-        assert not attention[lane, :, : width - count + later].any()
-        torch.testing.assert_close(attention[lane, 3:, width - count + later :], mean, **close)
+        assert not attention[lane, :, : width - count].any()
+        torch.testing.assert_close(attention[lane, 3:, width - count :], mean, **close)
         total, peak = lanes.state[:, held]
         torch.testing.assert_close(total, before[0, held] + mean.sum(0), atol=5 * close["atol"], rtol=close["rtol"])
         torch.testing.assert_close(peak, torch.maximum(before[1, held], mean.amax(0)), **close)
@@ -129,7 +136,7 @@ def test_state_is_held_as_a_multiple_and_as_a_logarithm() -> None:
     fused.reduce(query, lse, lanes, SCALE, None, first=160, reductions=kinds, stored=stored)
     for lane, (start, count) in enumerate(zip(lanes.starts, lanes.counts, strict=True)):
         held = slice(start, start + count)
-        mean = logits_of(lane, query, lanes, None, 160, 0).softmax(-1).mean(0)
+        mean = logits_of(lane, query, lanes, None, 160, held).softmax(-1).mean(0)
         old = before[:, held].float() / stored
         mass = torch.log1p((old[0].expm1() * FAINT + mean.sum(0)) / FAINT)
         peak = torch.maximum(old[2], torch.log1p(mean.amax(0) / FAINT))

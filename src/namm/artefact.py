@@ -36,6 +36,7 @@ _RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "window": ("a positive whole number", lambda value: type(value) is int and value > 0),
     "rotated": ('true, false or "auto"', lambda value: type(value) is bool or value == "auto"),
     "competes": ("true or false", lambda value: type(value) is bool),
+    "asked": ('"held" or "window"', lambda value: value in ("held", "window")),
     "calibrated": ("true or false", lambda value: type(value) is bool),
     "rehearsal": ("a share in (0, 1]", lambda value: type(value) in (int, float) and 0 < value <= 1),
 }

@@ -26,7 +26,7 @@ from namm.tasks import code, passage
 
 TOKENS = 1024  # of a text, or two thirds of a context that ends before its second half was read again
 SHORTEST = 128
-_VERSION = 2  # of what is measured
+_VERSION = 3  # of what is measured
 _PATIENCE = 3600.0  # seconds to wait for another process that calibrates the same model
 
 

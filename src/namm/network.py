@@ -37,7 +37,7 @@ class NAMMConfig:
         safeguard: part of an even split that every head keeps all the same, see `Budget`.
         rehearses: who asks again, for feature sets that watch rehearsals: the "model", or its "queries" in place.
         rehearsal: part of each block that the model reads again.
-        window, rotated, competes: of a rehearsal in place, see `policies.base.Rehearsal`.
+        window, rotated, competes, asked: of a rehearsal in place, see `policies.base.Rehearsal`.
         calibrated: whether it was evolved on what a second reading is expected to show, see `namm.calibration`.
         trained_on: free text for the model card: model, tasks, evaluations.
     """
@@ -52,6 +52,7 @@ class NAMMConfig:
     window: int = 512
     rotated: bool | Literal["auto"] = "auto"
     competes: bool = False
+    asked: Literal["held", "window"] = "held"
     calibrated: bool = False
     trained_on: str = ""
     format_version: int = FORMAT_VERSION

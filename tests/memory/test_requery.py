@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,7 +21,7 @@ from namm.memory.cache import MemoryCache, make_plan
 from namm.memory.prefix import Prefix
 from namm.memory.rotation import check_rotation, rotation_of
 from namm.policies import View
-from namm.policies.base import MemoryPolicy, Rehearsal
+from namm.policies.base import Asked, MemoryPolicy, Rehearsal
 from namm.policies.requery import Requery
 from tests.zoo import CAUSAL, READS_TWICE, causal_model, decision_model, ids
 
@@ -86,13 +87,22 @@ def asked(model: tf.PreTrainedModel, text: Tensor, start: int) -> dict[int, tupl
 
 
 @pytest.mark.parametrize("name", sorted(CAUSAL))
-@pytest.mark.parametrize(("rotated", "competes"), [(True, False), (False, False), (True, True)])
-def test_what_is_observed_is_the_formula(name: str, rotated: bool, competes: bool) -> None:
-    """Queries that the model itself makes at the later positions ask all keys up to the end of their window."""
+@pytest.mark.parametrize(
+    ("rotated", "competes", "of"),
+    [
+        (True, False, "held"),
+        (False, False, "held"),
+        (True, True, "held"),
+        (True, True, "window"),
+        (False, True, "window"),
+    ],
+)
+def test_what_is_observed_is_the_formula(name: str, rotated: bool, competes: bool, of: Asked) -> None:
+    """Queries that the model itself makes at the later positions ask the keys of their window, and those before it."""
     if rotated and name not in ROTARY:
         pytest.skip("no rotary positions")
     model, text = causal_model(name), ids(1, INTERVAL + 7)
-    how = Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated, competes=competes)
+    how = Rehearsal(how="queries", window=WINDOW + 2, rotated=rotated, competes=competes, asked=of)
     policy = Noted(rehearsal=how)  # the last window is not full
     with torch.no_grad(), namm.attach(model, policy, namm.Threshold(0.0), INTERVAL):
         model(text)
@@ -103,16 +113,16 @@ def test_what_is_observed_is_the_formula(name: str, rotated: bool, competes: boo
         expected = torch.zeros(len(key), seen)
         for first in range(0, seen, WINDOW + 2):
             end = min(first + WINDOW + 2, seen)
-            grouped = query[:, first:end].unflatten(0, (len(key), -1))
-            logits = grouped @ key[:, None, :end].transpose(2, 3) * scale
+            grouped, here = query[:, first:end].unflatten(0, (len(key), -1)), slice(first * (of == "window"), end)
+            logits = grouped @ key[:, None, here].transpose(2, 3) * scale
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
             if competes:  # what each saw when it was read, as one more logit
                 own = first_look[:, first:end].unflatten(0, (len(key), -1)) @ key[:, None, :end].transpose(2, 3) * scale
                 own = own if cap is None else cap * torch.tanh(own / cap)
                 own = own.masked_fill(torch.ones(own.shape[-2:], dtype=torch.bool).triu(first + 1), -torch.inf)
                 logits = torch.cat([logits, own.logsumexp(-1, keepdim=True)], -1)
-            most = logits.softmax(-1)[..., :end].mean(1).amax(1)
-            expected[:, :end] = torch.maximum(expected[:, :end], most)
+            most = logits.softmax(-1)[..., : here.stop - here.start].mean(1).amax(1)
+            expected[:, here] = torch.maximum(expected[:, here], most)
         torch.testing.assert_close(noted, expected, atol=1e-4, rtol=1e-3)
 
 
@@ -148,18 +158,41 @@ def read(model, policy, text: Tensor, *pieces: int, **options):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "qwen3", "smollm3"])
-@pytest.mark.parametrize("policy", ["requery", "learned", "competing", "learned, competing"])
+@pytest.mark.parametrize(
+    "policy", ["requery", "learned", "competing", "learned, competing", "window", "learned, window"]
+)
 @pytest.mark.parametrize("pieces", [(40, 80), (48, 1, 1, 70), (5,) * 24, (50, 1, 1, 1, 9, 1, 57)])
 def test_pieces_are_the_whole(name: str, policy: str, pieces: tuple[int, ...]) -> None:
     model, text = causal_model(name), ids(1, 120)
-    competes = "competing" in policy
-    memory = learned(competes=competes) if "learned" in policy else Requery(window=WINDOW, competes=competes)
+    own = "window" in policy
+    how = {"competes": own or "competing" in policy, "asked": "window" if own else "held"}
+    memory = learned(**how) if "learned" in policy else Requery(window=WINDOW, **how)
     whole, kept, report = read(model, memory, text)
     parts, kept_of_parts, report_of_parts = read(model, memory, text, *pieces)
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
     assert kept_of_parts == kept
     assert report_of_parts.kept == report.kept
     assert report.updates[-1] == 2
+
+
+@pytest.mark.parametrize("memory", [learned(competes=True, asked="window"), Requery(window=WINDOW)])
+@torch.no_grad()
+def test_tokens_that_are_hidden_before_they_asked_do_not_ask(memory: NAMM | Requery) -> None:
+    """What is left of a window is asked by what is left of its queries, slot by slot."""
+    model, text, mask = causal_model("llama"), ids(1, INTERVAL + 20), torch.ones(1, INTERVAL + 20, dtype=torch.long)
+    hidden = [3, WINDOW * 2 + 2, WINDOW * 2 + 5]
+    with namm.attach(model, memory, HALF, INTERVAL) as handle:
+        cache = cache_in(model(text[:, : WINDOW * 2 + 8]))
+        mask[:, hidden] = 0
+        model(
+            text[:, WINDOW * 2 + 8 : WINDOW * 2 + 9], attention_mask=mask[:, : WINDOW * 2 + 9], **passing(model, cache)
+        )
+        assert {layer.sequences[0].asking.count for layer in handle.cache.layers} == {9 - 2}
+        model(text[:, WINDOW * 2 + 9 :], attention_mask=mask, **passing(model, cache))
+        for layer in range(2):
+            for head in handle.kept_positions(layer)[0]:
+                assert not set(head) & set(hidden)
+                assert head[-20:] == list(range(INTERVAL, INTERVAL + 20))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
@@ -288,11 +321,14 @@ def test_unknown_ways_to_rehearse() -> None:
         ("how", "twice", r'by the "model" or by its "queries"; got .twice'),
         ("window", 0, "at least one query; got 0"),
         ("rotated", "sometimes", r'rotated=True, False or "auto"; got .sometimes'),
+        ("asked", "block", r'asked="held" or "window"; got .block'),
     ):
         wrong = object.__new__(Rehearsal)  # past the tests' own check of types
         object.__setattr__(wrong, name, value)
         with pytest.raises(ConfigurationError, match=message):
             Rehearsal.__post_init__(wrong)
+    with pytest.raises(ConfigurationError, match=r'competes=True for queries that ask their "window" only'):
+        Requery(competes=False)
 
 
 def test_an_old_memory_is_used_as_it_was_evolved(tmp_path) -> None:
@@ -300,5 +336,10 @@ def test_an_old_memory_is_used_as_it_was_evolved(tmp_path) -> None:
     assert namm.policies.resolve(old).reads_again
     learned().save_pretrained(tmp_path / "new")
     again = namm.policies.resolve(str(tmp_path / "new"))
-    assert again.asks_in_place == Rehearsal(how="queries", window=WINDOW)
+    assert again.asks_in_place == Rehearsal(how="queries", window=WINDOW)  # all that is held
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    (tmp_path / "new" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "asked"}))
+    assert namm.policies.resolve(str(tmp_path / "new")).asks_in_place == again.asks_in_place
+    learned(competes=True, asked="window").save_pretrained(tmp_path / "window")
+    assert namm.policies.resolve(str(tmp_path / "window")).asks_in_place.asked == "window"
     assert "It reads a text once." in (tmp_path / "new" / "README.md").read_text()

@@ -57,6 +57,8 @@ class Memory(Section):
     """Whether these are moved on first; "auto": where a model has rotary positions."""
     competes: bool = False
     """Whether what they attended to when they were read takes part of their attention."""
+    asked: Literal["held", "window"] = "held"
+    """Of what they ask: of all that is held, or of the tokens of their window only; then they must compete."""
     calibrated: bool = False
     """Whether what they ask is read by what it is worth in each head of a model, see `namm.calibration`."""
     rehearsal: float = Field(default=1.0, gt=0, le=1)
@@ -72,6 +74,14 @@ class Memory(Section):
         if not (value == "auto" or is_share(value)):
             raise ConfigurationError('a share in [0, 1] or "auto" for memory.safeguard', repr(value), "Try 0.2.")
         return value
+
+    @model_validator(mode="after")
+    def _competing(self) -> Self:
+        if self.asked == "window" and not self.competes:
+            raise ConfigurationError(
+                'memory.competes = true where memory.asked = "window"', "false", 'Set it, or memory.asked = "held".'
+            )
+        return self
 
     @field_validator("features")
     @classmethod

@@ -84,13 +84,15 @@ def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def sums(
-    query: Query, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None, later: int = 0,
-    rival: Sums | None = None,
+    query: Query, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
+    newest: int | None = None, later: int = 0, rival: Sums | None = None,
 ) -> Sums:  # fmt: skip
-    """The log-sum-exp of each query over all slots of its lane but the `later` newest.
+    """The log-sum-exp of each query over the slots of its lane.
 
     Args:
         first: position of the first query, each of which sees no later position than its own; None: they see all.
+        newest: over so many newest slots only; None: over all.
+        later: of these, so many newest are left out.
         rival: one more logit of each query.
     """
     query, (count, group, tokens, _) = _dense(query), query.shape
@@ -99,33 +101,34 @@ def sums(
     grid = count, -(-tokens // sizes["QUERIES"])
     launch(
         "sums", grid, query, lanes.keys, lanes.positions, *_table(lanes), out if rival is None else rival, out, scale,
-        softcap or 0.0, first or 0, later, tokens, *query.stride()[:3], *(out if rival is None else rival).stride(),
-        **sizes, CAUSAL=first is not None, CAPPED=softcap is not None, COMPETES=rival is not None,
+        softcap or 0.0, first or 0, _most(newest), later, tokens, *query.stride()[:3],
+        *(out if rival is None else rival).stride(), **sizes, CAUSAL=first is not None, CAPPED=softcap is not None,
+        COMPETES=rival is not None,
     )  # fmt: skip
     return out
 
 
 def reduce(
-    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None, later: int = 0,
-    reductions: Sequence[Reduction | None], stored: float = 1.0,
+    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
+    newest: int | None = None, later: int = 0, reductions: Sequence[Reduction | None], stored: float = 1.0,
 ) -> None:  # fmt: skip
     """Take into the state of each slot what it takes from the attention of these queries, mean over their group.
 
     Args:
-        first, later: as for `sums`.
+        first, newest, later: as for `sums`.
         reductions: of each channel; None: it takes nothing.
         stored: what the state is held times.
     """
     query, tokens, state = _dense(query), query.shape[2], lanes.state
     assert state is not None
     sizes = _sizes(query)
-    grid = len(query), -(-(max(lanes.counts) - later) // sizes["SLOTS"])
+    grid = len(query), -(-_width(lanes, newest, later) // sizes["SLOTS"])
     faint = {one.faint for one in reductions if one is not None and one.faint is not None}
     assert len(faint) <= 1, "logarithms of one kind"
     launch(
         "reduce", grid, query, lse, lanes.keys, lanes.positions, *_table(lanes), state, scale, softcap or 0.0,
-        first or 0, later, tokens, state.shape[1], stored, faint.pop() if faint else 1.0, *query.stride()[:3],
-        *lse.stride(), CHANNELS=len(reductions),
+        first or 0, _most(newest), later, tokens, state.shape[1], stored, faint.pop() if faint else 1.0,
+        *query.stride()[:3], *lse.stride(), CHANNELS=len(reductions),
         SUMS=_bits(one is not None and one.how == "sum" for one in reductions),
         PEAKS=_bits(one is not None and one.how == "max" for one in reductions),
         LOGS=_bits(one is not None and one.faint is not None for one in reductions),
@@ -134,17 +137,17 @@ def reduce(
 
 
 def rows(
-    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None, later: int = 0,
-    lead: int = 0,
+    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
+    newest: int | None = None, later: int = 0, lead: int = 0,
 ) -> Float[Tensor, "lane row slot"]:  # fmt: skip
     """Group-mean attention of each query to the slots of its lane, right-aligned, after `lead` rows of zeros."""
-    query, tokens, width = _dense(query), query.shape[2], max(lanes.counts) - later
+    query, tokens, width = _dense(query), query.shape[2], _width(lanes, newest, later)
     out = torch.empty(len(query), lead + tokens, width, device=query.device)
     sizes = _sizes(query)
     launch(
         "rows", (len(query), -(-width // sizes["SLOTS"])), query, lse, lanes.keys, lanes.positions, *_table(lanes), out,
-        scale, softcap or 0.0, first or 0, later, tokens, lead, width, *query.stride()[:3], *lse.stride(),
-        **sizes, CAUSAL=first is not None, CAPPED=softcap is not None,
+        scale, softcap or 0.0, first or 0, _most(newest), later, tokens, lead, width, *query.stride()[:3],
+        *lse.stride(), **sizes, CAUSAL=first is not None, CAPPED=softcap is not None,
     )  # fmt: skip
     return out
 
@@ -253,6 +256,15 @@ def _table(lanes: Lanes) -> tuple[Tensor, Tensor]:
     assert lanes.table is not None
     assert all(numbers.is_contiguous() for numbers in lanes.table)
     return lanes.table
+
+
+def _most(newest: int | None) -> int:
+    return 2**31 - 1 if newest is None else newest
+
+
+def _width(lanes: Lanes, newest: int | None, later: int) -> int:
+    """The most slots that a lane is asked of."""
+    return min(max(lanes.counts), _most(newest)) - later
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -31,9 +31,17 @@ def _queries(QUERY, lane, step, q_lane, q_group, q_token, tokens, GROUP, PADDED,
     return tl.load(at, mask=there[:, None] & (d < DIM)[None, :], other=0.0), token, member, there
 
 
-@triton.jit(do_not_specialize=["first", "later", "tokens"])
+@triton.jit
+def _lane(STARTS, COUNTS, lane, newest, later):
+    """Where the `newest` slots of a lane begin, and how many they are without the `later` newest."""
+    start, count = tl.load(STARTS + lane).to(tl.int64), tl.load(COUNTS + lane)
+    skipped = tl.maximum(count - newest, 0)
+    return start + skipped, count - skipped - later
+
+
+@triton.jit(do_not_specialize=["first", "newest", "later", "tokens"])
 def sums(
-    QUERY, KEYS, POSITIONS, STARTS, COUNTS, RIVAL, OUT, scale, softcap, first, later, tokens,
+    QUERY, KEYS, POSITIONS, STARTS, COUNTS, RIVAL, OUT, scale, softcap, first, newest, later, tokens,
     q_lane, q_group, q_token, r_lane, r_group, r_token,
     GROUP: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     SLOTS: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, COMPETES: tl.constexpr,
@@ -42,7 +50,7 @@ def sums(
     q, token, member, there = _queries(
         QUERY, lane, tl.program_id(1), q_lane, q_group, q_token, tokens, GROUP, PADDED, QUERIES, DIM, WIDE
     )
-    start, count = tl.load(STARTS + lane).to(tl.int64), tl.load(COUNTS + lane) - later
+    start, count = _lane(STARTS, COUNTS, lane, newest, later)
     d = tl.arange(0, WIDE)
     top = tl.full((QUERIES * PADDED,), NOTHING, tl.float32)
     total = tl.zeros((QUERIES * PADDED,), tl.float32)
@@ -90,16 +98,17 @@ def _means(
     return tl.sum(tl.reshape(attention, (QUERIES, PADDED, SLOTS)), axis=1) / GROUP
 
 
-@triton.jit(do_not_specialize=["first", "later", "tokens", "pool"])
+@triton.jit(do_not_specialize=["first", "newest", "later", "tokens", "pool"])
 def reduce(
-    QUERY, LSE, KEYS, POSITIONS, STARTS, COUNTS, STATE, scale, softcap, first, later, tokens, pool, stored, faint,
+    QUERY, LSE, KEYS, POSITIONS, STARTS, COUNTS, STATE, scale, softcap, first, newest, later, tokens, pool, stored,
+    faint,
     q_lane, q_group, q_token, l_lane, l_group, l_token,
     CHANNELS: tl.constexpr, SUMS: tl.constexpr, PEAKS: tl.constexpr, LOGS: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     SLOTS: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0).to(tl.int64)
-    start, count = tl.load(STARTS + lane).to(tl.int64), tl.load(COUNTS + lane) - later
+    start, count = _lane(STARTS, COUNTS, lane, newest, later)
     if tl.program_id(1) * SLOTS < count:
         slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
         held, d = slot < count, tl.arange(0, WIDE)
@@ -134,15 +143,15 @@ def reduce(
                 tl.store(at, (value * stored).to(STATE.dtype.element_ty), mask=held)
 
 
-@triton.jit(do_not_specialize=["first", "later", "tokens", "lead", "width"])
+@triton.jit(do_not_specialize=["first", "newest", "later", "tokens", "lead", "width"])
 def rows(
-    QUERY, LSE, KEYS, POSITIONS, STARTS, COUNTS, OUT, scale, softcap, first, later, tokens, lead, width,
+    QUERY, LSE, KEYS, POSITIONS, STARTS, COUNTS, OUT, scale, softcap, first, newest, later, tokens, lead, width,
     q_lane, q_group, q_token, l_lane, l_group, l_token,
     GROUP: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     SLOTS: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0).to(tl.int64)
-    start, count = tl.load(STARTS + lane).to(tl.int64), tl.load(COUNTS + lane) - later
+    start, count = _lane(STARTS, COUNTS, lane, newest, later)
     column, d = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, WIDE)
     slot = column - (width - count)
     held = (slot >= 0) & (column < width)

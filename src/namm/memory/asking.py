@@ -48,9 +48,10 @@ def ask_rest(rows: Rows) -> None:
 
 
 def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Show the tokens read so far, where they are held, to the policy as the first `count` queries attend to them.
+    """Show the tokens that are asked to the policy as the first `count` queries attend to them.
 
-    Returns the other queries, and what is known of their log-sum-exp.
+    The queries are those of the newest tokens, which every head holds. Returns the other queries, and what is known of
+    their log-sum-exp.
     """
     rehearsal, scaling = rows.first.rehearsal, rows.scaling
     assert rehearsal is not None
@@ -58,42 +59,47 @@ def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor,
     if rehearsal.competes:
         looked = _looked_back(rows, query, looked, 0)
     later = query.shape[2] - count
+    newest = query.shape[2] if rehearsal.asked == "window" else None
     if (pool := rows.pool(query.shape[1])) is not None:
         if turns is not None and len(turns.frequencies):
             first = fused.turn(first, turns.on(first.device), rehearsal.window, turns.interleaved)
-        _ask_lanes(rows, pool, first, looked[:, :, :count] if rehearsal.competes else None, later)
+        _ask_lanes(rows, pool, first, looked[:, :, :count] if rehearsal.competes else None, newest, later)
         return query[:, :, count:], looked[:, :, count:]
     moved = first if turns is None else turns.move(first, rehearsal.window)
     for part in rows.parts(count):
-        slots = part.count - later  # the newest tokens are held by every head
+        asked = part.cut(0 if newest is None else part.count - newest, part.count - later)
         kernels.ask(
             moved[part.lanes],
-            part.keys[:, :slots],
+            asked.keys,
             scaling.scale,
             scaling.softcap,
-            partial(rows.rehearse, part, slots),
+            partial(rows.rehearse, asked, asked.count),
             looked[part.lanes, :, :count] if rehearsal.competes else None,
-            None if part.empty is None else part.empty[:, :slots],
+            asked.empty if newest is None else None,
         )
     return query[:, :, count:], looked[:, :, count:]
 
 
-def _ask_lanes(rows: Rows, pool: Lanes, query: Tensor, rival: Tensor | None, later: int) -> None:
-    """The same by kernels over all lanes; the `later` newest slots of each are not asked."""
+def _ask_lanes(rows: Rows, pool: Lanes, query: Tensor, rival: Tensor | None, newest: int | None, later: int) -> None:
+    """The same by kernels over all lanes; of all or the `newest` slots of each, the `later` newest are not asked."""
     policy, scaling = rows.plan.policy, rows.scaling
     scale, softcap = scaling.scale, scaling.softcap
-    lse = fused.sums(query, pool, scale, softcap, first=None, later=later, rival=rival)
+    lse = fused.sums(query, pool, scale, softcap, first=None, newest=newest, later=later, rival=rival)
     if reductions := policy.reductions(rehearsal=True):
         fused.reduce(
-            query, lse, pool, scale, softcap, first=None, later=later, reductions=reductions, stored=rows.stored
-        )
+            query, lse, pool, scale, softcap, first=None, newest=newest, later=later, reductions=reductions,
+            stored=rows.stored,
+        )  # fmt: skip
         return
     (part,) = rows.parts(query.shape[2])
+    asked = part.cut(0 if newest is None else part.count - newest, part.count - later)
     block = kernels.rows_at_once(pool, 1)
     for start in range(0, query.shape[2], block):
         here = slice(start, start + block)
-        attention = fused.rows(query[:, :, here], lse[:, :, here], pool, scale, softcap, first=None, later=later)
-        rows.rehearse(part, part.count - later, attention)
+        attention = fused.rows(
+            query[:, :, here], lse[:, :, here], pool, scale, softcap, first=None, newest=newest, later=later
+        )
+        rows.rehearse(asked, asked.count, attention)
 
 
 def _looked_back(rows: Rows, query: Tensor, known: Tensor, new: int) -> Float[Tensor, "lane group query"]:

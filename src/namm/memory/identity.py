@@ -65,5 +65,6 @@ def _describe_policy(policy: MemoryPolicy) -> str:
         kind = f"features={c.features!r}, width={c.width}, rehearsal={float(c.rehearsal)}"
         if c.rehearses != "model":
             kind += f", rehearses={c.rehearses!r}, window={c.window}, rotated={c.rotated!r}" + ", competes" * c.competes
+            kind += f", asked={c.asked!r}" * (c.asked != "held")
         return f"{type(policy).__name__}({kind}, sha256={digest.hexdigest()})"
     return repr(policy) if dataclasses.is_dataclass(policy) else f"{policy!r} {vars(policy) or ''}".strip()

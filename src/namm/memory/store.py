@@ -459,15 +459,19 @@ class Part:
 
     empty: Bool[Tensor, "lane slot"] | None = None
 
-    def __init__(self, store: Store, lanes: slice, first: int, count: int) -> None:
+    def __init__(self, store: Store, lanes: slice, first: int, count: int, skipped: int = 0) -> None:
         self.store, self.lanes, self.count = store, lanes, count
-        self._first = first
+        self._first, self._skipped = first, skipped
+
+    def cut(self, first: int, stop: int) -> Part:
+        """Of these slots those from the `first` one on, before `stop`."""
+        return Part(self.store, self.lanes, self._first, stop - first, self._skipped + first)
 
     def view(self, pool: Tensor, first: int, count: int) -> Tensor:
         """So many slots of each lane from the `first` one on: `[lane, slot, ..]`, or of the state
         `[lane, channel, slot]`."""
         store, lanes = self.store, self.lanes.stop - self.lanes.start
-        room, start = store.room[self._first], store.start[self._first] + first
+        room, start = store.room[self._first], store.start[self._first] + self._skipped + first
         if pool is store.state:
             return pool.as_strided((lanes, pool.shape[0], count), (room, pool.shape[1], 1), start)
         if pool.ndim == 1:
@@ -508,6 +512,9 @@ class Padded(Part):
     def __init__(self, store: Store, lanes: slice, index: Tensor, empty: Bool[Tensor, "lane slot"]) -> None:
         super().__init__(store, lanes, 0, index.shape[1])
         self.where, self._empty, self.empty = index, empty, empty
+
+    def cut(self, first: int, stop: int) -> Padded:
+        return Padded(self.store, self.lanes, self.where[:, first:stop], self._empty[:, first:stop])
 
     @property
     def keys(self) -> Float[Tensor, "lane slot dim"]:

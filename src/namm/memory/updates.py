@@ -14,6 +14,7 @@ from namm.kernels import fused
 from namm.memory.asking import ask_rest
 from namm.memory.attending import know_tail
 from namm.memory.later import sent
+from namm.memory.queries import hold, joined
 from namm.memory.sequence import Rows, Sequence, at_one_point
 from namm.memory.store import Part
 from namm.policies.base import View
@@ -55,12 +56,17 @@ def update_together(layers: Several[Several[Sequence]]) -> None:
 
 
 def drop(one: Sequence, tokens: Int[Tensor, " token"]) -> None:
-    """Let go of these tokens, as if an update had not kept them."""
+    """Let go of these tokens, as if an update had not kept them; those of them that wait to ask in place do not ask."""
     if not one.begun or not sum(one.slots()) or not len(tokens):
         return
     rows = Rows([one])
     positions = _whole(rows).positions
     kept = (positions >= 0) & ~torch.isin(positions, tokens.to(positions))
+    if one.asking.count:
+        ask, (query, looked) = kept[0, -one.asking.count :], joined([one.asking])
+        one.asking.clear()
+        if bool(ask.any()):
+            hold([one.asking], query[:, :, ask], looked[:, :, ask[: looked.shape[2]]])
     stay = kept.sum(-1)
     _compact(rows, kept, stay, stay.tolist())
 

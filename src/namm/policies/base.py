@@ -22,6 +22,7 @@ from namm.kernels import Reduction
 from namm.selection import Budget, Per, Safeguard, Selection
 
 Rotated = bool | Literal["auto"]
+Asked = Literal["held", "window"]
 Method = TypeVar("Method", bound=Callable[..., Tensor])
 
 
@@ -56,9 +57,12 @@ class Rehearsal:
             True asks for a model with rotary positions; "auto" moves them where a model has such.
         competes: whether what a query attended to when it was read takes part of its attention when it asks in place,
             as the text's second copy does in a second reading: one more term of its softmax.
+        asked: of what queries ask in place: of all that is "held", or of the tokens of their "window" only, which costs
+            less the more is held. What else they would find there is then what they found when they were read, so
+            they must compete.
 
     Raises:
-        ConfigurationError: another way, or a window without a query.
+        ConfigurationError: another way, a window without a query, or one that is asked alone and does not compete.
     """
 
     share: float = 1.0
@@ -67,6 +71,7 @@ class Rehearsal:
     window: int = 512
     rotated: Rotated = "auto"
     competes: bool = False
+    asked: Asked = "held"
 
     def __post_init__(self) -> None:
         if self.how not in ("model", "queries"):
@@ -75,6 +80,13 @@ class Rehearsal:
             raise ConfigurationError("a window of at least one query", repr(self.window), "Try window=512.")
         if self.rotated not in (True, False, "auto"):
             raise ConfigurationError('rotated=True, False or "auto"', repr(self.rotated), 'Try rotated="auto".')
+        if self.asked not in ("held", "window"):
+            raise ConfigurationError('asked="held" or "window"', repr(self.asked), "Choose one.")
+        if self.asked == "window" and not self.competes:
+            raise ConfigurationError(
+                'competes=True for queries that ask their "window" only', "competes=False",
+                'Let them compete, or ask all that is "held".',
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

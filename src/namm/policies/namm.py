@@ -67,7 +67,9 @@ class NAMMPolicy(MemoryPolicy):
         c = self.network.config
         if not self.network.feature_set.rehearses:
             return None
-        return Rehearsal(c.rehearsal, how=c.rehearses, window=c.window, rotated=c.rotated, competes=c.competes)
+        return Rehearsal(
+            c.rehearsal, how=c.rehearses, window=c.window, rotated=c.rotated, competes=c.competes, asked=c.asked
+        )
 
     def observe(self, state: Tensor, attention: Tensor) -> Tensor:
         return self.network.feature_set.observe(state, attention)

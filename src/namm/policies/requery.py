@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from namm.kernels import Reduction
-from namm.policies.base import MemoryPolicy, Rehearsal, Rotated, View, reduces
+from namm.policies.base import Asked, MemoryPolicy, Rehearsal, Rotated, View, reduces
 
 
 class Requery(MemoryPolicy):
     """Keep the tokens with the largest attention from any query of a rehearsal in place, in whichever heads they are.
 
-    KVzip's rule without its second reading: one more product of queries and keys inside each layer. What a query saw
-    when it was read competes, as the text's second copy does there. Heads of all layers compete for the slots.
+    KVzip's rule without its second reading: one more product of a window's queries and keys inside each layer. What a
+    query saw when it was read competes, as the text's second copy does there. Heads of all layers compete for slots.
     """
 
     name = "requery"
@@ -22,8 +22,10 @@ class Requery(MemoryPolicy):
     per = "model"
     safeguard = "auto"  # what is sharp in one head is faint in another
 
-    def __init__(self, rotated: Rotated = "auto", window: int = 512, competes: bool = True) -> None:
-        self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes)
+    def __init__(
+        self, rotated: Rotated = "auto", window: int = 512, competes: bool = True, asked: Asked = "window"
+    ) -> None:
+        self.rehearsal = Rehearsal(how="queries", rotated=rotated, window=window, competes=competes, asked=asked)
 
     @property
     def observer(self) -> Rehearsal | None:
@@ -40,7 +42,8 @@ class Requery(MemoryPolicy):
     def __repr__(self) -> str:
         assert self.rehearsal is not None
         r = self.rehearsal
-        return f"Requery(rotated={r.rotated!r}, window={r.window}, competes={r.competes!r})"
+        asked = "" if r.asked == "held" else f", asked={r.asked!r}"  # caches of before there was a choice do not say it
+        return f"Requery(rotated={r.rotated!r}, window={r.window}, competes={r.competes!r}{asked})"
 
 
 class CalibratedRequery(Requery):
