@@ -33,17 +33,17 @@ measure() { # tokens, samples of each task, budgets, tasks
 needles="passkey niah_single niah_word niah_multikey" all="$needles vartrack quote lm_code"
 case $suite in
   smollm2)
-    for n in 2 6; do measure 1024 $n "0.5 0.25 0.125 0.0625" "$all"; done
+    measure 1024 2 "0.5 0.25 0.125 0.0625" "$all"
     measure 2048 2 "0.25 0.125 0.0625" "$all"
     measure 4096 2 "0.25 0.125" "$needles"
-    for n in 10 14; do measure 1024 $n "0.5 0.25 0.125 0.0625" "$all"; done
+    for n in 6 10 14; do measure 1024 $n "0.5 0.25 0.125 0.0625" "$all"; done
     for n in 4 7; do measure 2048 $n "0.25 0.125 0.0625" "$all"; done
     measure 4096 4 "0.25 0.125" "$needles"
     ;;
   qwen)
-    for n in 2 4; do measure 1024 $n "0.25 0.125 0.0625" "$all"; done
+    measure 1024 2 "0.25 0.125 0.0625" "$all"
     measure 2048 2 "0.25 0.125 0.0625" "$needles vartrack quote"
-    measure 1024 7 "0.25 0.125 0.0625" "$all"
+    for n in 4 7; do measure 1024 $n "0.25 0.125 0.0625" "$all"; done
     measure 2048 4 "0.25 0.125 0.0625" "$needles vartrack quote"
     ;;
   gemma)
