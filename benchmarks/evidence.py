@@ -29,7 +29,7 @@ MODELS = {
     "qwen": "Qwen2.5-Coder-0.5B (unseen)",
 }
 RULE, PLAIN = "requery-calibrated", "requery"
-"""The best rule by hand that reads once, and the same without a calibration, where the evolution started."""
+"""The best rule by hand that reads once, and the same without a calibration."""
 TARGETS = {
     ("smollm2", 1024, 0.25): 0.98, ("smollm2", 1024, 0.125): 0.93, ("smollm2", 1024, 0.0625): 0.80,
     ("smollm2", 2048, 0.25): 0.96, ("smollm2", 2048, 0.125): 0.90, ("smollm2", 4096, 0.25): 0.96,

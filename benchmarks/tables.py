@@ -165,9 +165,9 @@ def against_each() -> str:
     return (
         f"## {DEFAULT_MEMORY} against each\n\n`benchmarks/evidence.sh` and `python benchmarks/evidence.py`. Differences are "
         "paired, with 95 % intervals, bold where these leave out zero. *Best heuristic*: the best published one that reads "
-        f"once, chosen on these rows. `{PLAIN}`: the rule by hand at which the evolution started; `{RULE}`: the same read "
-        "through the model's calibration, the best rule by hand that reads once, so what "
-        "stands above it is the evolution's own. KVzip as published reads the whole prompt and then all of it again with one threshold for "
+        f"once, chosen on these rows. `{PLAIN}`: the rule by hand, whose queries ask their window in place; `{RULE}`: the same "
+        "read through the model's calibration, the best rule by hand that reads once, so what stands above it is the "
+        "evolution's own. KVzip as published reads the whole prompt and then all of it again with one threshold for "
         "the model (`kvzip-whole`); the others read block by block, as every other memory here. A method is measured again, on "
         f"the same samples, when it has changed: rows are of the commits {', '.join(commits)}.\n\n"
         + table(headings, lines)
