@@ -83,7 +83,7 @@ def test_files_of_every_kind_and_settings(tmp_path: Path) -> None:
         ("stages.0.tasks=[]", "stages.tasks: Tuple should have at least 1 item"),
         ("stages=[]", "stages: Tuple should have at least 1 item"),
         ("memory.features=papr", "Did you mean 'paper'"),
-        ("memory.asked=window", 'memory.competes = true where memory.asked = "window"; got false'),
+        ("memory.asked=window", 'competes=True for queries that ask their "window" only; got competes=False'),
         ("memory.update_interval=60", f"memory.update_interval: a multiple of {HOP}"),
         ("objective.budgets=[1.5]", "a budget above 0 and below 1"),
         ("objective.budgets=[0.5, 0.5]", "budgets that differ"),

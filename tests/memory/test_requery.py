@@ -329,6 +329,8 @@ def test_unknown_ways_to_rehearse() -> None:
             Rehearsal.__post_init__(wrong)
     with pytest.raises(ConfigurationError, match=r'competes=True for queries that ask their "window" only'):
         Requery(competes=False)
+    with pytest.raises(ConfigurationError, match=r'competes=True for queries that ask their "window" only'):
+        namm.policies.resolve(learned(asked="window"))
 
 
 def test_an_old_memory_is_used_as_it_was_evolved(tmp_path) -> None:

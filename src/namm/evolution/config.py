@@ -77,10 +77,9 @@ class Memory(Section):
 
     @model_validator(mode="after")
     def _competing(self) -> Self:
-        if self.asked == "window" and not self.competes:
-            raise ConfigurationError(
-                'memory.competes = true where memory.asked = "window"', "false", 'Set it, or memory.asked = "held".'
-            )
+        from namm.policies.base import Rehearsal
+
+        Rehearsal(competes=self.competes, asked=self.asked)  # says what goes together
         return self
 
     @field_validator("features")

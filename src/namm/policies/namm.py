@@ -24,6 +24,9 @@ class NAMMPolicy(MemoryPolicy):
     network: NAMM
     calibration: Calibration | None = None
 
+    def __post_init__(self) -> None:
+        _ = self.rehearsal  # says what does not go together
+
     @property
     def calibrates(self) -> bool:  # type: ignore[override]
         return self.network.config.calibrated
