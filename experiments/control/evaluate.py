@@ -33,7 +33,8 @@ from experiments.control.simulators import make
 log = logging.getLogger(__name__)
 OWN = "own"
 WINDOW, FULL = "window", "full"
-MEMORIES = (*(n for n, kind in BASELINES.items() if n != FULL and not kind.whole), *builtin_memories())
+_PUT_BESIDE = (n for n, kind in BASELINES.items() if n != FULL and not kind.whole and not kind.calibrates)
+MEMORIES = (*_PUT_BESIDE, *builtin_memories())  # there are no two texts to calibrate by
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from namm.configuration import Budgets, Lengths, Names
 from namm.defaults import DEFAULT_MEMORY
 from namm.evaluation import ReadingConfig
 
-_BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "random")
+_BASELINES = ("streaming", "h2o", "observed-max", "tova", "snapkv", "knorm", "kvzip", "requery", "random")
 
 
 class VideoConfig(ReadingConfig):
