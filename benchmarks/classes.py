@@ -134,9 +134,11 @@ def shares(held: Tensor, names: list[str]) -> dict[str, Any]:
 
 
 def measure(name: str, count: int, rules: bool) -> None:
-    model, tokenizer = namm.models.load_model(name, dtype="bfloat16")
+    model, tokenizer = namm.models.load_model(name)
     there = {(r["model"], r["kind"], r["text"], r["memory"], r["rule"]) for r in read("classes")}
-    memories = {memory: paper() if memory == "paper" else resolve(memory) for memory in MEMORIES}
+    memories = {
+        memory: paper() if memory == "paper" else namm.calibrated(memory, model, tokenizer) for memory in MEMORIES
+    }
     for kind in KINDS:
         for i, source in enumerate(texts(kind, count, tokenizer)):
             encoded = tokenizer(source, return_offsets_mapping=True)

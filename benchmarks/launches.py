@@ -126,7 +126,7 @@ class Unguarded(TorchFunctionMode):
     def _cast(tensor: torch.Tensor, wanted: list[Any]) -> torch.Tensor:
         device = next((torch.device(w) for w in wanted if isinstance(w, (str, torch.device))), tensor.device)
         dtype = next((w for w in wanted if isinstance(w, torch.dtype)), tensor.dtype)
-        same = (device.type, dtype) == (tensor.device.type, tensor.dtype)
+        same = (device, dtype) == (tensor.device, tensor.dtype)
         return tensor if same else torch.ops.aten._to_copy.default(tensor, dtype=dtype, device=device)
 
     @staticmethod
@@ -189,14 +189,14 @@ class Told:
             self.count.launch(*arguments, **constants)
 
 
-def _there(network: namm.NAMM) -> None:
-    """Put a NAMM onto the device that is not there."""
+def put(network: namm.NAMM, device: torch.device = DEVICE) -> None:
+    """Put a NAMM onto a device that is not there."""
     moved = copy(network)
     for name in ("theta", "mean", "var"):
-        object.__setattr__(moved, name, torch.empty_like(getattr(network, name), device=DEVICE))
+        object.__setattr__(moved, name, torch.empty_like(getattr(network, name), device=device))
     moved.__dict__["mixes"] = network.mixes
-    moved.__dict__["scale"] = torch.empty_like(network.var, device=DEVICE)
-    network._on_device[DEVICE] = moved
+    moved.__dict__["scale"] = torch.empty_like(network.var, device=device)
+    network._on_device[device] = moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +252,7 @@ def measured(
     cuda._ends.cache_clear()
     with pretended(told, backend == "triton"):
         if isinstance(policy, NAMMPolicy):
-            _there(policy.network)
+            put(policy.network)
         if calibrated:
             calibration._at(DEVICE)  # brought there once
         scaling = Scaling(DIM**-0.5, rotation=Rotation(torch.empty(DIM // 2), interleaved=False))

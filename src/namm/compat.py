@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -138,6 +139,32 @@ def response_parser(
 
     template = get_response_template(tokenizer, model)
     return None if template is None else ResponseParser(template, prefix=prefix, tools=tools)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor by its name, or those that one of torchao's, which has no numbers of its own, is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from plain_tensors(f"{name}.{part}", getattr(tensor, part))
+
+
+def device_of(module: torch.nn.Module) -> torch.device | None:
+    """Where a module computes, also if accelerate keeps its weights elsewhere; None for one without weights."""
+    for part in module.modules():
+        if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
+            return torch.device(device)
+    return next((weight.device for weight in module.parameters()), None)
+
+
+def ranks(model: torch.nn.Module) -> int:
+    """Processes that share each layer's heads, or the layers: of tensor and of pipeline parallelism."""
+    shared = getattr(getattr(model, "config", None), "distributed_config", None)
+    return max(getattr(shared, "tp_size", None) or 1, getattr(shared, "pp_size", None) or 1)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def magnitudes(attention: Float[Tensor, "*lead query slot"]) -> Float[Tensor, "*
 
 def frame_weights(frames: int, device: torch.device) -> Float[Tensor, " frame"]:
     """Weight of each frame in the moving average, newest last (spec 4)."""
-    age = torch.arange(frames - 1, -1, -1, dtype=torch.float64, device=device)
-    return ((1 - GAMMA**HOP) * GAMMA ** (HOP * age)).float()
+    age = torch.arange(frames - 1, -1, -1, dtype=torch.float64)  # on the CPU: not every device knows float64
+    return ((1 - GAMMA**HOP) * GAMMA ** (HOP * age)).to(device, torch.float32)
 
 
 def moving_average(
@@ -95,7 +95,7 @@ def recency(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
     oldest = int(age.max()) if age.numel() else 0
     table = _recency_tables.get(age.device)
     if table is None or len(table) <= oldest:
-        table = _sinusoids(torch.arange(max(4096, 2 ** math.ceil(math.log2(oldest + 1))), device=age.device))
+        table = _sinusoids(torch.arange(max(4096, 2 ** math.ceil(math.log2(oldest + 1))))).to(age.device)
         _recency_tables[age.device] = table
     return table[age.clamp(min=0).long()]
 

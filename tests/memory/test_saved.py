@@ -67,7 +67,7 @@ def after(model, plan, cache, text, tokens=40, **more):
 
 def there_and_back(model, plan, cache):
     data = pack(cache, fingerprint(model), {"from": "a test"})
-    again, notes = unpack(data, model.config, plan, fingerprint(model))
+    again, notes = unpack(data, model, plan, fingerprint(model))
     assert notes == {"from": "a test"}
     return again
 
@@ -261,7 +261,7 @@ def test_a_route_ends_with_its_last_cache():
     data = pack(cache, "print")
     del cache
     assert model.config._attn_implementation == "sdpa"
-    again, _ = unpack(data, model.config, plan, "print")
+    again, _ = unpack(data, model, plan, "print")
     assert model.config._attn_implementation == "namm:sdpa"
     del again
     assert model.config._attn_implementation == "sdpa"
@@ -335,12 +335,11 @@ def file():
 
 def test_what_belongs_elsewhere_is_refused(file):
     model, plan, data = file
-    config = model.config
     for message, told in [
-        (r"a cache of model other; got 'print'\. Load it with the model that", (config, plan, "other")),
-        (r"a cache of plan .*update_interval=64", (config, make_plan(memory(), HALF, 64), "print")),
-        (r"a cache of plan .*H2O", (config, make_plan("h2o", HALF, INTERVAL), "print")),
-        (r"a cache of layers .*'MemoryLayer': \[0, 1\]", (causal_model("llama").config, plan, "print")),
+        (r"a cache of model other; got 'print'\. Load it with the model that", (model, plan, "other")),
+        (r"a cache of plan .*update_interval=64", (model, make_plan(memory(), HALF, 64), "print")),
+        (r"a cache of plan .*H2O", (model, make_plan("h2o", HALF, INTERVAL), "print")),
+        (r"a cache of layers .*'MemoryLayer': \[0, 1\]", (causal_model("llama"), plan, "print")),
     ]:
         with pytest.raises(ArtefactError, match=message):
             unpack(data, *told)
@@ -351,7 +350,7 @@ def test_another_layout_or_version_is_refused(file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("namm.memory.saved.LAYOUT", 3)
         with pytest.raises(ArtefactError, match=r"expected a cache of layout 3; got 2\. Load it with the layout"):
-            unpack(data, model.config, plan, "print")
+            unpack(data, model, plan, "print")
 
     class DynamicSlidingWindowLayer(tf.cache_utils.DynamicSlidingWindowLayer):
         """As a later version might make it."""
@@ -364,7 +363,7 @@ def test_another_layout_or_version_is_refused(file, monkeypatch):
     kinds[0] = DynamicSlidingWindowLayer(sliding_window=32)
     monkeypatch.setattr("namm.memory.saved.memory_layers", lambda *_: kinds)
     with pytest.raises(ArtefactError, match=r"a cache of layers .*DynamicSlidingWindowLayer\(.*page"):
-        unpack(data, model.config, plan, "print")
+        unpack(data, model, plan, "print")
 
 
 class Bomb:
@@ -390,7 +389,7 @@ def test_what_is_no_saved_cache_is_refused(file, tmp_path):
     for other in others:
         path.write_bytes(other)
         with pytest.raises(ArtefactError, match="saved cache"):
-            unpack(other, model.config, plan, "print")
+            unpack(other, model, plan, "print")
         with pytest.raises(ArtefactError, match="saved cache"):
             MemoryCache.load(path, model, plan)
         with pytest.raises(ArtefactError, match="saved cache"):
@@ -413,12 +412,12 @@ def test_any_damage_is_found(file, tmp_path):
     damaged += [data[:-1], data + b"x", data[8:], data[:size] + bytes(len(data) - size)]
     for other in damaged:
         with pytest.raises(ArtefactError):
-            unpack(other, model.config, plan, "print")
+            unpack(other, model, plan, "print")
     path.write_bytes(damaged[0])
     with pytest.raises(ArtefactError):
         MemoryCache.load(path, model, plan)
     assert path.read_bytes() == damaged[0]
-    assert unpack(data, model.config, plan, "print")[1] == {"a": "note"}
+    assert unpack(data, model, plan, "print")[1] == {"a": "note"}
 
 
 def test_damaged_notes_are_notes_or_refused(file, tmp_path):

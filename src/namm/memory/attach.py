@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from namm.compat import cache_argument, cache_given, drops_its_cache, untested, untraced, warn_if_untested
+from namm.compat import cache_argument, cache_given, drops_its_cache, ranks, untested, untraced, warn_if_untested
 from namm.errors import ConfigurationError, ModelError
 from namm.memory.cache import MemoryCache, make_plan, memory_layers
 from namm.memory.identity import fingerprint
@@ -182,8 +182,15 @@ def find_decoder(model: torch.nn.Module) -> PreTrainedModel:
     """The innermost model that runs the attention layers and takes a cache.
 
     Raises:
-        ModelError: there is none, or its attention does not go through transformers' attention interface.
+        ModelError: there is none, its attention does not go through transformers' attention interface, or several
+            processes share it.
     """
+    if (shared := max((ranks(m) for m in model.modules() if isinstance(m, PreTrainedModel)), default=1)) > 1:
+        raise ModelError(
+            "a model that is whole in this process", f"one that {shared} processes share",
+            "Each would see its own heads or layers only and decide apart: put the layers on several devices with "
+            'device_map="auto" instead.',
+        )  # fmt: skip
     layers = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
     decoders = [m for m in _holders(model) if any(layer in set(m.modules()) for layer in layers)]
     if not decoders:

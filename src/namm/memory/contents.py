@@ -26,6 +26,8 @@ from namm.memory.queries import hold, joined
 from namm.memory.sequence import Sequence
 from namm.memory.store import Store, pads
 
+_COMMON = ("shown", "read", "heard.tokens", "heard.real")  # what belongs to no layer alone
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -101,22 +103,22 @@ def _slots(sequence: Sequence) -> dict[str, Tensor]:
     return parts
 
 
-def fill(cache: MemoryCache, held: Contents, device: torch.device) -> None:
-    """Give a fresh cache these contents."""
-    tensors = {
-        name: held.tensors[name].to(device, copy=True)
-        for name in ("shown", "read", "heard.tokens", "heard.real")
-        if name in held.tensors
+def fill(cache: MemoryCache, held: Contents, devices: list[torch.device]) -> None:
+    """Give a fresh cache these contents, to each layer on its device."""
+    common = {
+        device: {name: held.tensors[name].to(device, copy=True) for name in _COMMON if name in held.tensors}
+        for device in set(devices)
     }
-    for i, layer in enumerate(cache.layers):
+    for i, (layer, device) in enumerate(zip(cache.layers, devices, strict=True)):
         if isinstance(layer, MemoryLayer):
             _fill_layer(layer, held, device)
-            layer._shown, layer._read = tensors.get("shown"), tensors.get("read")
+            layer._shown, layer._read = common[device].get("shown"), common[device].get("read")
         else:
             parts = {n.partition(".")[2]: t for n, t in held.tensors.items() if n.partition(".")[0] == str(i)}
             others.fill(layer, held.others[str(i)], parts, device)
-    if "heard.tokens" in tensors:
-        layers_of(cache)[0].heard = tensors["heard.tokens"], tensors["heard.real"]
+    if "heard.tokens" in held.tensors:
+        first = common[devices[0]]
+        layers_of(cache)[0].heard = first["heard.tokens"], first["heard.real"]
 
 
 def _fill_layer(layer: MemoryLayer, held: Contents, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from namm.compat import plain_tensors
 from namm.memory.plan import Plan
 from namm.policies import MemoryPolicy, NAMMPolicy
 
@@ -28,9 +29,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     known = json.dumps(_lasting(model.config.to_diff_dict()), sort_keys=True, default=str)
     digest = hashlib.sha256(known.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):
-            continue
+    weights = [
+        (name, tensor) for name, tensor in sorted(model.state_dict().items()) if isinstance(tensor, torch.Tensor)
+    ]
+    for name, tensor in (part for weight in weights for part in plain_tensors(*weight)):
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
         if not tensor.is_meta:
             flat = tensor.detach().reshape(-1)

@@ -21,7 +21,9 @@ from safetensors.torch import load, save
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from namm import files
+from namm.compat import device_of
 from namm.errors import ArtefactError, ConfigurationError, ModelError, NotFoundError
+from namm.memory.attach import find_decoder
 from namm.memory.cache import MemoryCache, memory_layers
 from namm.memory.contents import Contents, fill, taken
 from namm.memory.identity import describe, fingerprint
@@ -68,29 +70,26 @@ def pack(cache: MemoryCache, model_print: str, notes: dict[str, str] | None = No
     return b"".join((data[: seal.start(1)], _digest(data, seal), data[seal.end(1) :]))
 
 
-def unpack(
-    data: bytes, config: PreTrainedConfig, plan: Plan, model_print: str, device: torch.device | str = "cpu"
-) -> tuple[MemoryCache, dict[str, str]]:
-    """The cache that `pack` gave as bytes, and its notes.
+def unpack(data: bytes, model: PreTrainedModel, plan: Plan, model_print: str) -> tuple[MemoryCache, dict[str, str]]:
+    """The cache that `pack` gave as bytes, each layer's part where that layer computes, and its notes.
 
     Args:
-        config: the model's own config object (`model.config`).
+        model: the one that goes on with it.
         plan: what the memory does, the same as then.
         model_print: the `fingerprint` of the model.
-        device: where the model is.
 
     Raises:
         ArtefactError: the bytes are damaged, no cache, or of another model, plan, layout or version of transformers.
     """
     notes = _notes(data)
     header = json.loads(notes.pop(_HEADER))
-    for name, here in _belonging(config, plan, model_print).items():
+    for name, here in _belonging(model.config, plan, model_print).items():
         if (got := header.pop(name, None)) != here:
             raise ArtefactError(
                 f"a cache of {name} {here}", ascii(got)[:300], f"Load it with the {name} that it was saved with."
             )
-    cache = MemoryCache.planned(config, (plan,))
-    fill(cache, Contents(**header, tensors=load(data)), torch.device(device))
+    cache = MemoryCache.planned(model.config, (plan,))
+    fill(cache, Contents(**header, tensors=load(data)), _devices(model, len(cache.layers)))
     return cache, notes
 
 
@@ -102,6 +101,13 @@ def _belonging(config: PreTrainedConfig, plan: Plan, model_print: str) -> dict[s
         kind = type(layer).__name__ if ours else f"{type(layer).__name__}({', '.join(sorted(flat(layer)))})"
         kinds.setdefault(kind, []).append(i)
     return {"layout": LAYOUT, "model": model_print, "plan": describe(plan), "layers": kinds}
+
+
+def _devices(model: PreTrainedModel, layers: int) -> list[torch.device]:
+    """Where each layer computes: `device_map` may have put them apart."""
+    parts = [part for part in find_decoder(model).modules() if isinstance(getattr(part, "layer_idx", None), int)]
+    known = {part.layer_idx: device_of(part) for part in parts}
+    return [known.get(i) or model.device for i in range(layers)]
 
 
 def write(cache: MemoryCache, path: Path, model: PreTrainedModel, notes: dict[str, str] | None) -> Path:
@@ -116,7 +122,7 @@ def write(cache: MemoryCache, path: Path, model: PreTrainedModel, notes: dict[st
 def read(path: Path, model: PreTrainedModel, plan: Plan) -> MemoryCache:
     """See `MemoryCache.load`."""
     data = files.read(path, "Give the path of a saved cache.")
-    return unpack(data, model.config, plan, fingerprint(model), model.device)[0]
+    return unpack(data, model, plan, fingerprint(model))[0]
 
 
 def read_notes(path: Path) -> dict[str, str]:

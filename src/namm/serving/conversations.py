@@ -278,7 +278,7 @@ class Conversations:
             data = conversation.path.read_bytes()
         except OSError as error:
             raise ArtefactError("a file of a conversation", error, "It is read again from its text.") from error
-        return unpack(data, model.config, plan, self._host.print, model.device)[0]
+        return unpack(data, model, plan, self._host.print)[0]
 
     def make_room(self, needed: int) -> None:
         """Let go of the least recently used until `needed` bytes are free or nothing is left."""
