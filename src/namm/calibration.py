@@ -30,7 +30,7 @@ from namm.errors import ArtefactError, ConfigurationError
 
 FAINTEST = 1e-5  # attention below this is as good as none
 EDGES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 1.0)  # of the ranks that are averaged together
-SLOPES = (0.05, 10.0)  # of a curve, in logarithms: flatter or steeper, rounding would decide between tokens
+_SLOPES = (0.05, 10.0)  # of a curve, in logarithms: flatter or steeper, rounding would decide between tokens
 _AGAIN = "Delete it, and make it again: namm.calibrate(model, tokenizer)."
 
 
@@ -156,5 +156,5 @@ def _curve(
     places = torch.stack([x[:, part].log().mean(-1) for part in parts], -1)
     means = torch.stack([y[:, part].mean(-1).log() for part in parts], -1)
     runs, rises = places.diff(dim=-1), means.cummax(-1).values.diff(dim=-1)
-    rises = rises.maximum(SLOPES[0] * runs).minimum(SLOPES[1] * runs)
+    rises = rises.maximum(_SLOPES[0] * runs).minimum(_SLOPES[1] * runs)
     return torch.stack([places, torch.cat([means[:, :1], means[:, :1] + rises.cumsum(-1)], -1)])

@@ -33,7 +33,7 @@ from namm.kernels import Reduction
 
 FAINT = 1e-4  # attention below this is as good as none
 _SPREAD = 0.1  # of a peak over a head, at least: where all are alike, noise must not count
-AROUND = 5  # slots, the token's own in their middle, over which the neighbourhood of a token is taken
+_AROUND = 5  # slots, the token's own in their middle, over which the neighbourhood of a token is taken
 
 
 class Channel(ABC):
@@ -243,7 +243,7 @@ class FeatureSet:
 
 def _around(values: Float[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot"]:
     """The largest value among the neighbours of each slot: digits of a number, words of a name stay together."""
-    return max_pool1d(values.reshape(-1, 1, values.shape[-1]), AROUND, 1, AROUND // 2).view_as(values)
+    return max_pool1d(values.reshape(-1, 1, values.shape[-1]), _AROUND, 1, _AROUND // 2).view_as(values)
 
 
 FEATURE_SETS: dict[str, FeatureSet] = {

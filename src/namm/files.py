@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from namm.errors import ArtefactError, ConfigurationError, NotFoundError, RunError
 
-LOCK = "run.lock"
+_LOCK = "run.lock"
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that cannot sync a folder
@@ -93,7 +93,7 @@ def sweep(folder: Path) -> int:
 
 
 @contextmanager
-def locked(folder: Path, name: str = LOCK, timeout: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, name: str = _LOCK, timeout: float = 0.0) -> Iterator[None]:
     """Hold `folder` against every other process; a dead one holds nothing.
 
     It is made if it is not there, and goes again if nothing was put into it.

@@ -22,7 +22,7 @@ Kept = Bool[Tensor, "batch kv_head slot"]
 Per = Literal["head", "layer", "model"]
 WAYS: tuple[Per, ...] = get_args(Per)
 Safeguard = float | Literal["auto"]
-LEAST_SAFEGUARD = 0.2  # of "auto"; of AdaKV's values the one that costs models of many heads least
+_LEAST_SAFEGUARD = 0.2  # of "auto"; of AdaKV's values the one that costs models of many heads least
 
 
 @runtime_checkable
@@ -165,7 +165,7 @@ def is_share(value: object) -> bool:
 
 def _share_of(heads: int) -> float:
     """The "auto" safeguard."""
-    return max(LEAST_SAFEGUARD, 1 / math.sqrt(heads))
+    return max(_LEAST_SAFEGUARD, 1 / math.sqrt(heads))
 
 
 def _ready(scores: Scores, empty: Bool[Tensor, "batch kv_head slot"]) -> Scores:

@@ -22,11 +22,11 @@ HOP = 16
 BINS = N_FFT // 2 + 1
 GAMMA = 0.99
 RECENCY_DIMS = 8
-RECENCY_BASE = 50_000.0
+_RECENCY_BASE = 50_000.0
 
 
 @lru_cache(maxsize=8)
-def dft_matrix(device: torch.device) -> Float[Tensor, "32 32"]:
+def _dft_matrix(device: torch.device) -> Float[Tensor, "32 32"]:
     """Hann window and one-sided DFT in one matrix (spec 3).
 
     Rows 0-16 are the real parts of bins 0-16, rows 17-31 the imaginary parts of bins 1-15; those of bins 0 and
@@ -50,7 +50,7 @@ def magnitudes(attention: Float[Tensor, "*lead query slot"]) -> Float[Tensor, "*
     windows = attention.as_strided(
         (math.prod(lead), frames, N_FFT, slots), (queries * slots, HOP * slots, slots, 1), attention.storage_offset()
     )
-    spectrum = torch.matmul(dft_matrix(attention.device), windows).square_()
+    spectrum = torch.matmul(_dft_matrix(attention.device), windows).square_()
     power = spectrum[:, :, :BINS]
     power[:, :, 1:-1] += spectrum[:, :, BINS:]
     return power.sqrt().view(*lead, frames, BINS, slots)
@@ -101,7 +101,7 @@ def recency(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
 
 
 def _sinusoids(age: Int[Tensor, "*lead slot"]) -> Float[Tensor, "*lead slot 8"]:
-    frequency = RECENCY_BASE ** (-torch.arange(4, dtype=torch.float64, device=age.device) / 4)
+    frequency = _RECENCY_BASE ** (-torch.arange(4, dtype=torch.float64, device=age.device) / 4)
     phase = age.double()[..., None] * frequency
     return torch.cat([phase.sin(), phase.cos()], dim=-1).float()
 

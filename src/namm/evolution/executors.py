@@ -102,7 +102,7 @@ class InProcess:
 
 
 @dataclass(frozen=True)
-class Failure:
+class _Failure:
     """An exception of a worker, in a form that travels: not every exception can be pickled."""
 
     where: str
@@ -110,7 +110,7 @@ class Failure:
     text: str
 
     @classmethod
-    def of(cls, error: Exception, where: str) -> Failure:
+    def of(cls, error: Exception, where: str) -> _Failure:
         known = error if isinstance(error, NammError) else None
         return cls(where, known, "".join(traceback.format_exception(error)).strip())
 
@@ -143,14 +143,14 @@ class Measurer:
         try:
             self._problem = self._factory()
         except Exception as error:
-            return Event("failed", Failure.of(error, self.where()))
+            return Event("failed", _Failure.of(error, self.where()))
         return Event("ready")
 
     def work(self, function: Callable[..., Any], unit: Any) -> Event:
         try:
             return Event("done", function(self._problem, unit))
         except Exception as error:
-            return Event("done", Failure.of(error, self.where()))
+            return Event("done", _Failure.of(error, self.where()))
 
     def where(self) -> str:
         return f"worker process {os.getpid()}"
@@ -229,7 +229,7 @@ class Pool(ABC, Generic[W]):
                     self._replace(worker, unit, deaths, event.value or "no last words")
                     if unit is not None:
                         waiting.appendleft(unit)
-                elif isinstance(event.value, Failure):
+                elif isinstance(event.value, _Failure):
                     raise event.value.raised("measuring")
                 else:
                     assert unit is not None

@@ -26,9 +26,9 @@ Output = Float[Tensor, "head group query value_dim"]
 Empty = Bool[Tensor, "head slot"] | None
 Observe = Callable[[Float[Tensor, "head query slot"]], None]
 
-QUERY_BLOCK = 128
+_QUERY_BLOCK = 128
 BLOCK_BYTES = 2**30
-TILE = 256
+_TILE = 256
 
 
 def attend(
@@ -269,7 +269,7 @@ def _softmax_half(
     """
     heads, group, queries, dim = query.shape
     slots = key_t.shape[2]
-    width = min(slots, TILE)
+    width = min(slots, _TILE)
     starts = [*range(0, slots - width, width), slots - width]
     rows = query.reshape(heads, group * queries, dim)
     tiles = query.new_empty(heads, len(starts), group * queries, width)
@@ -322,8 +322,8 @@ def _mask_future(logits: Float[Tensor, "head group query slot"], causal_from: in
 def _block(query: Query, slots: int) -> int:
     """Queries whose probabilities are at hand at a time: on an accelerator as many as memory and few launches allow."""
     if query.device.type == "cpu":
-        return QUERY_BLOCK
-    return max(1, BLOCK_BYTES // (4 * query.shape[0] * query.shape[1] * slots * QUERY_BLOCK)) * QUERY_BLOCK
+        return _QUERY_BLOCK
+    return max(1, BLOCK_BYTES // (4 * query.shape[0] * query.shape[1] * slots * _QUERY_BLOCK)) * _QUERY_BLOCK
 
 
 def _widened(key_t: Float[Tensor, "head dim slot"]) -> Float[Tensor, "head dim slot"]:

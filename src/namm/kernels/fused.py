@@ -33,11 +33,11 @@ from namm.kernels.lanes import Lanes, Reduction
 logger = logging.getLogger(__name__)
 
 LARGEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}  # numbers of a key, without spilled registers
-WIDEST = 64  # query heads of a kv head
-OLDEST = (8, 0)  # compute capability
+_WIDEST = 64  # query heads of a kv head
+_OLDEST = (8, 0)  # compute capability
 
 Query = Float[Tensor, "lane group query dim"]
-Sums = Float[Tensor, "lane group query"]
+_Sums = Float[Tensor, "lane group query"]
 
 
 def serves(keys: Float[Tensor, "slot dim"], values: Float[Tensor, "slot value_dim"], group: int = 1) -> bool:
@@ -49,12 +49,12 @@ def serves(keys: Float[Tensor, "slot dim"], values: Float[Tensor, "slot value_di
 @lru_cache(maxsize=256)
 def _fits(dtype: torch.dtype, dims: int, group: int) -> bool:
     """Whether there is a tile for keys like these; the log says once if not."""
-    if dims <= LARGEST.get(dtype, 0) and group <= WIDEST:
+    if dims <= LARGEST.get(dtype, 0) and group <= _WIDEST:
         return True
     logger.warning(
         "keys of %d numbers in %s with %d query heads each are observed by torch alone, in several times the launches: "
         "Triton's kernels serve up to 256 in half precision, 64 in float32, and %d heads",
-        dims, dtype, group, WIDEST,
+        dims, dtype, group, _WIDEST,
     )  # fmt: skip
     return False
 
@@ -66,8 +66,8 @@ def capable(device: torch.device) -> bool:
         return False
     if importlib.util.find_spec("triton") is None:
         missing = "Triton is not installed (torch's CUDA builds bring it)"
-    elif torch.cuda.get_device_capability(device) < OLDEST:
-        missing = f"{torch.cuda.get_device_name(device)} is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
+    elif torch.cuda.get_device_capability(device) < _OLDEST:
+        missing = f"{torch.cuda.get_device_name(device)} is older than compute capability {_OLDEST[0]}.{_OLDEST[1]}"
     else:
         return True
     logger.warning("on %s memories observe and forget by torch, in several times the launches: %s", device, missing)
@@ -85,8 +85,8 @@ def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 def sums(
     query: Query, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
-    newest: int | None = None, later: int = 0, rival: Sums | None = None,
-) -> Sums:  # fmt: skip
+    newest: int | None = None, later: int = 0, rival: _Sums | None = None,
+) -> _Sums:  # fmt: skip
     """The log-sum-exp of each query over the slots of its lane.
 
     Args:
@@ -109,7 +109,7 @@ def sums(
 
 
 def reduce(
-    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
+    query: Query, lse: _Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
     newest: int | None = None, later: int = 0, reductions: Sequence[Reduction | None], stored: float = 1.0,
 ) -> None:  # fmt: skip
     """Take into the state of each slot what it takes from the attention of these queries, mean over their group.
@@ -137,7 +137,7 @@ def reduce(
 
 
 def rows(
-    query: Query, lse: Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
+    query: Query, lse: _Sums, lanes: Lanes, scale: float, softcap: float | None, *, first: int | None,
     newest: int | None = None, later: int = 0, lead: int = 0,
 ) -> Float[Tensor, "lane row slot"]:  # fmt: skip
     """Group-mean attention of each query to the slots of its lane, right-aligned, after `lead` rows of zeros."""

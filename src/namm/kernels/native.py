@@ -48,7 +48,7 @@ def _tables() -> _Tables:
     return tables
 
 
-TABLES = _tables()
+_TABLES = _tables()
 
 
 def _compile(compiler: str) -> Path:
@@ -211,7 +211,7 @@ def observe_spectrogram(state: Tensor, attention: Tensor) -> Tensor:
         *_long(attention.stride(0), heads, frames, slots),
         _pointer(weights),
         ctypes.c_float(GAMMA ** (HOP * frames)),
-        ctypes.byref(TABLES),
+        ctypes.byref(_TABLES),
         ctypes.c_int(torch.get_num_threads()),
     )
     return following

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @runtime_checkable
-class Arrival(Protocol):
+class _Arrival(Protocol):
     """As `torch.cuda.Event`."""
 
     def query(self) -> bool:
@@ -32,7 +32,7 @@ class Later:
     """
 
     numbers: Int[Tensor, " number"]
-    arrived: Arrival | None = None
+    arrived: _Arrival | None = None
 
     @property
     def here(self) -> bool:

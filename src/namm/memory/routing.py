@@ -56,14 +56,14 @@ def route(config: PreTrainedConfig) -> None:
     _take_away()
 
 
-def is_routed(config: PreTrainedConfig) -> bool:
+def _is_routed(config: PreTrainedConfig) -> bool:
     """Whether attention of models with this config asks the memory."""
     return (config._attn_implementation or "").startswith(_PREFIX)
 
 
 def check_routed(config: PreTrainedConfig) -> None:
     """Raise unless attention of models with this config asks the memory."""
-    if is_routed(config):
+    if _is_routed(config):
         return
     if id(config) in _routes:
         raise ModelError(
@@ -90,7 +90,7 @@ def _take_away() -> None:
             _, own, users = _routes.pop(id(config))
             if users > 1:
                 _routes[id(config)] = (config, own, users - 1)
-            elif is_routed(config):
+            elif _is_routed(config):
                 config._attn_implementation_internal = own
         except IndexError:  # another thread was faster
             pass

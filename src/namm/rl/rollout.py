@@ -78,7 +78,7 @@ class Episode:
         return len(self.actions)
 
 
-class Actor(Protocol):
+class _Actor(Protocol):
     """A model with what it may look at, for a batch of episodes.
 
     Attributes:
@@ -135,7 +135,7 @@ def rollout(
             env.close()
 
 
-def _play(decision: Decision, actor: Actor, envs: list[Any], seeds: Sequence[int], target: float) -> list[Episode]:
+def _play(decision: Decision, actor: _Actor, envs: list[Any], seeds: Sequence[int], target: float) -> list[Episode]:
     running = [_Running(env, seed, target) for env, seed in zip(envs, seeds, strict=True)]
     before, step, full = None, 0, token_bytes(decision)
     while playing := [episode for episode in running if not episode.over]:
@@ -253,7 +253,7 @@ class _Cached:
 
 
 @contextmanager
-def acting(decision: Decision, context: Context) -> Iterator[Actor]:
+def acting(decision: Decision, context: Context) -> Iterator[_Actor]:
     """The model with an empty context of that kind."""
     if isinstance(context, Window):
         steps = decision.about.context if context.steps is None else context.steps

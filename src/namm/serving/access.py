@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from namm.errors import ConfigurationError
 from namm.serving.refusals import Refusal
 
-ANYONE = "anyone"
-ANY = "*"
+_ANYONE = "anyone"
+_ANY = "*"
 OPEN = frozenset({"/", "/health", "/metrics", "/openapi.json"})  # paths without a key
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/?#@\[\]]+)(:\d+)?")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\sA-Z:/?#@\[\]]+)(:\d+)?")
@@ -76,7 +76,7 @@ class Access:
             )
         for origin in headers.getlist("origin"):
             ours = origin.partition("://")[2].lower() == hosts[0].lower()  # a proxy may have taken the TLS off
-            if not ours and not {ANY, origin} & {*self.origins}:
+            if not ours and not {_ANY, origin} & {*self.origins}:
                 raise Refusal(
                     403,
                     f"expected a page of this server, or of an origin it allows; got {origin[:100]!r}. Its operator "
@@ -86,7 +86,7 @@ class Access:
 
     def _is_ours(self, host: str) -> bool:
         name, address = _name(host), _address(host)
-        if name == "localhost" or {ANY, name} & {_name(known) for known in self.hosts}:
+        if name == "localhost" or {_ANY, name} & {_name(known) for known in self.hosts}:
             return True
         if address is None:
             return False
@@ -118,7 +118,7 @@ class Keys:
             Refusal: nobody that is known.
         """
         if not self._owners:
-            return ANYONE
+            return _ANYONE
         scheme, _, key = authorization.partition(" ")
         sent = _digest(key.strip())
         known = [owner for owner in self._owners if hmac.compare_digest(owner, sent)]  # all, in constant time

@@ -92,7 +92,7 @@ def _owner(request: Request, _: Annotated[Any, Security(HTTPBearer(auto_error=Fa
     return found
 
 
-Owner = Annotated[str, Depends(_owner)]
+_Owner = Annotated[str, Depends(_owner)]
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -113,12 +113,12 @@ def _answers(backend: Backend) -> APIRouter:
         return await _response(backend.answer(request, owner, http.state.log), http)
 
     @router.post(ChatRequest.path, openapi_extra=described(ChatRequest))
-    async def chat_completions(request: Request, owner: Owner) -> Response:
+    async def chat_completions(request: Request, owner: _Owner) -> Response:
         """Answer a chat; one that extends an earlier one goes on from what was remembered of it."""
         return await answered(ChatRequest, request, owner)
 
     @router.post(CompletionRequest.path, openapi_extra=described(CompletionRequest))
-    async def completions(request: Request, owner: Owner) -> Response:
+    async def completions(request: Request, owner: _Owner) -> Response:
         """Continue a text."""
         return await answered(CompletionRequest, request, owner)
 
@@ -165,12 +165,12 @@ def _models(backend: Backend) -> APIRouter:
     router = APIRouter(responses=_REFUSALS)
 
     @router.get("/v1/models")
-    async def models(_: Owner) -> dict[str, Any]:
+    async def models(_: _Owner) -> dict[str, Any]:
         """The model, once for each memory it is served with."""
         return {"object": "list", "data": backend.models}
 
     @router.get("/v1/models/{model:path}")
-    async def model(model: str, _: Owner) -> dict[str, Any]:
+    async def model(model: str, _: _Owner) -> dict[str, Any]:
         """One of them."""
         known = {one["id"]: one for one in backend.models}
         if model not in known:
@@ -184,12 +184,12 @@ def _conversations(backend: Backend) -> APIRouter:
     router = APIRouter(responses=_REFUSALS)
 
     @router.get("/v1/conversations")
-    async def conversations(owner: Owner) -> dict[str, Any]:
+    async def conversations(owner: _Owner) -> dict[str, Any]:
         """This key's conversations that can go on without being read again, least recently used first."""
         return {"object": "list", "data": await backend.conversations(owner)}
 
     @router.delete("/v1/conversations/{ident}", status_code=204)
-    async def delete(ident: str, owner: Owner) -> Response:
+    async def delete(ident: str, owner: _Owner) -> Response:
         """Forget a conversation."""
         await backend.forget(owner, ident)
         return Response(status_code=204)

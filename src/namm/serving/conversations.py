@@ -30,7 +30,7 @@ _NOTE = "conversation"  # a file's note of whose it is and what was said
 log = logging.getLogger("namm.serving")
 
 
-def new_id() -> str:
+def _new_id() -> str:
     return f"conv-{uuid4().hex}"
 
 
@@ -71,7 +71,7 @@ class Conversation:
     bytes_held: int
     bytes_full: int
     kept: float
-    id: str = field(default_factory=new_id)
+    id: str = field(default_factory=_new_id)
     created: int = field(default_factory=lambda: int(time.time()))
     path: Path | None = None
     file_bytes: int = 0
@@ -362,7 +362,7 @@ def rested(owner: str, served: Served, said: Said, cache: MemoryCache, ident: st
     cache.trim()
     report = cache.memory()
     return Conversation(
-        owner, served.id, said, cache, report.bytes_held, report.bytes_full, kept_tokens(cache), id=ident or new_id()
+        owner, served.id, said, cache, report.bytes_held, report.bytes_full, kept_tokens(cache), id=ident or _new_id()
     )
 
 

@@ -16,8 +16,8 @@ from namm.serving.refusals import Refusal, invalid
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_BYTES = 1 << 15  # of a schema; what takes llguidance seconds is longer
-MOST_MERGED = 64  # schemas in allOf; 355 patterns there took two minutes
+_MOST_BYTES = 1 << 15  # of a schema; what takes llguidance seconds is longer
+_MOST_MERGED = 64  # schemas in allOf; 355 patterns there took two minutes
 _SPACE = r"[ \n\t]{0,32}"  # between two tokens of JSON; without an end, small models write nothing else
 
 
@@ -43,10 +43,10 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        if (size := len(to_json(schema))) > MOST_BYTES:
-            raise _not_followed(f"one of at most {MOST_BYTES:,} bytes", f"{size:,}")
-        if (merged := _merged(schema)) > MOST_MERGED:
-            raise _not_followed(f"one with at most {MOST_MERGED} schemas in allOf", str(merged))
+        if (size := len(to_json(schema))) > _MOST_BYTES:
+            raise _not_followed(f"one of at most {_MOST_BYTES:,} bytes", f"{size:,}")
+        if (merged := _merged(schema)) > _MOST_MERGED:
+            raise _not_followed(f"one with at most {_MOST_MERGED} schemas in allOf", str(merged))
         written = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _SPACE})
         grammar = Grammar(LLMatcher(self._tokenizer, written, log_level=0))
         grammar.allowed()  # the first step is the dearest one

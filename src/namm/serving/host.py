@@ -26,7 +26,7 @@ from namm.serving.grammar import Grammars
 from namm.serving.vocabulary import Vocabulary
 from namm.trace import Shape, rule_of, shape_of
 
-UNBOUNDED = 1 << 20  # context of a model whose configuration names none
+_UNBOUNDED = 1 << 20  # context of a model whose configuration names none
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Host:
         check_pieces(self.decoder, "a server, which reads prompts in chunks and goes on with conversations")
         self.shape: Shape = shape_of(model.config, model.dtype)
         self.print = fingerprint(model)
-        own = context_length(model) or UNBOUNDED
+        own = context_length(model) or _UNBOUNDED
         if context is not None and context > own:
             raise ConfigurationError(f"a context of at most {own:,} tokens, the model's own", context, "Lower it.")
         self.context = context or own
@@ -172,7 +172,7 @@ class Host:
             if policy.evicts:
                 selection = Budget(fraction=budget) if budget is not None else policy.default_selection()
             plan = make_plan(policy, selection, interval if interval is not None else own_interval(policy))
-            called = short_name(memory)
+            called = _short_name(memory)
             ident = f"{self.name}+{called}" if offers else self.name
             if ident in {offer.id for offer in offers} or (offers and called == offers[0].memory):
                 raise ConfigurationError("memories of different names", called, "Name each memory once.")
@@ -180,7 +180,7 @@ class Host:
         return offers
 
 
-def short_name(memory: str | Path) -> str:
+def _short_name(memory: str | Path) -> str:
     """The last part of a memory's folder or id: `builtin:` and folders left out."""
     return str(memory).rstrip("/").replace("builtin:", "").rpartition("/")[2]
 

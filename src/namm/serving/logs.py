@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-class JsonLines(logging.Formatter):
+class _JsonLines(logging.Formatter):
     """Formats a record with everything that came in `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,7 +28,7 @@ class JsonLines(logging.Formatter):
 def log_json(level: str) -> None:
     """Send this package's and the web server's logs to standard error as JSON lines."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(_JsonLines())
     for name in ("namm", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

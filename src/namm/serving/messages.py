@@ -7,7 +7,7 @@ from typing import Any
 
 from namm.compat import ResponseParser
 
-Delta = dict[str, Any]  # what a piece of text adds: "content", "reasoning_content" or "tool_calls"
+_Delta = dict[str, Any]  # what a piece of text adds: "content", "reasoning_content" or "tool_calls"
 _UNREADABLE = (ValueError, LookupError, TypeError)  # what parsers raise at what models write
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what response templates call them
 
@@ -28,13 +28,13 @@ class AnswerMessage:
         self._ident, self._parser, self._most_calls = ident, parser, most_calls
         self._raw = ""  # of a call that is being written
         self._texts = {"content": "", "reasoning_content": ""}
-        self.calls: list[Delta] = []
+        self.calls: list[_Delta] = []
 
-    def begin(self) -> list[Delta]:
+    def begin(self) -> list[_Delta]:
         """What the prompt has begun already."""
         return [] if self._parser is None else self._read(self._parser.initial_events)
 
-    def add(self, text: str) -> list[Delta]:
+    def add(self, text: str) -> list[_Delta]:
         if self._parser is None:
             return self._say("content", text)
         try:
@@ -44,7 +44,7 @@ class AnswerMessage:
             return self._say("content", self._raw + text)
         return self._read(events)
 
-    def close(self) -> list[Delta]:
+    def close(self) -> list[_Delta]:
         """What was held back."""
         if self._parser is None:
             return []
@@ -54,18 +54,18 @@ class AnswerMessage:
             return self._say("content", self._raw)
         return self._read(events)
 
-    def whole(self) -> Delta:
+    def whole(self) -> _Delta:
         """The message as OpenAI has it."""
         content, thoughts = self._texts["content"], self._texts["reasoning_content"]
-        told: Delta = {"role": "assistant", "content": content if content or not self.calls else None, "refusal": None}
+        told: _Delta = {"role": "assistant", "content": content if content or not self.calls else None, "refusal": None}
         if thoughts:
             told["reasoning_content"] = thoughts
         if self.calls:
             told["tool_calls"] = self.calls
         return told
 
-    def _read(self, events: list[dict[str, Any]]) -> list[Delta]:
-        deltas: list[Delta] = []
+    def _read(self, events: list[dict[str, Any]]) -> list[_Delta]:
+        deltas: list[_Delta] = []
         for event in events:
             kind, field = event["type"], event["field"]
             if kind == "region_open":
@@ -78,13 +78,13 @@ class AnswerMessage:
                 deltas += self._call(event["value"])
         return deltas
 
-    def _say(self, field: str, text: str) -> list[Delta]:
+    def _say(self, field: str, text: str) -> list[_Delta]:
         if not text or self._enough():
             return []
         self._texts[field] += text
         return [{field: text}]
 
-    def _call(self, value: Any) -> list[Delta]:
+    def _call(self, value: Any) -> list[_Delta]:
         if self._enough():
             return []
         function = value.get("function") if isinstance(value, dict) else None

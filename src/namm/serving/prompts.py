@@ -24,14 +24,14 @@ _OF_TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class Prompt:
+class _Prompt:
     """What an answer goes on from."""
 
     text: str
     ids: list[int]
 
 
-def prompts_of(request: ChatRequest | CompletionRequest, host: Host) -> list[Prompt]:
+def prompts_of(request: ChatRequest | CompletionRequest, host: Host) -> list[_Prompt]:
     """What the request is about.
 
     Raises:
@@ -39,19 +39,19 @@ def prompts_of(request: ChatRequest | CompletionRequest, host: Host) -> list[Pro
     """
     if isinstance(request, ChatRequest):
         text = _render(request, host)
-        return [Prompt(text, _encode(text, host, "messages", special=False))]
+        return [_Prompt(text, _encode(text, host, "messages", special=False))]
     return [
-        Prompt(one, _encode(one, host, "prompt", special=True)) if isinstance(one, str) else _of_tokens(one, host)
+        _Prompt(one, _encode(one, host, "prompt", special=True)) if isinstance(one, str) else _of_tokens(one, host)
         for one in request.prompts
     ]
 
 
-def _of_tokens(ids: list[int], host: Host) -> Prompt:
+def _of_tokens(ids: list[int], host: Host) -> _Prompt:
     if len(ids) > host.context:
         raise too_long(len(ids), 0, host.context, "prompt")
     if max(ids) >= host.token_count:
         raise invalid(f"expected token ids below {host.token_count:,}; got {max(ids):,}.", "prompt")
-    return Prompt(host.text_of(ids, special=True), ids)
+    return _Prompt(host.text_of(ids, special=True), ids)
 
 
 def _encode(text: str, host: Host, param: str, special: bool) -> list[int]:

@@ -16,14 +16,14 @@ from pydantic_core import from_json
 
 from namm.serving.refusals import Refusal, invalid
 
-MOST_CONTAINERS = 100_000  # lists and objects of a body
-MOST_MESSAGES = 4096
-MOST_PARTS = 1024  # of a message; calls of a message as well
-MOST_TOOLS = 128
-MOST_STOPS = 16
-MOST_ANSWERS = 128  # to one prompt; prompts of one request as well
-MOST_LOGPROBS = 20  # alternatives to a token
-MOST_BIASES = 1024
+_MOST_CONTAINERS = 100_000  # lists and objects of a body
+_MOST_MESSAGES = 4096
+_MOST_PARTS = 1024  # of a message; calls of a message as well
+_MOST_TOOLS = 128
+_MOST_STOPS = 16
+_MOST_ANSWERS = 128  # to one prompt; prompts of one request as well
+_MOST_LOGPROBS = 20  # alternatives to a token
+_MOST_BIASES = 1024
 LEAST = 0.01  # temperature above 0; smaller ones leave the range of float32
 _ALTERNATIVE = re.compile(r"\[|^(constrained-)?(str|int)$")  # what pydantic calls a branch of a union
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # the last one may lack its end
@@ -80,15 +80,15 @@ class TextPart(_Strict):
     cache_control: dict[str, Any] | None = None
 
 
-class FunctionCall(_Strict):
+class _FunctionCall(_Strict):
     name: str
     arguments: str
 
 
-class ToolCall(_Strict):
+class _ToolCall(_Strict):
     id: str | None = None
     type: Literal["function"] = "function"
-    function: FunctionCall
+    function: _FunctionCall
     index: int | None = None
 
 
@@ -96,9 +96,9 @@ class ChatMessage(_Strict):
     """One turn of a chat, also one that came from a server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], _list(MOST_PARTS)] | None = None
+    content: str | Annotated[list[TextPart], _list(_MOST_PARTS)] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], _list(MOST_PARTS)] | None = None
+    tool_calls: Annotated[list[_ToolCall], _list(_MOST_PARTS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
@@ -114,7 +114,7 @@ class ChatMessage(_Strict):
         return self
 
 
-class StreamOptions(_Strict):
+class _StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -125,7 +125,7 @@ class Watch(_Strict):
     watch: bool = False
 
 
-class Schema(_Strict):
+class _Schema(_Strict):
     """A JSON schema, and what it is called."""
 
     name: str | None = None
@@ -134,12 +134,12 @@ class Schema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class _ResponseFormat(_Strict):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: Schema | None = None
+    json_schema: _Schema | None = None
 
     @model_validator(mode="after")
-    def _has_its_schema(self) -> ResponseFormat:
+    def _has_its_schema(self) -> _ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError('expected a json_schema with the type "json_schema", and with no other')
         return self
@@ -150,7 +150,7 @@ class GenerationRequest(_Strict):
 
     model: str
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: _StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -158,10 +158,10 @@ class GenerationRequest(_Strict):
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], _at_most(MOST_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[Number, Field(ge=-100, le=100)]], _at_most(_MOST_BIASES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], _list(MOST_STOPS)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    stop: str | Annotated[list[str], _list(_MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=_MOST_ANSWERS)] | None = None
     user: str | None = None
     namm: Watch | None = None
 
@@ -224,15 +224,15 @@ class ChatRequest(GenerationRequest):
     prompt_field: ClassVar[str] = "messages"
     default_most: ClassVar[int] = 1024  # tokens of an answer, where the client does not say
 
-    messages: Annotated[list[ChatMessage], _list(MOST_MESSAGES, least=1)]
+    messages: Annotated[list[ChatMessage], _list(_MOST_MESSAGES, least=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    tools: Annotated[list[dict[str, Any]], _list(MOST_TOOLS)] | None = None
+    tools: Annotated[list[dict[str, Any]], _list(_MOST_TOOLS)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
+    response_format: _ResponseFormat | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     metadata: Annotated[dict[str, str], _at_most(16)] | None = None
     store: Literal[False] | None = None
@@ -280,19 +280,19 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[str], _list(MOST_ANSWERS, least=1)]
+        | Annotated[list[str], _list(_MOST_ANSWERS, least=1)]
         | Tokens
-        | Annotated[list[Tokens], _list(MOST_ANSWERS, least=1)]
+        | Annotated[list[Tokens], _list(_MOST_ANSWERS, least=1)]
     )
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: Literal[1] | None = None
     echo: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:
-        if (count := len(self.prompts) * self.answers) > MOST_ANSWERS:
-            raise ValueError(f"expected at most {MOST_ANSWERS} answers, n to each prompt; got {count}")
+        if (count := len(self.prompts) * self.answers) > _MOST_ANSWERS:
+            raise ValueError(f"expected at most {_MOST_ANSWERS} answers, n to each prompt; got {count}")
         if self.watched and len(self.prompts) > 1:
             raise ValueError("expected one answer to watch; got a request for several")
         return self
@@ -348,10 +348,10 @@ def parse(body: bytes) -> Any:
 
 def _check_count(body: bytes) -> None:
     """Lists and objects are dear: each takes a hundred bytes and the time of the collector."""
-    if body.count(b"[") + body.count(b"{") > MOST_CONTAINERS:
+    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
         bare = _STRING.sub(b"", body)
-        if (count := bare.count(b"[") + bare.count(b"{")) > MOST_CONTAINERS:
-            raise invalid(f"expected at most {MOST_CONTAINERS:,} lists and objects; got {count:,}. Send less.")
+        if (count := bare.count(b"[") + bare.count(b"{")) > _MOST_CONTAINERS:
+            raise invalid(f"expected at most {_MOST_CONTAINERS:,} lists and objects; got {count:,}. Send less.")
 
 
 def _malformed(error: ValidationError) -> Refusal:

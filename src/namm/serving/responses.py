@@ -21,7 +21,7 @@ from namm.serving.text import Piece, TokenLogprob
 from namm.serving.vocabulary import Vocabulary
 from namm.trace import Event
 
-UNLIKELY = -9999.0  # what OpenAI tells of a token that is out of the question
+_UNLIKELY = -9999.0  # what OpenAI tells of a token that is out of the question
 
 
 class _Writer(ABC):
@@ -116,7 +116,7 @@ class ChatWriter(_Writer):
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         written = self._vocabulary.bytes_of(token)
-        return {"token": written.decode(errors="replace"), "bytes": [*written], "logprob": max(logprob, UNLIKELY)}
+        return {"token": written.decode(errors="replace"), "bytes": [*written], "logprob": max(logprob, _UNLIKELY)}
 
 
 class TextWriter(_Writer):
@@ -169,7 +169,7 @@ class TextWriter(_Writer):
         """The probabilities of some tokens, which are added to those before."""
         new: dict[str, Any] = {
             "tokens": [self._name(one.token) for one in tokens],
-            "token_logprobs": [one.logprob if one.logprob is None else max(one.logprob, UNLIKELY) for one in tokens],
+            "token_logprobs": [one.logprob if one.logprob is None else max(one.logprob, _UNLIKELY) for one in tokens],
             "top_logprobs": [self._top(one) for one in tokens],
             "text_offset": [self._place(choice, one.token) for one in tokens],
         }
@@ -181,7 +181,7 @@ class TextWriter(_Writer):
         if one.logprob is None:
             return None
         chances = (*one.best, (one.token, one.logprob))
-        return {self._name(token): max(logprob, UNLIKELY) for token, logprob in chances}
+        return {self._name(token): max(logprob, _UNLIKELY) for token, logprob in chances}
 
     def _place(self, choice: int, token: int) -> int:
         """Where a token begins in the text, in characters; special tokens that are not shown take no place."""

@@ -90,7 +90,7 @@ class Biases(LogitsProcessor):
         return scores.index_add(1, self._tokens.to(scores.device), self._values.to(scores)[None])
 
 
-class Penalties(LogitsProcessor):
+class _Penalties(LogitsProcessor):
     """OpenAI's penalties on tokens of the answer: once for having come, and for each time."""
 
     def __init__(self, prompt: int, presence: float, frequency: float) -> None:
@@ -113,7 +113,7 @@ class Sampler:
     def __init__(self, model: PreTrainedModel, sampling: Sampling, prompt: int) -> None:
         config, self._processors = generation(model, sampling.config, prompt)
         if sampling.presence or sampling.frequency:
-            self._processors.insert(0, Penalties(prompt, sampling.presence, sampling.frequency))
+            self._processors.insert(0, _Penalties(prompt, sampling.presence, sampling.frequency))
         if sampling.bias:
             self._processors.insert(0, Biases(sampling.bias))
         self._grammar = None if sampling.grammar is None else sampling.grammar.copy()

@@ -23,7 +23,7 @@ PUBLISHED = Published(
 )  # fmt: skip
 """The commit that HELM pins (infinite_bench_en_qa_scenario.py of github.com/stanford-crfm/helm)."""
 
-LETTERS = "ABCD"
+_LETTERS = "ABCD"
 
 
 KINDS = {
@@ -75,7 +75,7 @@ def _fields(name: str, row: Row) -> dict[str, str]:
         wanted = _found("The .+ of", question, row)
         return {"prefix": f"What is {wanted.lower()[:-3]} in the following list?", "input": question}
     options = row.texts("options") if name in {"longbook_choice_eng", "code_debug"} else ()
-    return {"input": question, **dict(zip(LETTERS, options, strict=False))}
+    return {"input": question, **dict(zip(_LETTERS, options, strict=False))}
 
 
 def _found(pattern: str, text: str, row: Row) -> str:
@@ -88,12 +88,12 @@ def _found(pattern: str, text: str, row: Row) -> str:
 def _choice(row: Row, answers: tuple[str, ...]) -> tuple[str, str]:
     """Text and letter of the right option; the data set gives the text, or both."""
     options = row.texts("options")
-    if len(options) != len(LETTERS) or answers[0] not in options:
+    if len(options) != len(_LETTERS) or answers[0] not in options:
         got = f"options {options} and answer {answers} in {row.place}"
         raise ConfigurationError("four options, the answer among them", got, "Repair or drop this record.")
-    if len(answers) == 2 and answers[1] in LETTERS:
+    if len(answers) == 2 and answers[1] in _LETTERS:
         return answers[0], answers[1]
-    return answers[0], LETTERS[options.index(answers[0])]
+    return answers[0], _LETTERS[options.index(answers[0])]
 
 
 TASKS = tasks("infinitebench", PUBLISHED, KINDS, sample)

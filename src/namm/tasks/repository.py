@@ -21,7 +21,7 @@ from namm.errors import ConfigurationError
 from namm.tasks.base import Request, Sample, Task
 from namm.tasks.text import check_split, modules
 
-BEFORE = 12  # lines of the question before the one that is asked for
+_BEFORE = 12  # lines of the question before the one that is asked for
 SHORTEST = 512  # tokens; with less, there is hardly room for a definition
 _LONGEST = 2000  # characters of a line: none is that long but data
 
@@ -112,7 +112,7 @@ def make_sample(split: str, index: int, tokens: int, tokenizer: PreTrainedTokeni
     rng = random.Random(f"{seed}/repository/{split}/{tokens}/{index}")
     lines = use.file.read_text(encoding="utf-8", errors="replace").splitlines()
     asked = lines[use.line - 1].encode()
-    first = max(0, use.line - 1 - BEFORE)
+    first = max(0, use.line - 1 - _BEFORE)
     shown = ([lines[use.imported - 1]] if use.imported <= first else []) + lines[first : use.line - 1]
     question = "\n".join([f"\n\n{_title(use.file)}", *shown, asked[: use.column].decode(errors="replace")])
     return Sample(

@@ -47,7 +47,7 @@ def paragraphs(name: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def _sentences(name: str) -> tuple[str, ...]:
+def sentences(name: str) -> tuple[str, ...]:
     """The sentences of a shipped novel; the last one of a paragraph ends in a blank line."""
     return tuple(
         sentence + ("\n\n" if last else " ")
@@ -75,7 +75,7 @@ def check_split(split: str) -> str:
 
 def passage(split: str, tokens: int, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> list[str]:
     """Consecutive sentences of a novel of the split from a random place on, of at most `tokens` tokens together."""
-    book = _sentences(rng.choice(SPLITS[check_split(split)]))
+    book = sentences(rng.choice(SPLITS[check_split(split)]))
     start = rng.randrange(len(book))
     return _filled((book[(start + step) % len(book)] for step in range(len(book))), tokens, tokenizer)
 

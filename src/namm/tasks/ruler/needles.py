@@ -23,7 +23,7 @@ QUESTION = "\nWhat are all the special magic {kind} for {query} mentioned in the
 REPLY = " The special magic {kind} for {query} mentioned in the provided text are"
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 DEPTHS = tuple(round(100 * step / 39) for step in range(40))  # per cent of the sentences before a needle in prose
-ESSAYS = "PaulGrahamEssays.json"
+_ESSAYS = "PaulGrahamEssays.json"
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _samples(task: str, kind: Needles, request: Request) -> Iterator[Sample]:
     prose: tuple[str, ...] = ()
     official = False
     if kind.haystack == "essay":
-        essays = (request.data or Path()) / ESSAYS
+        essays = (request.data or Path()) / _ESSAYS
         official = request.data is not None and check_split(request.split) == "test" and essays.is_file()
         prose = _essays(essays) if official else _novels(check_split(request.split))
     return numbered(partial(make_sample, task, kind, prose, official), request)

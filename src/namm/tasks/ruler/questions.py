@@ -36,7 +36,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class _Corpus:
     """Questions in the order of the file, and all documents."""
 
     questions: tuple[Question, ...]
@@ -50,10 +50,10 @@ class Source:
     file: str
     address: str
     layout: str
-    parse: Callable[[Any], Corpus]
+    parse: Callable[[Any], _Corpus]
 
 
-def _squad(raw: Any) -> Corpus:
+def _squad(raw: Any) -> _Corpus:
     articles = [article["paragraphs"] for article in raw["data"]]
     documents = sorted({paragraph["context"] for article in articles for paragraph in article})
     place = {document: number for number, document in enumerate(documents)}
@@ -66,10 +66,10 @@ def _squad(raw: Any) -> Corpus:
         for entry in paragraph["qas"]
         if not entry["is_impossible"]
     ]
-    return Corpus(tuple(questions), tuple(documents))
+    return _Corpus(tuple(questions), tuple(documents))
 
 
-def _hotpotqa(raw: Any) -> Corpus:
+def _hotpotqa(raw: Any) -> _Corpus:
     pages = [[f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]] for entry in raw]
     documents = sorted({page for entry in pages for page in entry})
     place = {document: number for number, document in enumerate(documents)}
@@ -77,14 +77,14 @@ def _hotpotqa(raw: Any) -> Corpus:
         Question(entry["question"], (entry["answer"],), tuple(dict.fromkeys(place[page] for page in of_entry)))
         for entry, of_entry in zip(raw, pages, strict=True)
     ]
-    return Corpus(tuple(questions), tuple(documents))
+    return _Corpus(tuple(questions), tuple(documents))
 
 
 def _texts(answers: list[dict[str, str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer["text"] for answer in answers))
 
 
-SOURCES = {
+_SOURCES = {
     "qa_1": Source(
         "squad.json", "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json", "SQuAD dev-v2.0", _squad
     ),
@@ -95,7 +95,7 @@ SOURCES = {
 }  # fmt: skip
 
 
-def make_sample(task: str, corpus: Corpus, request: Request, index: int) -> Sample:
+def make_sample(task: str, corpus: _Corpus, request: Request, index: int) -> Sample:
     """Question `index` of the file, its documents among others: those of its article first, then any."""
     asked = corpus.questions[index]
     rng = stream(task, request, index)
@@ -119,7 +119,7 @@ def make_sample(task: str, corpus: Corpus, request: Request, index: int) -> Samp
     return longest(build, request, least=len(asked.gold), most=len(order))
 
 
-def load(source: Source, request: Request) -> Corpus:
+def load(source: Source, request: Request) -> _Corpus:
     """The questions and documents of a local file.
 
     Raises:
@@ -164,5 +164,5 @@ TASKS = [
         f"ruler/{name}", partial(_samples, f"ruler/{name}", source), generated=True,
         description=f"a question of {source.layout}, its documents among others",
     )
-    for name, source in SOURCES.items()
+    for name, source in _SOURCES.items()
 ]  # fmt: skip

@@ -17,8 +17,8 @@ REPLY = (
     " Answer: According to the chain(s) of variable assignment in the text above, "
     "{count} variables are assigned the value {query}, they are: "
 )
-HOPS = 4
-LEAST = HOPS + 2  # lines of noise, so that the assignments stand at distinct places
+_HOPS = 4
+LEAST = _HOPS + 2  # lines of noise, so that the assignments stand at distinct places
 
 
 def make_sample(request: Request, index: int) -> Sample:
@@ -29,11 +29,11 @@ def make_sample(request: Request, index: int) -> Sample:
         value, shown = (str(number) for number in rng.sample(range(10000, 99999), 2))
         example, variables = _text(rng, shown, letters=3, lines=LEAST if request.tokens < SHORT else 10)
         text, answers = _text(rng, value, letters=5, lines=lines)
-        parts = [part.format(text=example, query=shown, count=HOPS + 1) for part in (CONTEXT, QUESTION, REPLY)]
+        parts = [part.format(text=example, query=shown, count=_HOPS + 1) for part in (CONTEXT, QUESTION, REPLY)]
         return Sample(
             task=NAME, id=name_of(request, index), answers=tuple(answers), target=" ".join(answers),
             context=f"{''.join(parts)} {' '.join(variables)}\n\n\n\n{CONTEXT.format(text=text)}",
-            question=QUESTION.format(query=value), reply=REPLY.format(query=value, count=HOPS + 1),
+            question=QUESTION.format(query=value), reply=REPLY.format(query=value, count=_HOPS + 1),
             metric="string_match_all", max_new_tokens=30,
         )  # fmt: skip
 
@@ -43,7 +43,7 @@ def make_sample(request: Request, index: int) -> Sample:
 def _text(rng: random.Random, value: str, letters: int, lines: int) -> tuple[str, list[str]]:
     """Noise with a chain of assignments at random places, in order, and the chain's variables."""
     variables: list[str] = []
-    while len(variables) <= HOPS:
+    while len(variables) <= _HOPS:
         name = "".join(rng.choices(string.ascii_uppercase, k=letters))
         if name not in variables:
             variables.append(name)
