@@ -54,6 +54,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks:. $(BIN)/mypy benchmarks/*.py
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/speed.py

@@ -153,7 +153,7 @@ def measure(name: str, count: int, rules: bool) -> None:
                 for stay in (True, False):
                     rule = f"{'keep' if stay else 'drop'} {' and '.join(classes)}"
                     plans.append((DEFAULT_MEMORY, rule, Ruled(memories[DEFAULT_MEMORY], chosen, stay)))
-            rows = []
+            rows: list[dict[str, Any]] = []
             for memory, rule, policy in plans:
                 if (name, kind, i, memory, rule) in there:
                     continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -36,7 +37,7 @@ def main() -> None:
             decision = Decision.load(folder)
             decision.model.to(dtype)
             env_id = decision.about.env_id
-            episodes = rollout(decision, lambda env_id=env_id: gymnasium.make(env_id), range(options.seeds), Window())
+            episodes = rollout(decision, partial(gymnasium.make, env_id), range(options.seeds), Window())
             for episode in episodes:
                 actions, total = plain(decision, gymnasium.make(env_id), episode.seed)
                 steps = min(len(actions), len(episode))

@@ -14,6 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,6 +126,7 @@ def agreement(device: torch.device) -> list[dict[str, Any]]:
                 kinds = [Reduction("sum"), Reduction("max")]
                 fused.reduce(query, lse, lanes, scale, softcap, first=first, reductions=kinds)
                 right = expected(query, lanes, scale, softcap)
+                assert lanes.state is not None
                 error = float(((lanes.state - right).abs().amax(1) / right.amax(1)).max())
                 case = f"{str(dtype).removeprefix('torch.')}, group {group}{'' if softcap is None else ', soft cap'}"
                 rows.append(gate("agreement", case, error))
@@ -215,7 +217,7 @@ def operations(device: torch.device, bandwidth: float, quick: bool) -> list[dict
                 lanes = pool_of(counts_of(batch * KV_HEADS, kept, skewed), torch.bfloat16, device)
                 case = f"{batch} row{'s' * (batch > 1)}, {kept:,} kept, {'skewed' if skewed else 'equal'}"
                 query = torch.randn(batch * KV_HEADS, GROUP, DIM, device=device).bfloat16()
-                taken = seconds(lambda query=query, lanes=lanes: kernels.attend_one(query, [lanes], scale))
+                taken = seconds(partial(kernels.attend_one, query, [lanes], scale))
                 read = sum(lanes.counts) * (lanes.keys.shape[1] + lanes.values.shape[1]) * lanes.keys.element_size()
                 rows.append(gate("decode attention", case, read / taken / bandwidth, seconds=taken))
                 piece = torch.randn(batch * KV_HEADS, GROUP, PIECE, DIM, device=device).bfloat16()

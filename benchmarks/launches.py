@@ -91,7 +91,7 @@ class Unguarded(TorchFunctionMode):
     """Indexing, copies and casts without the guard of a device that is not there, which fake tensors do not need."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replaced = {
+        replaced: dict[Any, Any] = {
             torch.Tensor.__getitem__: self._get,
             torch.Tensor.__setitem__: self._set,
             torch.Tensor.__invert__: torch.ops.aten.bitwise_not.default,

@@ -34,6 +34,7 @@ from rich.console import Console
 from server import Server
 from transformers import PreTrainedTokenizerBase
 
+from namm.evaluation import commit
 from namm.models import load_model
 from namm.serving.host import Host
 from namm.tasks import passage
@@ -49,7 +50,7 @@ MEMORIES: dict[str, tuple[str, list[str]]] = {  # as shown, and how to serve it
     "universal": ("builtin:universal", []),
     "universal, update each 128": ("builtin:universal", ["--update-interval", "128"]),
 }
-Message = dict[str, str]
+Message = Any  # of the kinds that the client knows: a dictionary of role and content
 console = Console()
 
 
@@ -345,7 +346,7 @@ def settings(measure: str, options: argparse.Namespace) -> dict[str, Any]:
 def known(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows that stay: of measures that are not asked for, and of this commit with these options."""
     found = rows.read(options.name)
-    now = rows.commit()
+    now = commit()
     return [
         row for row in found
         if row["measure"] not in options.measures

@@ -12,6 +12,8 @@ from typing import Any
 from rows import made_by, read
 from tables import against
 
+from namm.report import table
+
 PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 HELD, SOONER = 3.0, 5.0  # what a memory was aimed at: times the conversations, times sooner
 MEGA = 1e6

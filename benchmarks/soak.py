@@ -56,7 +56,7 @@ ACTIONS = {
     "leave": 3,
     "complete": 2,
     "bad": 5,
-    "list": 1,
+    "listed": 1,
     "foreign": 1,
     "delete": 2,
     "look": 1,
@@ -159,7 +159,8 @@ class Soak:
 
     async def streamed(self, script: Script, turn: int, key: int) -> tuple[str, str, dict[str, Any]] | int:
         """The same as a stream."""
-        text, reason, usage, done = "", "", {}, False
+        text, reason, done = "", "", False
+        usage: dict[str, Any] = {}
         headers = {"Authorization": f"Bearer {self.keys[key]}"}
         try:
             async with self.http.stream("POST", CHAT, json=self.body(script, turn, True), headers=headers) as answer:
@@ -335,7 +336,7 @@ class Soak:
         answer = await self.request("list", key, "GET", CONVERSATIONS, (200,))
         return [one["id"] for one in answer.json()["data"]] if answer is not None and answer.status_code == 200 else []
 
-    async def list(self, key: int, rng: random.Random) -> None:
+    async def listed(self, key: int, rng: random.Random) -> None:
         self.told(key, await self.conversations(key))
 
     async def foreign(self, key: int, rng: random.Random) -> None:

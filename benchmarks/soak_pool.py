@@ -135,7 +135,8 @@ class Maker:
 
     def _turns(self, system: str, questions: list[str]) -> tuple[Turn, ...] | None:
         """The turns with their answers; None if one of them is a close call."""
-        said, before, turns = [{"role": "system", "content": system}], [], []
+        said, turns = [{"role": "system", "content": system}], list[Turn]()
+        before: list[int] = []
         for question in questions:
             said.append({"role": "user", "content": question})
             prompt = self._ids(said)

@@ -24,13 +24,13 @@ def main() -> None:
     options = parser.parse_args()
     written = []
     for space, strategy in CASES:
-        config = EvolutionConfig(
-            memory={"update_interval": 32},
-            objective={"budgets": [0.2]},
-            search={"strategy": strategy, "space": space, "population": 16, "samples": 8, "sigma": 0.2},
-            stages=[{"name": "one", "tasks": ["march"], "tokens": [128], "generations": options.generations}],
-            validation={"samples": 16, "every": options.generations},
-        )
+        config = EvolutionConfig.model_validate({
+            "memory": {"update_interval": 32},
+            "objective": {"budgets": [0.2]},
+            "search": {"strategy": strategy, "space": space, "population": 16, "samples": 8, "sigma": 0.2},
+            "stages": [{"name": "one", "tasks": ["march"], "tokens": [128], "generations": options.generations}],
+            "validation": {"samples": 16, "every": options.generations},
+        })  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             evolve(config, Path(folder) / "run", problem=Planted, curves=False)
             log = read_log(Path(folder) / "run")

@@ -6,6 +6,7 @@ python benchmarks/strategy.py [--dimensions 26 254 4172] [--generations 8]
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import rows
@@ -13,7 +14,7 @@ import rows
 from namm.evolution import VARIANTS, Strategy
 
 
-def measure(variant: str, dimensions: int, population: int, generations: int) -> dict[str, object]:
+def measure(variant: str, dimensions: int, population: int, generations: int) -> dict[str, Any]:
     """Seconds of each generation's ask and tell on a sphere function."""
     began = time.perf_counter()
     strategy = Strategy(variant, dimensions, 0.065, population, seed=0)

@@ -228,7 +228,7 @@ def searches() -> str:
 
 def _curve() -> str:
     """Each validation of the evolution's mean; the gain is paired, over the mean at which the stage began."""
-    lines, began = [], {}
+    lines, began = [], dict[tuple[str, int], list[float]]()
     for row in read("evolution"):
         for kind, spent in (("start", 0), ("mean", row["evaluations"])):
             if found := (row["validated"] or {}).get(kind):

@@ -13,17 +13,19 @@ import argparse
 import os
 import time
 from functools import partial
+from typing import Any
 
 import rows
 import torch
 
 from namm.evolution import EvolutionConfig, Item, ModelProblem, Outcome, Workers, make_executor
 from namm.network import NAMM, NAMMConfig
+from namm.selection import Per
 
-PER = {"paper": "head", "levelled": "model"}  # as memories of these features are deployed
+PER: dict[str, Per] = {"paper": "head", "levelled": "model"}  # as memories of these features are deployed
 
 
-def measured(problem: ModelProblem, unit: tuple[Item, NAMM]) -> list[Outcome]:
+def measured(problem: Any, unit: tuple[Item, NAMM]) -> list[Outcome]:
     problem._kept.clear()  # a text is read anew in every generation here, as if the pool never ended
     return problem.measure(*unit)
 
@@ -44,10 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     written = []
     for features in options.features:
-        config = EvolutionConfig(
-            models=[{"dtype": "bfloat16"}],
-            memory={"features": features, "per": PER[features]},
-            objective={"budgets": [0.25]},
+        config = EvolutionConfig().changed(
+            f"memory.features={features}", f"memory.per={PER[features]}", "objective.budgets=[0.25]"
         )
         layout = NAMMConfig(features=features, per=PER[features])
         generator = torch.Generator().manual_seed(0)

@@ -15,17 +15,18 @@ def plain(decision: Decision, env: gym.Env, seed: int) -> tuple[np.ndarray, floa
     about, model = decision.about, decision.model
     k = about.context
     state, _ = env.reset(seed=seed)
-    states, actions, returns, total, over = [state], [], [about.target / about.unit], 0.0, False
+    states, returns, total, over = [state], [about.target / about.unit], 0.0, False
+    actions: list[np.ndarray] = []
     while not over:
         past = len(states)
         pad = max(0, k - past)
         normal = (np.asarray(states) - about.mean) / about.deviation
         s = torch.tensor(np.pad(normal[-k:], ((pad, 0), (0, 0))), dtype=model.dtype)[None]
-        a = np.pad(np.asarray([*actions, np.zeros(env.action_space.shape)])[-k:], ((pad, 0), (0, 0)))
+        done = np.pad(np.asarray([*actions, np.zeros(env.action_space.shape)])[-k:], ((pad, 0), (0, 0)))
         r = torch.tensor(np.pad(returns[-k:], (pad, 0)), dtype=model.dtype)[None, :, None]
         t = torch.tensor(np.pad(np.arange(past)[-k:], (pad, 0)))[None]
         mask = torch.tensor(np.pad(np.ones(min(k, past)), (pad, 0)), dtype=torch.long)[None]
-        a = torch.tensor(a, dtype=model.dtype)[None]
+        a = torch.tensor(done, dtype=model.dtype)[None]
         action = (
             model(states=s, actions=a, returns_to_go=r, timesteps=t, attention_mask=mask).action_preds[0, -1].numpy()
         )
