@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--repeats 2] [--dtype float32]
 
-The untouched model (SDPA, DynamicCache) and the memory take turns, so that a busy machine slows both; the ratio of the
-minima over the turns is what counts, the ratio of each turn is in the row file.
+Texts are read alone, and several side by side. The untouched model (SDPA, DynamicCache) and the memory take turns, so that a
+busy machine slows both; the ratio of the minima over the turns is what counts, the ratio of each turn is in the row file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import rows
@@ -22,6 +23,10 @@ import namm
 from namm.policies import DEFAULT_MEMORY
 
 DECODED = 24
+SHAPES = ("1x2048", "1x4096", "1x8192", "4x2048", "8x1024")
+TARGETS = {  # of a memory at a quarter, by texts and tokens: at most this part of the time to read, this speed at least
+    (1, 4096): (0.95, None), (1, 8192): (0.80, 1.3), (4, 2048): (0.95, 1.15), (8, 1024): (1.0, 1.0),
+}  # fmt: skip
 
 
 @torch.inference_mode()
@@ -41,36 +46,43 @@ def once(model: Any, ids: torch.Tensor, attached: tuple[Any, ...] | None, decode
     return seconds
 
 
+def memories(learned: Any, texts: int, tokens: int) -> list[tuple[str, tuple[Any, ...], float | None, float | None]]:
+    """What reads texts like these: its name, what is attached, and the targets of reading and of decoding."""
+    quarter, targets = namm.Budget(fraction=0.25), TARGETS.get((texts, tokens), (None, None))
+    found = [(f"{DEFAULT_MEMORY}, 25 %", (learned, quarter), *targets)]
+    if texts > 1:  # heads that hold equally many tokens
+        found.append(("h2o, 25 %", ("h2o", quarter), *targets))
+    elif tokens == 4096:  # what one budget for the model costs
+        for per in ("layer", "model"):
+            found.append((f"requery, 25 % by {per}", ("requery", replace(quarter, per=per)), None, None))
+    elif tokens == 2048:
+        found.append(("paper features, keep-all", (namm.NAMM.zeros(),), 1.3, None))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=2, help="turns at 8,192 and 4,096 tokens; twice that at 2,048")
+    parser.add_argument("--repeats", type=int, default=2, help="turns; twice as many of a single text of 2,048 tokens")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096, 8192])
+    parser.add_argument("--shapes", nargs="*", default=SHAPES, help="texts x tokens of each")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, tokenizer = namm.models.load_model(dtype=options.dtype)
     learned = namm.calibrated(DEFAULT_MEMORY, model, tokenizer)
-    cases: list[tuple[str, int, tuple[Any, ...], float | None, float | None]] = []
-    for length in options.lengths:
-        target = {4096: 0.95, 8192: 0.80}.get(length)
-        shipped = (learned, namm.Budget(fraction=0.25))
-        cases.append((f"{DEFAULT_MEMORY}, 25 %", length, shipped, target, 1.3 if length == 8192 else None))
-        if length == 4096:  # what one budget for the model costs
-            for per in ("layer", "model"):
-                budget = namm.Budget(fraction=0.25, per=per)
-                cases.append((f"requery, 25 % by {per}", length, ("requery", budget), None, None))
-        if length == 2048:
-            cases.append(("paper features, keep-all", length, (namm.NAMM.zeros(),), 1.3, None))
+    shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes]
+    cases = [(texts, tokens, *case) for texts, tokens in shapes for case in memories(learned, texts, tokens)]
     table = Table(title=f"against the untouched model, {options.dtype}, {options.threads} threads", box=None)
-    for heading in ("memory", "tokens", "prefill time", "target", "decode tokens/s", "target"):
+    for heading in ("memory", "texts", "tokens", "prefill time", "target", "decode tokens/s", "target"):
         table.add_column(heading, justify="left" if heading == "memory" else "right")
+    other = "" if options.dtype == "float32" else f" --dtype {options.dtype}"
     written = []
-    for name, length, attached, prefill_target, decode_target in cases:
-        ids = torch.randint(0, model.config.vocab_size, (1, length))
+    for texts, tokens, name, attached, prefill_target, decode_target in cases:
+        ids = torch.randint(0, model.config.vocab_size, (texts, tokens))
         turns = []
-        repeats = options.repeats * max(1, 8192 // length // 2)  # short texts are cheap to repeat, and noisier
+        # short texts are cheap to repeat, and noisier
+        repeats = options.repeats * max(1, 8192 // (texts * tokens) // 2)
         for _ in range(repeats):
             untouched = once(model, ids, None, True)
             turns.append((untouched, once(model, ids, attached, True)))
@@ -78,21 +90,21 @@ def main() -> None:
         prefill, decode = best["prefill"][1] / best["prefill"][0], best["decode"][0] / best["decode"][1]
         written.append(
             {
-                "memory": name, "tokens": length, "dtype": options.dtype, "threads": options.threads,
+                "memory": name, "texts": texts, "tokens": tokens, "dtype": options.dtype, "threads": options.threads,
                 "prefill_ratio": round(prefill, 3), "prefill_target": prefill_target,
                 "decode_ratio": round(decode, 3), "decode_target": decode_target,
                 "prefill_ratio_of_each_turn": [round(b["prefill"] / a["prefill"], 3) for a, b in turns],
                 "decode_ratio_of_each_turn": [round(a["decode"] / b["decode"], 3) for a, b in turns],
                 "prefill_seconds": [round(s, 3) for s in best["prefill"]],
                 "decode_seconds_per_token": [round(s, 4) for s in best["decode"]],
-                "n": repeats, "seed": 0,
+                "n": repeats, "seed": 0, "script": f"benchmarks/speed.py{other}",
             }
         )  # fmt: skip
         table.add_row(
-            name, f"{length:,}", f"{prefill:.2f}x", f"<= {prefill_target}" if prefill_target else "",
+            name, str(texts), f"{tokens:,}", f"{prefill:.2f}x", f"<= {prefill_target}" if prefill_target else "",
             f"{decode:.2f}x", f">= {decode_target}" if decode_target else "",
         )  # fmt: skip
-        Console().print(f"{name}, {length} tokens: prefill {prefill:.2f}x, decode {decode:.2f}x")
+        Console().print(f"{name}, {texts} x {tokens} tokens: prefill {prefill:.2f}x, decode {decode:.2f}x")
     Console().print(table)
     name = "speed" if options.dtype == "float32" else f"speed_{options.dtype}"
     Console().print(f"rows: {rows.write(name, written)}")

@@ -29,21 +29,21 @@ def against(target: float | None, value: float, better: str) -> str:
 
 
 def speed() -> str:
-    rows = [row for name in ("speed", "speed_bfloat16") for row in read(name)]
+    files = [rows for name in ("speed", "speed_bfloat16") if (rows := read(name))]
     lines = [
         [
-            r["memory"], r["dtype"], f"{r['tokens']:,}", f"{r['prefill_ratio']:.2f}",
+            r["memory"], r["dtype"], f"{r.get('texts', 1)} x {r['tokens']:,}", f"{r['prefill_ratio']:.2f}",
             against(r["prefill_target"], r["prefill_ratio"], "<="), f"{r['decode_ratio']:.2f}",
             against(r["decode_target"], r["decode_ratio"], ">="),
             " ".join(f"{x:.2f}" for x in r["prefill_ratio_of_each_turn"]),
             " ".join(f"{x:.2f}" for x in r["decode_ratio_of_each_turn"]),
         ]
-        for r in rows
+        for rows in files for r in rows
     ]  # fmt: skip
     headings = [
         "memory",
         "dtype",
-        "tokens",
+        "texts x tokens",
         "prefill time",
         "target",
         "decode speed",
@@ -54,8 +54,9 @@ def speed() -> str:
     return (
         "## Speed\n\nAgainst the untouched model (SDPA, DynamicCache) in the same process, taking turns: ratio of the best "
         "prefill times (lower is better) and of the best decode speeds after reading (higher is better), then the ratio "
-        "within each turn.\n\n" + table(headings, lines) + "\n" + made_by(rows)
-    )
+        "within each turn. Several texts are read side by side, as one batch.\n\n"
+        + table(headings, lines) + "\n" + "\n".join(map(made_by, files))
+    )  # fmt: skip
 
 
 def bytes_held() -> str:

@@ -8,15 +8,14 @@ from benchmarks.launches import CALIBRATED, MEMORIES, measured
 MOST = 45  # launches of an update by Triton's kernels, ragged heads or equal
 UPDATE = {  # equal and ragged heads
     "triton": {
-        "builtin:universal": (32, 40), "requery": (16, 19), "h2o": (17, 17),
-        "builtin:universal, calibrated": (44, 52), "requery-calibrated, calibrated": (23, 26),
+        "builtin:universal": (31, 39), "requery": (15, 18), "h2o": (16, 16),
+        "builtin:universal, calibrated": (37, 45), "requery-calibrated, calibrated": (16, 19),
     },
     "torch": {
-        "builtin:universal": (110, 152), "requery": (69, 98), "h2o": (52, 79),
-        "builtin:universal, calibrated": (122, 164), "requery-calibrated, calibrated": (76, 105),
+        "builtin:universal": (109, 150), "requery": (68, 96), "h2o": (51, 78),
+        "builtin:universal, calibrated": (121, 162), "requery-calibrated, calibrated": (75, 103),
     },
 }  # fmt: skip
-MISSING = ("builtin:universal, calibrated", True)  # misses it yet
 TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 
 
@@ -26,7 +25,7 @@ TOKEN = 5  # launches of a decoded token, and of a hop's part of it
 def test_launches_do_not_grow_with_rows_and_nothing_waits(memory: str, ragged: bool, backend: str) -> None:
     one, eight = (measured(memory, rows, ragged, backend) for rows in (1, 8))
     assert one["update_launches"] <= UPDATE[backend][memory][ragged]
-    assert backend == "torch" or (memory, ragged) == MISSING or one["update_launches"] <= MOST
+    assert backend == "torch" or one["update_launches"] <= MOST
     assert one["token_launches"] <= TOKEN
     for name in ("update_launches", "token_launches"):
         assert eight[name] <= 1.1 * one[name]

@@ -168,6 +168,19 @@ def test_queries_are_turned_as_the_model_turns_them(interleaved, pairs) -> None:
     torch.testing.assert_close(fused.turn(query, frequencies, 512, interleaved), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_attention_is_read_through_the_curve_of_its_head() -> None:
+    from namm.calibration import Calibration
+
+    g = torch.Generator().manual_seed(0)
+    asked, read = torch.rand(2, 3, 400, generator=g) ** 4
+    calibration = Calibration.fitted({0: asked}, {0: read}, "print")
+    given = (torch.rand(2, 3, 2, 1500, generator=g) ** 6)[:, :, 1]  # of a state with other channels
+    given[0, 0, :2], given[1, 2, 7] = torch.tensor([0.0, 1.5]), torch.nan
+    found = fused.bend(given, *calibration._at(given.device)[0])
+    expected = calibration.expected(given, 0, torch.arange(3))
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("counts", [[70, 0, 1, 33, 129], [40, 40], [1]])
 def test_gathered_slots_are_right_aligned(counts) -> None:
     lanes = lanes_of(counts)

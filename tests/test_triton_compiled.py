@@ -16,7 +16,8 @@ POINTERS = {
     "QUERY": "half", "KEYS": "half", "VALUES": "half", "NEW_KEYS": "half", "NEW_VALUES": "half", "KEYS_OUT": "half",
     "VALUES_OUT": "half", "POSITIONS": "i32", "POSITIONS_OUT": "i32", "STARTS": "i32", "COUNTS": "i32", "TABLE": "i32",
     "MINE": "i32", "TALLY": "i32", "KEPT": "u8", "EMPTY": "u8", "LSE": "fp32", "RIVAL": "fp32", "SCORES": "fp32",
-    "FREQUENCIES": "fp32", "STATE_OUT": "fp32",
+    "FREQUENCIES": "fp32", "ATTENTION": "fp32", "PLACES": "fp32", "BENDS": "fp32", "LEVELS": "fp32",
+    "STATE_OUT": "fp32",
 }  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOATS = ("scale", "softcap", "stored", "faint")
@@ -43,7 +44,7 @@ def cases(dtype: str) -> list[tuple[str, dict[str, object]]]:
         found.append(("gather", {k: some[k] for k in ("CHANNELS", "DIM", "WIDE", "SLOTS")} | {"COPIES": True}))
         turned = {"PAIRS": dim // 2, "INTERLEAVED": dim == 64, "ROWS": 4096 // dim}
         found.append(("turn", turned | {"DIM": dim, "WIDE": dim}))
-    return [*found, ("tally", {"SLOTS": 1024})]
+    return [*found, ("tally", {"SLOTS": 1024}), ("bend", {"HINGES": 12, "SLOTS": 1024})]
 
 
 @pytest.mark.parametrize("card", [80, 90])
@@ -55,7 +56,7 @@ def test_kernels_compile_without_spills(card: int, dtype: str, tmp_path: Path) -
     from namm.kernels import triton_kernels
 
     assert not triton.knobs.runtime.interpret, "compiled, not interpreted"
-    results = {"sums": "fp32", "rows": "fp32", "tally": "i32", "turn": dtype}
+    results = {"sums": "fp32", "rows": "fp32", "tally": "i32", "bend": "fp32", "turn": dtype}
     reader = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     spills = []
     for name, constants in cases(dtype):

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from namm import files
 from namm.errors import ArtefactError, ConfigurationError
+from namm.kernels import fused
 
 FAINTEST = 1e-5  # attention below this is as good as none
 EDGES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.88, 0.93, 0.96, 0.98, 0.99, 1.0)  # of the ranks that are averaged together
@@ -77,6 +78,8 @@ class Calibration:
         places, bends, start = self._at(attention.device)[layer]
         if attention.shape[1] < curves.shape[1]:
             places, bends, start = places[heads], bends[heads], start[heads]
+        if fused.capable(attention.device):
+            return fused.bend(attention, places, bends, start)
         turned = (attention.log().unsqueeze(-1) - places.unsqueeze(1)).clamp_(min=0).mul_(bends.unsqueeze(1))
         return turned.sum(-1).add_(start).exp_()
 

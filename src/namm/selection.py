@@ -142,16 +142,16 @@ class Budget:
             scores = scores.masked_fill(positions >= seen - self.recent, torch.finfo(scores.dtype).max)
         if self.sinks:
             scores = scores.masked_fill(~empty & (positions < self.sinks), math.inf)
-        scores = _ready(scores, empty)
+        scores, count = _ready(scores, empty), self.target(seen)
         if self.per in ("layer", "model"):  # of a model, `scores` are those of all heads
             share = _share_of(scores.shape[1]) if self.safeguard == "auto" else self.safeguard or 0.0
-            if safe := math.floor(share * self.target(seen)):
-                scores = scores.scatter(-1, _best(scores, safe), math.inf).masked_fill_(empty, -math.inf)
-            together = scores.flatten(1)
-            kept = _among(together, _best(together, self.target(seen) * scores.shape[1])).view_as(scores)
-        else:
-            kept = _among(scores, _best(scores, self.target(seen)))
-        return kept.masked_fill_(empty, False)
+            if safe := math.floor(share * count):
+                _, best = _split(scores, safe)
+                scores = scores.scatter(-1, best, math.inf).masked_fill_(empty, -math.inf)
+            scores, count = scores.flatten(1), count * scores.shape[1]
+        worst, _ = _split(scores, count)
+        gone = empty.reshape(scores.shape).scatter_(-1, worst, True)
+        return gone.logical_not_().view(empty.shape)
 
     def __repr__(self) -> str:  # saved caches name their selection by it, those of before there was a safeguard too
         shown = {name: value for name, value in vars(self).items() if name != "safeguard" or value}
@@ -175,14 +175,12 @@ def _ready(scores: Scores, empty: Bool[Tensor, "batch kv_head slot"]) -> Scores:
     return scores
 
 
-def _best(scores: Float[Tensor, "*lead slot"], count: int) -> Int[Tensor, "*lead best"]:
-    """So many slots of the highest scores, worst first; of equals the newest are the better ones."""
-    return scores.argsort(dim=-1, stable=True)[..., max(0, scores.shape[-1] - count) :]
-
-
-def _among(scores: Float[Tensor, "*lead slot"], chosen: Int[Tensor, "*lead best"]) -> Bool[Tensor, "*lead slot"]:
-    """True for the slots that were chosen."""
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+def _split(
+    scores: Float[Tensor, "*lead slot"], count: int
+) -> tuple[Int[Tensor, "*lead worst"], Int[Tensor, "*lead best"]]:
+    """The slots that score lower than `count` others, and these; of equals the newest are the better ones."""
+    order, rest = scores.argsort(dim=-1, stable=True), max(0, scores.shape[-1] - count)
+    return order[..., :rest], order[..., rest:]
 
 
 def _rank(scores: Float[Tensor, "*lead slot"]) -> Int[Tensor, "*lead slot"]:

@@ -7,6 +7,7 @@
 | `rows` | the same as rows of group-mean attention, for a policy that looks at these |
 | `turn` | queries turned on to later positions |
 | `gather` | positions, state and keys of all lanes, right-aligned |
+| `bend` | attention read through the calibrated curves of heads |
 | `tally` | slots that stay in each lane, and whether a score is no number |
 | `compact` | a pool of what stays |
 | `grow` | a pool with room for new tokens, which are in it |
@@ -187,6 +188,20 @@ def gather(
         DIM=dim, WIDE=_power(dim), SLOTS=slots, COPIES=copies,
     )  # fmt: skip
     return keys, positions, state, empty
+
+
+def bend(
+    attention: Float[Tensor, "batch kv_head slot"], places: Float[Tensor, "kv_head hinge"],
+    bends: Float[Tensor, "kv_head hinge"], level: Float[Tensor, "kv_head 1"],
+) -> Float[Tensor, "batch kv_head slot"]:  # fmt: skip
+    """What attention is on a curve in logarithms, see `calibration`: level + sum_i bends_i max(0, x - places_i)."""
+    attention, (rows, heads, width) = _dense(attention), attention.shape
+    out = torch.empty(rows, heads, width, device=attention.device)
+    launch(
+        "bend", (rows * heads, -(-width // 1024)), attention, places, bends, level, out, heads, width,
+        *attention.stride()[:2], HINGES=places.shape[1], SLOTS=1024,
+    )  # fmt: skip
+    return out
 
 
 def tally(kept: Bool[Tensor, "lane slot"], scores: Float[Tensor, "lane slot"], lanes: Lanes) -> Int[Tensor, "2 lane"]:

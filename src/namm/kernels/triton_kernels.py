@@ -215,6 +215,21 @@ def gather(
         tl.store(KEYS_OUT + place[:, None] * DIM + d[None, :], k, mask=there[:, None] & fits)
 
 
+@triton.jit(do_not_specialize=["heads", "width"])
+def bend(
+    ATTENTION, PLACES, BENDS, LEVELS, OUT, heads, width, a_row, a_head, HINGES: tl.constexpr, SLOTS: tl.constexpr
+):  # fmt: skip
+    lane = tl.program_id(0).to(tl.int64)
+    head, slot = lane % heads, tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
+    there = slot < width
+    x = tl.log(tl.load(ATTENTION + lane // heads * a_row + head * a_head + slot, mask=there, other=1.0))
+    y = tl.zeros((SLOTS,), tl.float32)
+    for hinge in tl.static_range(HINGES):
+        beyond = x - tl.load(PLACES + head * HINGES + hinge)
+        y += tl.load(BENDS + head * HINGES + hinge) * tl.maximum(beyond, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(OUT + lane * width + slot, tl.exp(y + tl.load(LEVELS + head)), mask=there)
+
+
 @triton.jit(do_not_specialize=["lanes", "width"])
 def tally(KEPT, SCORES, COUNTS, OUT, lanes, width, SLOTS: tl.constexpr):
     lane = tl.program_id(0).to(tl.int64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -68,15 +66,16 @@ def _ask(rows: Rows, query: Tensor, looked: Tensor, count: int) -> tuple[Tensor,
     moved = first if turns is None else turns.move(first, rehearsal.window)
     for part in rows.parts(count):
         asked = part.cut(0 if newest is None else part.count - newest, part.count - later)
-        kernels.ask(
-            moved[part.lanes],
-            asked.keys,
-            scaling.scale,
-            scaling.softcap,
-            partial(rows.rehearse, asked, asked.count),
-            looked[part.lanes, :, :count] if rehearsal.competes else None,
-            asked.empty if newest is None else None,
-        )
+        with rows.taking(asked, asked.count, rehearsal=True) as observe:
+            kernels.ask(
+                moved[part.lanes],
+                asked.keys,
+                scaling.scale,
+                scaling.softcap,
+                observe,
+                looked[part.lanes, :, :count] if rehearsal.competes else None,
+                asked.empty if newest is None else None,
+            )
     return query[:, :, count:], looked[:, :, count:]
 
 

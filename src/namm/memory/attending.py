@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Bool, Float
@@ -87,20 +87,22 @@ def _observed(
     """Attention and the log-sum-exp of each query; the policy `observes` them, after those `carried` over."""
     outputs, sums = [], []
     for place, part in enumerate(parts):
-        out, lse = kernels.attend_and_observe(
-            query[part.lanes],
-            part.keys,
-            part.values,
-            scaling.scale,
-            softcap=scaling.softcap,
-            visible=_mask(visible, part),
-            empty=part.empty,
-            carried=carried[place] if carried else None,
-            hop=rows.first.hop,
-            overlap=rows.first.overlap,
-            observe=partial(rows.observe, part) if observes and carried else None,
-            known=None if known is None else (known[0][part.lanes], known[1][part.lanes]),
-        )
+        taking = rows.taking(part, part.count, rehearsal=False) if observes and carried else nullcontext()
+        with taking as observe:
+            out, lse = kernels.attend_and_observe(
+                query[part.lanes],
+                part.keys,
+                part.values,
+                scaling.scale,
+                softcap=scaling.softcap,
+                visible=_mask(visible, part),
+                empty=part.empty,
+                carried=carried[place] if carried else None,
+                hop=rows.first.hop,
+                overlap=rows.first.overlap,
+                observe=observe,
+                known=None if known is None else (known[0][part.lanes], known[1][part.lanes]),
+            )
         outputs.append(out)
         sums.append(lse)
     return lanes_of(outputs), lanes_of(sums)
@@ -117,15 +119,17 @@ def rehearse(
     outputs = []
     for part in rows.parts(query.shape[2]):
         empty = part.empty
-        out, _ = kernels.attend_and_observe(
-            query[part.lanes],
-            torch.cat([part.keys, keys[part.lanes]], 1),
-            torch.cat([part.values, values[part.lanes]], 1),
-            scaling.scale,
-            softcap=scaling.softcap,
-            empty=None if empty is None else torch.nn.functional.pad(empty, (0, keys.shape[1])),
-            observe=partial(rows.rehearse, part, part.count) if rows.plan.policy.channels else None,
-        )
+        observes = rows.plan.policy.channels > 0
+        with rows.taking(part, part.count, rehearsal=True) if observes else nullcontext() as observe:
+            out, _ = kernels.attend_and_observe(
+                query[part.lanes],
+                torch.cat([part.keys, keys[part.lanes]], 1),
+                torch.cat([part.values, values[part.lanes]], 1),
+                scaling.scale,
+                softcap=scaling.softcap,
+                empty=None if empty is None else torch.nn.functional.pad(empty, (0, keys.shape[1])),
+                observe=observe,
+            )
         outputs.append(out)
     return lanes_of(outputs)
 

@@ -6,8 +6,10 @@ bit, as that row alone. Rows that are at the same point do together what they do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from collections.abc import Sequence as Several
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,7 +18,8 @@ from torch import Tensor
 from namm.kernels import Lanes, fused
 from namm.memory.plan import Plan, Scaling
 from namm.memory.queries import Queries
-from namm.memory.store import Part, Store
+from namm.memory.reducing import Reduced
+from namm.memory.store import Part, Store, pads
 
 
 class Meter:
@@ -186,6 +189,17 @@ class Rows:
         """Show the policy what queries of a rehearsal attend to, of the oldest so many slots."""
         seen = self.plan.policy.rehearse(self.decode(part.state[..., :slots]), attention[..., :slots])
         part.write(self._encode(seen))
+
+    @contextmanager
+    def taking(self, part: Part, slots: int, rehearsal: bool) -> Iterator[Callable[[Tensor], None]]:
+        """What shows the policy attention to the oldest so many slots, a few queries at a time."""
+        reductions = self.plan.policy.reductions(rehearsal)
+        if not reductions or pads(self.store.keys.device):  # there they are all of a window
+            yield partial(self.rehearse, part, slots) if rehearsal else partial(self.observe, part)
+            return
+        state = self.decode(part.state[..., :slots])
+        yield (taken := Reduced(state, reductions, 0 if rehearsal else self.first.overlap))
+        part.write(self._encode(taken.state()))
 
     def decode(self, state: Tensor) -> Float[Tensor, "lane channel slot"]:
         scale = self.plan.policy.half_scale
